@@ -1,0 +1,78 @@
+"""Box, IoU, matching and coordinate frames. The only place with box arithmetic; knows neither text nor models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Qwen2-VL writes integers 0..1000 of each image's own width and height (Qwen3-VL issues 721 and 1486).
+RELATIVE_FRAME = 1000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Box:
+    """A box in one picture: pixels of the original image, x1 y1 x2 y2; `image` is the 0-based index into the list given."""
+
+    image: int
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def area(self) -> float:
+        """Square pixels; 0 for an inverted box."""
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1 (continuous, no +1 pixel); boxes in different images have 0."""
+    if a.image != b.image:
+        return 0.0
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if width <= 0 or height <= 0:
+        return 0.0
+    intersection = width * height
+    return intersection / (a.area + b.area - intersection)
+
+
+def match_boxes(predicted: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
+    """One-to-one matches (predicted index, truth index, IoU), best IoU first, each at least `threshold` (COCO's greedy rule)."""
+    pairs = sorted(
+        ((iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth)),
+        key=lambda pair: (-pair[0], pair[1], pair[2]),
+    )
+    used_predictions: set[int] = set()
+    used_truths: set[int] = set()
+    matches = []
+    for overlap, i, j in pairs:
+        if overlap < threshold or overlap == 0:
+            break
+        if i not in used_predictions and j not in used_truths:
+            used_predictions.add(i)
+            used_truths.add(j)
+            matches.append((i, j, overlap))
+    return matches
+
+
+def to_steps(box: Box, size: tuple[int, int], steps: int) -> tuple[int, int, int, int]:
+    """Pixels -> whole steps 0..`steps` of the image's own (width, height), rounded and clamped."""
+    width, height = size
+    return (
+        _step(box.x1, width, steps),
+        _step(box.y1, height, steps),
+        _step(box.x2, width, steps),
+        _step(box.y2, height, steps),
+    )
+
+
+def from_steps(image: int, values: Sequence[int], size: tuple[int, int], steps: int) -> Box:
+    """Whole steps 0..`steps` (x1, y1, x2, y2) of an image of (width, height) pixels -> a box in its pixels."""
+    width, height = size
+    x1, y1, x2, y2 = values
+    return Box(image, x1 * width / steps, y1 * height / steps, x2 * width / steps, y2 * height / steps)
+
+
+def _step(value: float, extent: int, steps: int) -> int:
+    return min(steps, max(0, round(value / extent * steps)))

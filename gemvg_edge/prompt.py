@@ -1,0 +1,103 @@
+"""Pictures and a query -> token ids. The one template; training, calibration and benchmarks use it too.
+
+It is Qwen2-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that can
+be prefilled once and asked many times. Knows nothing about pixels: a picture is its patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import Grid
+from gemvg_edge.positions import visual_tokens
+
+IMAGE_TOKEN = "<|image_pad|>"
+END_OF_TURN = "<|im_end|>"
+# Tokens that steer the template. A query may hold boxes and object references (MIG-Bench's queries do), never these.
+CONTROL_TOKENS = (
+    "<|im_start|>", END_OF_TURN, "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    IMAGE_TOKEN, "<|video_pad|>",
+)  # fmt: skip
+
+TokenIds = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What a checkpoint was trained to read; kept under `grounding.prompt` of its config.json."""
+
+    system: str = "You are a helpful assistant."  # Qwen2-VL's default
+    query: str = "{query}"
+    number_images: bool = False  # "Picture 1: " before each picture: Qwen2-VL's `add_vision_id`
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> PromptTemplate:
+        """Read the three fields; `query` must hold the place `{query}`."""
+        template = PromptTemplate(**config)
+        if "{query}" not in template.query:
+            raise GemvgError(f"grounding.prompt.query is {template.query!r}; it needs the place {{query}} in it")
+        return template
+
+    def to_config(self) -> dict[str, Any]:
+        """The same fields as plain JSON values."""
+        return asdict(self)
+
+
+def prefix_text(template: PromptTemplate, images: int) -> str:
+    """The text up to and with the last picture, one IMAGE_TOKEN a picture."""
+    pictures = "".join(
+        (f"Picture {n}: " if template.number_images else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
+        for n in range(1, images + 1)
+    )
+    return f"<|im_start|>system\n{template.system}<|im_end|>\n<|im_start|>user\n{pictures}"
+
+
+def query_text(template: PromptTemplate, query: str) -> str:
+    """The text after the last picture, up to where the answer starts."""
+    return template.query.replace("{query}", query) + "<|im_end|>\n<|im_start|>assistant\n"
+
+
+def encode_prefix(tokenizer: Tokenizer, template: PromptTemplate, grids: Sequence[Grid], merge: int) -> TokenIds:
+    """Token ids (tokens,) of the prefix, each picture's place repeated once a visual token."""
+    if not grids:
+        raise GemvgError("no pictures were given; a query needs at least one")
+    ids = np.asarray(encode(tokenizer, prefix_text(template, len(grids))), np.int64)
+    repeats = np.ones(len(ids), np.int64)
+    repeats[ids == token_id(tokenizer, IMAGE_TOKEN)] = [visual_tokens(grid, merge) for grid in grids]
+    return np.repeat(ids, repeats)
+
+
+def encode_query(tokenizer: Tokenizer, template: PromptTemplate, query: str) -> TokenIds:
+    """Token ids (tokens,) that follow the prefix; the answer's first token comes next."""
+    check_query(query)
+    return np.asarray(encode(tokenizer, query_text(template, query)), np.int64)
+
+
+def check_query(query: str) -> None:
+    """Refuse an empty query and one that could rewrite the template."""
+    if not isinstance(query, str) or not query.strip():
+        raise GemvgError("the query is empty; say what to look for, such as 'the red mug'")
+    for token in CONTROL_TOKENS:
+        if token in query:
+            raise GemvgError(f"the query holds the special token {token}, which would rewrite the prompt; leave it out")
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text; special tokens written in it become themselves and none are added."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of one token that the tokenizer must have."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise GemvgError(f"tokenizer.json has no token {token}; it is not a Qwen2-VL tokenizer")
+    return int(found)

@@ -1,0 +1,97 @@
+"""Samples -> batches: pictures, a shared prefix, and one branch a question.
+
+A sample's pictures are a long prefix and its questions are short, so all questions of a sample share one row: every branch
+(question and answer) sees the prefix and itself, and its positions start where the prefix ends. The loss is exactly that of
+asking each question alone (tests/test_collate.py), at a fraction of the work. With one question a sample this is the plain
+causal case. Uses the runtime's own prompt, positions and patches, so training sees what inference will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from gemvg_edge.images import patchify, resize
+from gemvg_edge.positions import mrope_positions, text_positions
+from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
+from train.checkpoint import CheckpointSettings
+
+IGNORED = -100  # the label that a cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pictures with the questions about them and the answers' texts."""
+
+    images: Sequence[Image.Image]
+    turns: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    ids: npt.NDArray[np.int64]  # (tokens,)
+    labels: npt.NDArray[np.int64]  # (tokens,)
+    positions: npt.NDArray[np.int64]  # (3, tokens)
+    branch: npt.NDArray[np.int64]  # (tokens,): 0 for the prefix, then 1, 2, ... a question
+
+
+def collate(samples: Sequence[Sample], settings: CheckpointSettings, pad_id: int) -> dict[str, Any]:
+    """The model's inputs: `attention_mask` is (batch, 1, tokens, tokens) bool, `position_ids` (3, batch, tokens)."""
+    patches, grids, rows = [], [], []
+    for sample in samples:
+        pairs = [patchify(resize(image, settings.preprocessing), settings.preprocessing) for image in sample.images]
+        patches += [pair[0] for pair in pairs]
+        grids += [pair[1] for pair in pairs]
+        rows.append(_row(sample, [pair[1] for pair in pairs], settings))
+    length = max(len(row.ids) for row in rows)
+    shape = (len(rows), length)
+    ids = np.full(shape, pad_id)
+    labels = np.full(shape, IGNORED)
+    positions = np.zeros((3, *shape), np.int64)
+    branch = np.full(shape, -1)
+    for k, row in enumerate(rows):
+        n = len(row.ids)
+        ids[k, :n], labels[k, :n], positions[:, k, :n], branch[k, :n] = row.ids, row.labels, row.positions, row.branch
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "labels": torch.from_numpy(labels),
+        "position_ids": torch.from_numpy(positions),
+        "attention_mask": torch.from_numpy(branch_mask(branch))[:, None],
+        "mm_token_type_ids": torch.from_numpy((ids == settings.image_token_id).astype(np.int64)),
+        "pixel_values": torch.from_numpy(np.concatenate(patches)),
+        "image_grid_thw": torch.tensor(grids),
+    }
+
+
+def branch_mask(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Branch numbers (batch, tokens) -> which key each query may see, (batch, tokens, tokens).
+
+    A token sees the prefix (0) and its own branch, up to itself; padding (-1) sees padding, so that no softmax is empty.
+    """
+    query, key = branch[:, :, None], branch[:, None, :]
+    causal = np.tri(branch.shape[1], dtype=bool)
+    seen: npt.NDArray[np.bool_] = ((query == key) | ((key == 0) & (query > 0))) & causal
+    return seen
+
+
+def _row(sample: Sample, grids: Sequence[tuple[int, int, int]], settings: CheckpointSettings) -> _Row:
+    merge = settings.preprocessing.merge_size
+    prefix = encode_prefix(settings.tokenizer, settings.template, grids, merge)
+    positions = mrope_positions(prefix, settings.image_token_id, grids, merge)
+    start = int(positions.max()) + 1
+    ids, labels, places, branch = [prefix], [np.full(len(prefix), IGNORED)], [positions], [np.zeros(len(prefix), np.int64)]
+    for number, (query, answer) in enumerate(sample.turns, start=1):
+        question = encode_query(settings.tokenizer, settings.template, query)
+        target = np.asarray(encode(settings.tokenizer, answer + END_OF_TURN), np.int64)
+        tokens = np.concatenate([question, target])
+        ids.append(tokens)
+        labels.append(np.concatenate([np.full(len(question), IGNORED), target]))
+        places.append(text_positions(start, len(tokens)))
+        branch.append(np.full(len(tokens), number))
+    return _Row(np.concatenate(ids), np.concatenate(labels), np.concatenate(places, axis=1), np.concatenate(branch))

@@ -1,0 +1,168 @@
+"""Write the small Qwen2-VL checkpoint that training starts from: config, tokenizer, random weights.
+
+    python -m train.small_model runs/start
+
+It is transformers' own Qwen2VLForConditionalGeneration, only small, so every later stage treats it as it treats the 7B.
+What differs from Qwen's sizes, and why:
+  * patch 8 instead of 14: at 128 x 128 pixels a visual token covers 16 pixels, about the smallest object;
+  * rope_theta 10 instead of 10^6: contiguous mRoPE gives the width axis the lowest frequencies, which at 10^6 cannot tell
+    neighbouring columns of an 8 x 8 grid apart;
+  * 129 location tokens: one a pixel edge, initialised as smooth waves so that near numbers start near each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.prompt import PromptTemplate
+from train.queries import phrases
+
+LOCATIONS = 129
+BYTE_PAIRS = 512
+# Qwen2's own pattern and special tokens, so that the tokenizer behaves as the large models' does.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% set pictures = namespace(count=0) %}{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{% set pictures.count = pictures.count + 1 %}"
+    "Picture {{ pictures.count }}: <|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": 8,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "min_pixels": 64 * 64,
+    "max_pixels": 128 * 128,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+}
+
+
+def small_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Qwen2-VL's special tokens and `<loc_0>`..`<loc_128>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [*phrases(), *["system\nYou are a helpful assistant.", "user\n", "assistant\n", "None"] * 50]
+    corpus += [f"{word}{n}: " for word in ("Picture ", "Image-") for n in range(1, 10) for _ in range(20)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=BYTE_PAIRS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(f"<loc_{k}>", special=False, normalized=False) for k in range(LOCATIONS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def small_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    """About 2.9 million parameters: vision 4 x 128, decoder 4 x 192."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "im_end")}
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": None,
+            "eos_token_id": ids["im_end"],
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": 4,
+            "embed_dim": 128,
+            "num_heads": 4,
+            "hidden_size": 192,
+            "mlp_ratio": 4,
+            "patch_size": PREPROCESSOR["patch_size"],
+            "spatial_merge_size": PREPROCESSOR["merge_size"],
+            "temporal_patch_size": PREPROCESSOR["temporal_patch_size"],
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+        grounding={
+            "prompt": PromptTemplate(number_images=True).to_config(),
+            "answer": AnswerFormat("locations", LOCATIONS).to_config(),
+        },
+    )
+
+
+def smooth_locations(embedding: torch.Tensor, first: int, count: int) -> None:
+    """Overwrite rows first.. of the table (vocabulary, width) with waves of k, at the scale of the other rows."""
+    width = embedding.shape[1]
+    k = torch.arange(count, dtype=torch.float32)[:, None] / (count - 1)  # (count, 1)
+    frequency = torch.pi * torch.exp2(torch.linspace(0, 5, width // 2))  # half a wave to sixteen waves
+    waves = torch.cat([torch.sin(k * frequency), torch.cos(k * frequency)], dim=1)  # (count, width)
+    with torch.no_grad():
+        embedding[first : first + count] = waves * embedding.std() * 2**0.5
+
+
+def write_small_model(folder: Path, seed: int) -> None:
+    """Write a complete checkpoint folder with random weights."""
+    torch.manual_seed(seed)
+    tokenizer = small_tokenizer()
+    model = Qwen2VLForConditionalGeneration(small_config(tokenizer))
+    smooth_locations(model.get_input_embeddings().weight, int(tokenizer.convert_tokens_to_ids("<loc_0>")), LOCATIONS)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    size = np.sum([p.numel() for p in model.parameters()]) / 1e6
+    print(f"{folder}: {size:.2f} million parameters, {len(tokenizer)} tokens")
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Write a small Qwen2-VL checkpoint with random weights.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    write_small_model(args.folder, args.seed)
+
+
+if __name__ == "__main__":
+    main()
