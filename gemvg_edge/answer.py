@@ -65,7 +65,7 @@ class AnswerFormat:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a text says: boxes in original pixels, the reasoning before them, and what was wrong with it (None: nothing)."""
+    """What a text says: boxes in original pixels, the reasoning before them, and what was wrong, if anything."""
 
     boxes: tuple[Box, ...]
     thinking: str = ""

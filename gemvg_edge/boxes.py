@@ -11,7 +11,7 @@ RELATIVE_FRAME = 1000
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
-    """A box in one picture: pixels of the original image, x1 y1 x2 y2; `image` is the 0-based index into the list given."""
+    """A box in one picture, x1 y1 x2 y2 in pixels of the original; `image` is the 0-based index into the list given."""
 
     image: int
     x1: float
@@ -38,7 +38,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def match_boxes(predicted: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
-    """One-to-one matches (predicted index, truth index, IoU), best IoU first, each at least `threshold` (COCO's greedy rule)."""
+    """One-to-one matches (predicted index, truth index, IoU), best IoU first, each at least `threshold`."""
     pairs = sorted(
         ((iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth)),
         key=lambda pair: (-pair[0], pair[1], pair[2]),

@@ -1,4 +1,4 @@
-"""Pictures -> patches, exactly as transformers' Qwen2VLImageProcessorPil makes them (wrong resizing is how boxes go wrong).
+"""Pictures -> patches, exactly as transformers' Qwen2VLImageProcessorPil makes them: wrong resizing shifts boxes.
 
 Knows nothing about tokens or engines. Every number comes from the checkpoint's preprocessor_config.json.
 """
@@ -41,7 +41,7 @@ class Preprocessing:
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Preprocessing:
-        """Read the fields of a preprocessor_config.json; both spellings of the pixel budget (`min_pixels`, `size`) count."""
+        """Read a preprocessor_config.json; both spellings of the pixel budget (`min_pixels`, `size`) count."""
         size = config.get("size") or {}
         values = {key: config[key] for key in Preprocessing.__dataclass_fields__ if config.get(key) is not None}
         for name, in_size in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -53,7 +53,9 @@ class Preprocessing:
                 values[name] = tuple(float(v) for v in values[name])
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(step, True) is not True:
-                raise GemvgError(f"preprocessor_config.json: {step} is switched off, which Qwen2-VL never does; set it to true")
+                raise GemvgError(
+                    f"preprocessor_config.json: {step} is switched off, which Qwen2-VL never does; set it to true"
+                )
         return Preprocessing(**values)
 
     def to_config(self) -> dict[str, Any]:
@@ -69,11 +71,12 @@ def load_image(source: ImageSource, name: str = "image") -> Image.Image:
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
             raise GemvgError(
-                f"{name} is an array of {source.dtype} with shape {source.shape}; give uint8 RGB of shape (height, width, 3)"
+                f"{name} is an array of {source.dtype} with shape {source.shape}; "
+                "give uint8 RGB of shape (height, width, 3)"
             )
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
-        return _upright(source, name)
+        return _decode(source, name)
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"{name} ({len(source)} bytes)")
     if isinstance(source, (str, os.PathLike)):
@@ -84,27 +87,37 @@ def load_image(source: ImageSource, name: str = "image") -> Image.Image:
     raise GemvgError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 RGB array")
 
 
-def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
+def _decode(source: Path | io.BytesIO | Image.Image, name: str) -> Image.Image:
     try:
-        with Image.open(file) as opened:
-            return _upright(opened, name)
+        if isinstance(source, Image.Image):
+            return _to_rgb(ImageOps.exif_transpose(source))
+        with Image.open(source) as opened:
+            return _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise GemvgError(f"{name} is not a picture that Pillow can read; give a PNG, JPEG, WebP or similar") from None
     except Image.DecompressionBombError:
         raise GemvgError(f"{name} has more pixels than Pillow's safety limit; scale it down first") from None
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise GemvgError(f"{name} is damaged or cut short: {error}") from None
 
 
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        # White shows through, as in transformers and Qwen's own tools; dropping alpha would show colours nobody sees.
+        visible = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
+    elif image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255, which turns a 16-bit camera's picture white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def smart_resize(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """The (height, width) Qwen2-VL resizes to: multiples of patch x merge, within the pixel budget, aspect nearly kept."""
+    """The (height, width) Qwen2-VL resizes to: multiples of patch x merge, within the budget, aspect nearly kept."""
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise GemvgError(f"a picture of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first")
+        raise GemvgError(
+            f"a picture of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first"
+        )
     factor = preprocessing.patch_size * preprocessing.merge_size
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
@@ -127,7 +140,7 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.u
 
 
 def patchify(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[npt.NDArray[np.float32], Grid]:
-    """Resized uint8 RGB -> patches (n, channels * time * patch * patch) float32 in merge-block order, and their grid."""
+    """Resized uint8 RGB -> float32 patches (n, channels * time * patch * patch) in merge-block order, and the grid."""
     patch, merge = preprocessing.patch_size, preprocessing.merge_size
     scaled = pixels * preprocessing.rescale_factor
     mean = np.asarray(preprocessing.image_mean, np.float32)

@@ -1,7 +1,7 @@
 """Pictures and a query -> token ids. The one template; training, calibration and benchmarks use it too.
 
-It is Qwen2-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that can
-be prefilled once and asked many times. Knows nothing about pixels: a picture is its patch grid.
+It is Qwen2-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that
+can be prefilled once and asked many times. Knows nothing about pixels: a picture is its patch grid.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
-"""A temporary head on the visual tokens that says what lies under each: how a tower learns to see from random weights.
+"""A temporary head that says what lies under each visual token: how a model learns to see from random weights.
 
-Without it the loss rests on the plateau of ignoring the picture; with it the tower learns objects and places from the first
-step. It is dropped when training ends and costs the model nothing. Ours, not the paper's: GeM-VG starts from a tower that
-already sees. A cell is one visual token; the cell that holds an object's centre answers for it.
+Without it the loss rests on the plateau of ignoring the picture. It is dropped when training ends and costs the model nothing.
+Ours, not the paper's: GeM-VG starts from a tower that already sees.
+
+Two places are supervised, because they can know different things. The vision tower has rotary positions only, so it is blind to
+absolute place (equal patches give equal tokens wherever they lie): its tokens are asked for object, name, colour and the box
+around their own centre. Absolute place enters with the decoder's mRoPE, so the box as the answer must say it is asked of the
+hidden states after one of the decoder's middle layers. A cell is one visual token; the cell that holds an object's centre
+answers for it.
 """
 
 from __future__ import annotations
@@ -26,49 +31,55 @@ class SeenObject:
     box: tuple[float, float, float, float]
 
 
+@dataclass(frozen=True)
+class DenseTargets:
+    """What is under the visual tokens of a batch, for n objects among all pictures' tokens."""
+
+    cells: torch.Tensor  # (n,): the index of each object's token
+    names: torch.Tensor  # (n,)
+    colours: torch.Tensor  # (n,)
+    boxes: torch.Tensor  # (n, 4): shares 0..1 of the picture
+    offsets: torch.Tensor  # (n, 4): from the cell's centre, in cells
+    centres: torch.Tensor  # (tokens, 2): x and y of every cell's centre, shares 0..1
+
+
 class DenseHead(nn.Module):
-    """Objectness, name, colour and six coordinates (box, and the cell's own centre) for every visual token."""
+    """Objectness, name, colour and offsets from the tower's tokens; box and own centre from the decoder's hidden states."""
 
     def __init__(self, width: int, names: int, colours: int) -> None:
         super().__init__()
         self.names, self.colours = names, colours
-        self.classes = nn.Linear(width, 1 + names + colours)
-        self.coordinates = nn.Linear(width, 6 * width)
+        self.tower = nn.Linear(width, 1 + names + colours + 4)
+        self.norm = nn.LayerNorm(width)
+        self.places = nn.Linear(width, 6 * width)
 
-    def loss(
-        self,
-        tokens: torch.Tensor,
-        grids: Sequence[Grid],
-        merge: int,
-        objects: Sequence[Sequence[SeenObject]],
-        location_rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Visual tokens (all pictures, width) against what is there.
-
-        Coordinates are read through the model's own location embeddings (locations, width), so the tower learns them in
-        the very form in which the decoder will have to say them.
-        """
-        tokens = tokens.float()  # the model may run in bfloat16
-        cells, names, colours, boxes = _targets(grids, merge, objects)
-        centres = _cell_centres(grids, merge)  # (tokens, 2)
-        here = torch.zeros(len(tokens))
-        here[cells] = 1
-        scores = self.classes(tokens)
-        coordinates = self.coordinates(tokens).unflatten(1, (6, -1)) @ location_rows.T  # (tokens, 6, locations)
-        name_scores, colour_scores = scores[cells, 1:].split([self.names, self.colours], dim=1)
+    def tower_loss(self, tokens: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
+        """Visual tokens (tokens, width) against what they show."""
+        scores = self.tower(tokens)
+        here = torch.zeros(len(tokens), device=tokens.device)
+        here[targets.cells] = 1
+        name_scores, colour_scores, offsets = scores[targets.cells, 1:].split([self.names, self.colours, 4], dim=1)
         return (
             4 * functional.binary_cross_entropy_with_logits(scores[:, 0], here)
-            + functional.cross_entropy(name_scores, names)
-            + functional.cross_entropy(colour_scores, colours)
-            + location_loss(coordinates[cells, :4].flatten(0, 1), boxes.flatten())
-            + 0.5 * location_loss(coordinates[:, 4:].flatten(0, 1), centres.flatten())
+            + functional.cross_entropy(name_scores, targets.names)
+            + functional.cross_entropy(colour_scores, targets.colours)
+            + functional.l1_loss(offsets, targets.offsets)
         )
+
+    def place_loss(self, hidden: torch.Tensor, targets: DenseTargets, location_rows: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the visual tokens (tokens, width) against where they lie.
+
+        Read through the model's own location embeddings (locations, width), so that places are learned in the very form in
+        which the decoder will have to say them.
+        """
+        places = self.places(self.norm(hidden)).unflatten(1, (6, -1)) @ location_rows.T  # (tokens, 6, locations)
+        boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
+        return boxes + 0.5 * location_loss(places[:, 4:].flatten(0, 1), targets.centres.flatten())
 
 
 def location_loss(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of (n, locations) against places 0..1, spread over the neighbouring locations."""
-    targets = spread(places * (logits.shape[1] - 1), logits.shape[1])
-    return functional.cross_entropy(logits.float(), targets)
+    return functional.cross_entropy(logits, spread(places * (logits.shape[1] - 1), logits.shape[1]))
 
 
 def spread(centre: torch.Tensor, count: int, width: float = 1.0) -> torch.Tensor:
@@ -77,11 +88,9 @@ def spread(centre: torch.Tensor, count: int, width: float = 1.0) -> torch.Tensor
     return torch.softmax(-0.5 * (distance / width) ** 2, dim=1)
 
 
-def _targets(
-    grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[SeenObject]]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For every object: the index of its cell among all pictures' tokens, its name, its colour, its box."""
-    cells, names, colours, boxes = [], [], [], []
+def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[SeenObject]]) -> DenseTargets:
+    """Targets of a batch from each picture's patch grid and what it shows; pictures in the order of their tokens."""
+    cells, names, colours, boxes, offsets, centres = [], [], [], [], [], []
     first = 0
     for (_, grid_h, grid_w), seen in zip(grids, objects, strict=True):
         rows, columns = grid_h // merge, grid_w // merge
@@ -89,19 +98,20 @@ def _targets(
             x1, y1, x2, y2 = thing.box
             row = min(rows - 1, int((y1 + y2) / 2 * rows))
             column = min(columns - 1, int((x1 + x2) / 2 * columns))
+            x, y = column + 0.5, row + 0.5
             cells.append(first + row * columns + column)
             names.append(thing.name)
             colours.append(thing.colour)
             boxes.append(thing.box)
-        first += rows * columns
-    return torch.tensor(cells), torch.tensor(names), torch.tensor(colours), torch.tensor(boxes)
-
-
-def _cell_centres(grids: Sequence[Grid], merge: int) -> torch.Tensor:
-    """(tokens, 2): x and y of each cell's centre as shares of its picture."""
-    centres = []
-    for _, grid_h, grid_w in grids:
-        rows, columns = grid_h // merge, grid_w // merge
+            offsets.append((x1 * columns - x, y1 * rows - y, x2 * columns - x, y2 * rows - y))
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
         centres.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
-    return torch.cat(centres)
+        first += rows * columns
+    return DenseTargets(
+        torch.tensor(cells),
+        torch.tensor(names),
+        torch.tensor(colours),
+        torch.tensor(boxes),
+        torch.tensor(offsets),
+        torch.cat(centres),
+    )

@@ -3,7 +3,7 @@
     python -m train.sft --model runs/start --data data/tabletop/train --out runs/tabletop --steps 8000
 
 Folder in, folder out: any Qwen2-VL checkpoint goes in, the same layout comes out, with `training.json` saying how. A killed run
-that is started again goes on from its last checkpoint. From random weights it needs `--dense-weight`: see dense_head.py.
+that is started again with the same settings goes on from its last checkpoint, kept in `OUT.work` until the end. From random weights it needs `--dense-weight`: see dense_head.py.
 Coordinates written as location tokens are learned with soft targets, so that a near miss costs less than a far one.
 """
 
@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED, collate
-from train.dense_head import DenseHead, spread
+from train.dense_head import DenseHead, SeenObject, dense_targets, spread
 from train.meshes import MESHES
 from train.processor import load_processor
 from train.tabletop import COLOURS, read_scenes
@@ -65,11 +67,25 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         self.first_location = token_id(tokenizer, "<loc_0>") if self.locations else -1
         self.merge = settings.preprocessing.merge_size
         self.dense_weight = dense_weight
-        self._visual_tokens = torch.empty(0)
-        self.model.model.visual.register_forward_hook(self._keep_visual_tokens)
+        self._seen_tokens = self._hidden = torch.empty(0)
+        if dense_weight:
+            layers = self.model.model.language_model.layers
+            self.model.model.visual.register_forward_hook(self._keep_tokens)
+            layers[(len(layers) - 1) // 2].register_forward_hook(self._keep_hidden)
 
-    def _keep_visual_tokens(self, module: Any, inputs: Any, output: Any) -> None:
-        self._visual_tokens = output.pooler_output
+    def _keep_tokens(self, module: Any, inputs: Any, output: Any) -> None:
+        self._seen_tokens = output.pooler_output.float()  # (tokens, width); the model may run in bfloat16
+
+    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
+        self._hidden = output.float()  # (batch, sequence, width)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Resume's weights. transformers 5.23 saves the hub's tensor names, and Trainer's own loader, which does not
+        rename them back, would leave every weight random with no more than a warning."""
+        state = Qwen2VLForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32).state_dict()
+        for file in Path(resume_from_checkpoint).glob("model*.safetensors"):
+            state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith("dense_head.")}
+        self.model.load_state_dict(state)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -83,15 +99,21 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         self._metrics["train"]["answer_loss"].append(answer.item())
         loss = answer
         if self.dense_weight:
-            table = model.get_input_embeddings().weight
-            rows = table[self.first_location : self.first_location + self.locations]
-            grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
-            dense = model.dense_head.loss(self._visual_tokens, grids, self.merge, seen, rows)
-            spread_now = self._visual_tokens.float().std(dim=0).mean() / self._visual_tokens.float().abs().mean()
-            self._metrics["train"]["dense_loss"].append(dense.item())
-            self._metrics["train"]["visual_spread"].append(spread_now.item())  # near 0 once the tower has collapsed
-            loss = loss + self.dense_weight * dense
+            loss = loss + self.dense_weight * self._dense_loss(model, inputs, seen)
         return (loss, outputs) if return_outputs else loss
+
+    def _dense_loss(self, model: Any, inputs: dict[str, Any], seen: list[tuple[SeenObject, ...]]) -> torch.Tensor:
+        grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
+        targets = dense_targets(grids, self.merge, seen)
+        table = model.get_input_embeddings().weight
+        rows = table[self.first_location : self.first_location + self.locations]
+        tower = model.dense_head.tower_loss(self._seen_tokens, targets)
+        place = model.dense_head.place_loss(self._hidden[inputs["mm_token_type_ids"] == 1], targets, rows)
+        # Near 0 once the tower has collapsed to one vector, as it did at a learning rate of 1.5e-3.
+        spread_now = self._seen_tokens.std(dim=0).mean() / self._seen_tokens.abs().mean()
+        for name, value in (("tower_loss", tower), ("place_loss", place), ("visual_spread", spread_now)):
+            self._metrics["train"][name].append(value.item())
+        return tower + place
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, first_location: int, locations: int) -> torch.Tensor:
@@ -109,7 +131,9 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor, first_location: int
 def train(run: SftSettings) -> None:
     """Run (or resume) the whole stage and write the checkpoint folder."""
     settings = read_settings(run.model)
+    work = _claim_work_folder(run)
     scenes = read_scenes(run.data)
+    torch.manual_seed(run.seed)  # the dense head is random
     model = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
     if run.dense_weight:
         model.dense_head = DenseHead(model.config.text_config.hidden_size, len(MESHES), len(COLOURS))
@@ -137,9 +161,9 @@ def train(run: SftSettings) -> None:
         processing_class=processor,
         data_collator=partial(_collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
     )
-    work = _work_folder(run.out)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
     _save(trainer, run)
+    shutil.rmtree(work)
 
 
 def _collate_rows(rows: list[dict[str, Any]], settings: CheckpointSettings, pad_id: int) -> dict[str, Any]:
@@ -147,8 +171,23 @@ def _collate_rows(rows: list[dict[str, Any]], settings: CheckpointSettings, pad_
     return {**collate(samples, settings, pad_id), "seen": [seen for sample in samples for seen in sample.seen]}
 
 
+def _claim_work_folder(run: SftSettings) -> Path:
+    """Where checkpoints are kept meanwhile; refused if a run with other settings left it."""
+    work = _work_folder(run.out)
+    record, mine = work / "settings.json", json.dumps(_as_json(run), indent=1)
+    if record.is_file() and record.read_text() != mine:
+        raise GemvgError(f"{work} belongs to a run with other settings; delete it, or give the settings in {record}")
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(mine)
+    return work
+
+
 def _work_folder(out: Path) -> Path:
     return out.with_name(out.name + ".work")
+
+
+def _as_json(run: SftSettings) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
 
 
 def _trainer_config(run: SftSettings) -> SFTConfig:
@@ -165,7 +204,7 @@ def _trainer_config(run: SftSettings) -> SFTConfig:
         max_grad_norm=1.0,
         bf16=run.bf16,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         max_length=None,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
@@ -189,8 +228,8 @@ def _save(trainer: GroundingTrainer, run: SftSettings) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
         if (run.model / name).is_file():
             shutil.copyfile(run.model / name, partial_folder / name)
-    record = {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
-    record["log"] = [entry for entry in trainer.state.log_history if "answer_loss" in entry][::20]
+    log = [entry for entry in trainer.state.log_history if "answer_loss" in entry][::20]
+    record = {**_as_json(run), "log": log}
     (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.rmtree(run.out, ignore_errors=True)
     partial_folder.rename(run.out)
@@ -207,7 +246,11 @@ def main() -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
         else:
             parser.add_argument(flag, type={"int": int, "float": float}[str(field.type)], default=field.default)
-    train(SftSettings(**vars(parser.parse_args())))
+    run = SftSettings(**vars(parser.parse_args()))
+    try:
+        train(run)
+    except (GemvgError, FileNotFoundError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

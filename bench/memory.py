@@ -1,0 +1,74 @@
+"""Peak memory of exporting a Qwen2-VL-2B-shaped checkpoint to int4 and of grounding two 448 x 448 pictures with it.
+
+    python -m bench.memory [--folder data/qwen2-vl-2b] [--save bench/results/memory.json]
+
+Both run as whole processes; the peak is the operating system's (maximum resident set, mapped files included). Weights are
+random, so the boxes mean nothing. Needs about 7 GB of disk, which is freed at the end. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
+from bench.results import save_result
+
+
+def peak_of(command: list[str]) -> tuple[float, float]:
+    """Run a command; (peak resident GiB, seconds). A command that fails ends the benchmark."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        sys.exit(f"{' '.join(command)}: exit code {code}")
+    return usage.ru_maxrss / 2**20, time.perf_counter() - started
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Peak memory of export and grounding at Qwen2-VL-2B's size.")
+    parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b"))
+    parser.add_argument("--save", type=Path)
+    args = parser.parse_args()
+    checkpoint, bundle = args.folder / "checkpoint", args.folder / "bundle"
+    write_random_checkpoint(checkpoint, QWEN2_VL_2B)
+    export_gib, export_seconds = peak_of(
+        [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(bundle), "--weights", "int4"]
+    )
+    rng = np.random.default_rng(0)
+    pictures = []
+    for name in ("a", "b"):
+        pictures.append(str(args.folder / f"{name}.png"))
+        Image.fromarray(rng.integers(0, 256, (448, 448, 3), dtype=np.uint8)).save(pictures[-1])
+    ground_gib, ground_seconds = peak_of(
+        [sys.executable, "-m", "gemvg_edge.cli", "ground", *pictures, "--query", "the mug", "--bundle", str(bundle), "--json"]
+    )
+    sizes = {
+        "checkpoint_gb": sum(f.stat().st_size for f in checkpoint.iterdir()) / 1e9,
+        "bundle_gb": sum(f.stat().st_size for f in bundle.iterdir()) / 1e9,
+    }
+    shutil.rmtree(args.folder)
+    save_result(
+        {
+            "model": "Qwen2-VL-2B shape, random weights",
+            **sizes,
+            "export_peak_gib": export_gib,
+            "export_seconds": export_seconds,
+            "ground_peak_gib": ground_gib,
+            "ground_seconds": ground_seconds,
+        },
+        args.save,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Write the measured tables of README.md and of the shipped model's card from bench/results/; nothing there is typed.
+
+    python -m bench.readme [--check]
+
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`. With `--check` nothing is written and a stale file is an
+error, which is how the tests use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md", ROOT / "gemvg_edge" / "models" / "tabletop" / "README.md")
+
+Result = dict[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def accuracy(result: Result) -> str:
+    """Scores of every model that was compared."""
+    rows = [
+        [
+            f"`{row['model']}`",
+            f"{row['f1']:.3f}",
+            f"{row['mean_iou']:.3f}",
+            f"{row['image_accuracy']:.3f}",
+            f"{row['same_text']} / {row['n']}",
+            f"{row['ms']:.0f}",
+        ]
+        for row in result["models"]
+    ]
+    head = ["model", "F1@0.5", "mean IoU of matches", "image accuracy", "same text as the first", "ms a question"]
+    return table(head, rows) + "\n\n" + _machine(result)
+
+
+def kinds(result: Result) -> str:
+    """The shipped model's scores by kind of question."""
+    shipped = result["models"][-1]
+    rows = [
+        [kind, str(row["n"]), "-" if kind == "no target" else f"{row['f1']:.3f}", f"{row['image_accuracy']:.3f}"]
+        for kind, row in shipped["kinds"].items()
+    ]
+    return table(["kind of question", "questions", "F1@0.5", "image accuracy"], rows)
+
+
+def memory(result: Result) -> str:
+    """Peaks of export and grounding at Qwen2-VL-2B's size."""
+    rows = [
+        ["export to int4 (`export.to_onnx`)", f"{result['export_peak_gib']:.2f}", f"{result['export_seconds']:.0f}"],
+        ["ground two 448 x 448 pictures (`gemvg ground`)", f"{result['ground_peak_gib']:.2f}", f"{result['ground_seconds']:.0f}"],
+    ]
+    sizes = f"Checkpoint {result['checkpoint_gb']:.2f} GB (bfloat16), bundle {result['bundle_gb']:.2f} GB. "
+    return table(["whole process", "peak memory, GiB", "seconds"], rows) + "\n\n" + sizes + _machine(result)
+
+
+def vision_layout(result: Result) -> str:
+    """Milliseconds of the vision tower, pictures grouped by shape against one ragged sequence."""
+    rows = [
+        [row["pictures"], f"{row['grouped_ms']:.0f}", f"{row['ragged_ms']:.0f}", f"{row['ragged_over_grouped']:.2f}"]
+        for row in result["rows"]
+    ]
+    return table(["pictures", "grouped, ms", "ragged, ms", "ragged / grouped"], rows) + "\n\n" + _machine(result)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "accuracy": ("accuracy.json", accuracy),
+    "kinds": ("accuracy.json", kinds),
+    "memory": ("memory.json", memory),
+    "vision layout": ("vision_layout.json", vision_layout),
+}
+
+
+def render(page: str) -> str:
+    """The page with every marked table written anew."""
+
+    def write(match: re.Match[str]) -> str:
+        file, section = SECTIONS[match[1]]
+        body = section(json.loads((RESULTS / file).read_text()))
+        return f"<!-- results: {match[1]} -->\n{body}\n<!-- end -->"
+
+    return re.sub(r"<!-- results: ([\w ]+) -->\n.*?<!-- end -->", write, page, flags=re.DOTALL)
+
+
+def _machine(result: Result) -> str:
+    machine = result["machine"]
+    return f"Measured on {machine['processor']}, {machine['cores']} cores, Python {machine['python']}."
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Regenerate the measured tables.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
+    check = parser.parse_args().check
+    stale = []
+    for page in PAGES:
+        text = page.read_text()
+        if (fresh := render(text)) != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(fresh)
+    print(f"{'stale' if check else 'written'}: {', '.join(stale) or 'none'}")
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The last line of every benchmark: one JSON object, which may also be kept under bench/results/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+
+def save_result(result: dict[str, Any], file: Path | None) -> None:
+    """Print the result as one JSON line, with the machine it was measured on, and keep it if a file is named."""
+    result = {**_rounded(result), "machine": machine()}
+    if file:
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(partial, file)
+    print(json.dumps(result))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and Python, as far as they can be read."""
+    names = [line for line in _read_lines("/proc/cpuinfo") if line.startswith("model name")]
+    processor = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    return {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return value

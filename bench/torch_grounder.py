@@ -1,0 +1,57 @@
+"""Ground with the PyTorch checkpoint itself: the reference that a bundle's answers are held against.
+
+The prompt, the patches and the reading of the answer are the runtime's; only the model is transformers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
+
+from gemvg_edge.answer import Answer, read_answer
+from gemvg_edge.images import patchify, resize
+from gemvg_edge.prompt import encode_prefix, encode_query
+from train.checkpoint import CheckpointSettings, read_settings
+
+
+@dataclass(frozen=True)
+class TorchGrounder:
+    """A checkpoint opened in transformers, float32, with what its folder says about prompts and answers."""
+
+    model: Qwen2VLForConditionalGeneration
+    settings: CheckpointSettings
+
+    @staticmethod
+    def open(checkpoint: Path) -> TorchGrounder:
+        """Open a checkpoint folder."""
+        settings = read_settings(checkpoint)
+        model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        return TorchGrounder(model, settings)
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image.Image], query: str, max_new_tokens: int = 256) -> tuple[str, Answer]:
+        """Greedy answer to one query: the text and what it says."""
+        numbers, tokenizer = self.settings.preprocessing, self.settings.tokenizer
+        patches, grids = zip(*(patchify(resize(image, numbers), numbers) for image in images), strict=True)
+        prefix = encode_prefix(tokenizer, self.settings.template, grids, numbers.merge_size)
+        ids = torch.from_numpy(np.concatenate([prefix, encode_query(tokenizer, self.settings.template, query)]))[None]
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == self.settings.image_token_id).long(),
+            pixel_values=torch.from_numpy(np.concatenate(patches)),
+            image_grid_thw=torch.tensor(grids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        tokens = output[0, ids.shape[1] :].tolist()
+        stop = self.model.generation_config.eos_token_id
+        stops = set(stop if isinstance(stop, list) else [stop])
+        text = tokenizer.decode(tokens[:-1] if tokens[-1] in stops else tokens, skip_special_tokens=False)
+        return text, read_answer(text, [image.size for image in images], self.settings.answer_format)

@@ -1,0 +1,119 @@
+"""The command `gemvg`.
+
+    gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png] [--bundle FOLDER]
+    gemvg inspect [BUNDLE]
+
+Exit code 0, or 2 with one sentence on stderr when the input is at fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from gemvg_edge import __version__
+from gemvg_edge.bundle import open_bundle
+from gemvg_edge.draw import draw_boxes
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.grounder import DEFAULT_BUNDLE, Grounder, Grounding
+from gemvg_edge.images import load_image
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _ground(options) if options.command == "ground" else _inspect(options)
+    except GemvgError as error:
+        print(f"gemvg: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output closed it, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gemvg", description="Ask several pictures a question and get boxes.")
+    parser.add_argument("--version", action="version", version=f"gemvg-edge {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    ground = commands.add_parser("ground", help="find what a sentence describes in some pictures")
+    ground.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, in the order the query numbers them")
+    ground.add_argument("--query", required=True, help="what to look for, such as 'the red mug'")
+    ground.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)")
+    ground.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    ground.add_argument("--draw", type=Path, metavar="PICTURE", help="write the pictures with their boxes here")
+    ground.add_argument("--threads", type=int, default=0, help="processor threads (default: one a core)")
+    inspect = commands.add_parser("inspect", help="check a bundle and say what it holds")
+    inspect.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE)
+    return parser
+
+
+def _ground(options: argparse.Namespace) -> int:
+    if options.draw:
+        _check_target(options.draw)
+    pictures = [load_image(path) for path in options.images]
+    grounder = Grounder.open(options.bundle, threads=options.threads)
+    grounding = grounder.ground(pictures, options.query)
+    if options.draw:
+        _write_picture(draw_boxes(pictures, grounding.boxes, options.query), options.draw)
+    if options.json:
+        print(json.dumps(asdict(grounding)))
+    else:
+        _print_lines(options.images, grounding)
+    return 0
+
+
+def _print_lines(files: Sequence[str], grounding: Grounding) -> None:
+    for box in grounding.boxes:
+        print(f"{files[box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
+    if not grounding.boxes:
+        print(f"nothing found ({grounding.problem})" if grounding.problem else "nothing found")
+    elif grounding.problem:
+        print(f"note: {grounding.problem}")
+    t = grounding.timings
+    total = t.preprocess_ms + t.vision_ms + t.image_prefill_ms + t.query_prefill_ms + t.decode_ms
+    print(
+        f"{total:.0f} ms: preprocess {t.preprocess_ms:.0f}, vision {t.vision_ms:.0f}, "
+        f"prefill {t.image_prefill_ms + t.query_prefill_ms:.0f}, decode {t.decode_ms:.0f} ({t.answer_tokens} tokens)"
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
+    shape, numbers = manifest.model, manifest.preprocessing
+    size = sum(record.bytes for record in manifest.files.values())
+    print(f"{manifest.name}: {shape.model_type}, {size / 1e6:.1f} MB in {bundle.folder}")
+    print(f"decoder: {shape.layers} layers of {shape.hidden_size}, {shape.heads} heads ({shape.kv_heads} key/value)")
+    print(f"vision:  {shape.vision.depth} layers of {shape.vision.embed_dim}, patch {numbers.patch_size}")
+    print(f"pixels:  {numbers.min_pixels} to {numbers.max_pixels} a picture after resizing")
+    print(f"answers: {manifest.answer.coordinates}, 0..{manifest.answer.steps} of each picture's width and height")
+    print(f"dialect: {manifest.dialect}; weights: " + ", ".join(f"{k} {v}" for k, v in manifest.weights.items()))
+    for name, record in manifest.files.items():
+        print(f"  {record.bytes:>12,}  {record.sha256[:12]}  {name}")
+    print("all files are as they were written")
+    return 0
+
+
+def _check_target(path: Path) -> None:
+    if not path.resolve().parent.is_dir():
+        raise GemvgError(f"--draw {path}: the folder {path.parent} does not exist; make it first")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise GemvgError(f"--draw {path}: {path.suffix or 'no ending'} is not a picture format; use .png or .jpg")
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    picture.save(partial)
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

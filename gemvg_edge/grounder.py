@@ -1,0 +1,187 @@
+"""The door of the runtime: a bundle, then pictures, then questions.
+
+    grounder = Grounder.open()                      # the bundle that ships with the package
+    scene = grounder.look(["left.png", "right.png"])  # vision tower and prefill of the pictures, once
+    scene.ground("the red mug").boxes               # prefill of the query and decoding, as often as needed
+
+Puts the other modules in a row; holds no arithmetic of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from gemvg_edge.answer import read_answer
+from gemvg_edge.boxes import Box
+from gemvg_edge.bundle import TOKENIZER, Manifest, open_bundle
+from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill
+from gemvg_edge.engines.protocol import Decoder, VisionTower
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import ImageSource, load_image, patchify, resize
+from gemvg_edge.positions import mrope_positions, text_positions
+from gemvg_edge.prompt import check_query, encode_prefix, encode_query
+
+DEFAULT_BUNDLE = Path(__file__).parent / "models" / "tabletop"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of each phase, and how many tokens went through it; the first three belong to the scene."""
+
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    image_prefill_ms: float = 0.0
+    query_prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    image_tokens: int = 0
+    query_tokens: int = 0
+    answer_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """An answer: boxes in pixels of the original pictures, and how they came about."""
+
+    boxes: tuple[Box, ...]
+    text: str  # what the model wrote
+    thinking: str  # the reasoning before the answer, where the model gave one
+    problem: str | None  # why boxes may be missing: what was malformed in the text; None if nothing was
+    timings: Timings
+
+
+class Scene:
+    """Pictures that were looked at, ready for questions. One question at a time: its cache is extended in place."""
+
+    def __init__(self, grounder: Grounder, sizes: list[tuple[int, int]], past: int, position: int, cache: Any) -> None:
+        self.sizes = sizes  # (width, height) of each original picture
+        self.timings = Timings()
+        self._grounder = grounder
+        self._past, self._position = past, position
+        self._cache = cache
+
+    def ground(self, query: str) -> Grounding:
+        """Ask for something; an answer that names nothing, or nothing readable, has no boxes."""
+        grounder = self._grounder
+        started = time.perf_counter()
+        ids = encode_query(grounder.tokenizer, grounder.manifest.prompt, query)
+        if len(ids) > grounder.max_query_tokens:
+            raise GemvgError(
+                f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
+                "shorten it or open the Grounder with more"
+            )
+        positions = text_positions(self._position, len(ids))
+        logits = prefill(grounder.decoder, grounder.rope, grounder.decoder.embed(ids), positions, self._cache, self._past)
+        prefilled = time.perf_counter()
+        stop_ids = grounder.manifest.model.eos_token_ids
+        tokens = decode(
+            grounder.decoder,
+            grounder.rope,
+            logits,
+            self._cache,
+            self._past + len(ids),
+            self._position + len(ids),
+            stop_ids,
+            grounder.max_new_tokens,
+        )
+        finished = time.perf_counter()
+        stopped = tokens[-1] in stop_ids
+        text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        answer = read_answer(text, self.sizes, grounder.manifest.answer)
+        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
+        timings = replace(
+            self.timings,
+            query_prefill_ms=(prefilled - started) * 1e3,
+            decode_ms=(finished - prefilled) * 1e3,
+            query_tokens=len(ids),
+            answer_tokens=len(tokens),
+        )
+        return Grounding(answer.boxes, text, answer.thinking, problem, timings)
+
+
+class Grounder:
+    """A model that was opened and can look at pictures. Use `Grounder.open`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        vision: VisionTower,
+        decoder: Decoder[Any],
+        max_query_tokens: int,
+        max_new_tokens: int,
+    ) -> None:
+        shape = manifest.model
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.vision = vision
+        self.decoder = decoder
+        self.rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
+        self.max_query_tokens = max_query_tokens
+        self.max_new_tokens = max_new_tokens
+
+    @staticmethod
+    def open(
+        bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+        *,
+        threads: int = 0,
+        max_query_tokens: int = 256,
+        max_new_tokens: int = 256,
+        check_hashes: bool = True,
+    ) -> Grounder:
+        """Open and verify a bundle folder; by default the small tabletop model that ships with the package.
+
+        `threads` is the engine's (0: one a physical core). The two token limits size the cache of every scene.
+        """
+        if max_query_tokens < 1 or max_new_tokens < 1:
+            raise GemvgError(f"max_query_tokens={max_query_tokens} and max_new_tokens={max_new_tokens} must be at least 1")
+        opened = open_bundle(Path(bundle), check_hashes)
+        # The engine is imported only here, so that everything else works without one.
+        from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
+
+        tokenizer = Tokenizer.from_file(str(opened.path(TOKENIZER)))
+        vision, decoder = OnnxVisionTower(opened, threads), OnnxDecoder(opened, threads)
+        return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
+
+    def look(self, images: Sequence[ImageSource]) -> Scene:
+        """Encode and prefill the pictures; each is a path, encoded bytes, a PIL image or a uint8 RGB array."""
+        if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
+            raise GemvgError(f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one")
+        if not images:
+            raise GemvgError("no pictures were given; a query needs at least one")
+        started = time.perf_counter()
+        numbers = self.manifest.preprocessing
+        pictures = [load_image(source, f"images[{k}]") for k, source in enumerate(images)]
+        patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
+        preprocessed = time.perf_counter()
+        visual = self.vision.encode(patches, grids)
+        encoded = time.perf_counter()
+
+        image_token_id = self.manifest.model.image_token_id
+        ids = encode_prefix(self.tokenizer, self.manifest.prompt, grids, numbers.merge_size)
+        positions = mrope_positions(ids, image_token_id, grids, numbers.merge_size)
+        embeddings = embed_prompt(self.decoder, ids, image_token_id, visual)
+        cache = self.decoder.new_cache(len(ids) + self.max_query_tokens + self.max_new_tokens)
+        prefill(self.decoder, self.rope, embeddings, positions, cache, 0)
+        finished = time.perf_counter()
+
+        scene = Scene(self, [picture.size for picture in pictures], len(ids), int(positions.max()) + 1, cache)
+        scene.timings = Timings(
+            preprocess_ms=(preprocessed - started) * 1e3,
+            vision_ms=(encoded - preprocessed) * 1e3,
+            image_prefill_ms=(finished - encoded) * 1e3,
+            image_tokens=len(ids),
+        )
+        return scene
+
+    def ground(self, images: Sequence[ImageSource], query: str) -> Grounding:
+        """Look and ask in one go; use `look` when the same pictures get several questions."""
+        check_query(query)  # before the expensive half
+        return self.look(images).ground(query)

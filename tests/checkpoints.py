@@ -1,0 +1,166 @@
+"""Tiny random Qwen2-VL checkpoints, as transformers itself saves them, for tests of every later stage.
+
+Weights keep activations near 1; norms and biases are random too, so that a forgotten or misplaced one shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from gemvg_edge.images import Grid, Preprocessing, patchify
+from gemvg_edge.positions import mrope_positions, visual_tokens
+from tests.tokenizers_small import small_tokenizer
+
+TOKENIZER = small_tokenizer()
+TEXT_TOKENS = TOKENIZER.token_to_id("<|endoftext|>")  # all below are plain text
+IMAGE_TOKEN_ID = TOKENIZER.token_to_id("<|image_pad|>")
+EOS_TOKEN_ID = TOKENIZER.token_to_id("<|im_end|>")
+# Qwen2-VL-Instruct's own chat_template.json.
+CHAT_TEMPLATE = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}"
+    "{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif content['type'] == 'video' or 'video' in content %}"
+    "{% set video_count.value = video_count.value + 1 %}"
+    "{% if add_vision_id %}Video {{ video_count.value }}: {% endif %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PREPROCESSING = Preprocessing(min_pixels=28 * 28, max_pixels=28 * 28 * 64)
+
+TINY: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 448, "hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 3,
+        "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [4, 6, 6]},
+    },
+    "vision_config": {
+        "depth": 2, "embed_dim": 48, "hidden_size": 96, "num_heads": 3, "patch_size": 14, "mlp_ratio": 2,
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
+    },
+}  # fmt: skip
+TRUE_7B_WIDTHS: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 1024, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 2,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
+}  # fmt: skip
+
+
+def write_checkpoint(
+    folder: Path, sizes: dict[str, Any] = TINY, *, tied: bool = False, bfloat16: bool = False, **saving: Any
+) -> Qwen2VLForConditionalGeneration:
+    """Save a random checkpoint with tokenizer and preprocessor, and give back its model in float32, eager attention."""
+    text = sizes["text_config"] | {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": None}
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=dict(sizes["vision_config"]), image_token_id=IMAGE_TOKEN_ID,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    with no_init_weights():
+        model = Qwen2VLForConditionalGeneration(config).eval()
+    randomise(model, bfloat16)
+    if bfloat16:  # the model itself stays float32, as do its rotary frequencies
+        saving["state_dict"] = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+    model.save_pretrained(folder, **saving)
+    TOKENIZER.save(str(folder / "tokenizer.json"))
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR_JSON)
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    return model
+
+
+PREPROCESSOR_JSON = {**PREPROCESSING.to_config(), "image_processor_type": "Qwen2VLImageProcessor"}
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, bfloat16: bool = False, seed: int = 0) -> None:
+    """Random weights of sensible scale; with `bfloat16`, values that bfloat16 holds exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(0, 0.3, generator=generator)
+        elif weight.dim() == 1:
+            weight.uniform_(0.5, 1.5, generator=generator)
+        elif "embed_tokens" in name:
+            weight.normal_(0, 0.5, generator=generator)
+        else:
+            weight.normal_(0, 1 / math.sqrt(weight[0].numel()), generator=generator)
+        if bfloat16:
+            weight.copy_(weight.to(torch.bfloat16))
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One JSON file."""
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change top-level fields of a JSON file; None takes one away."""
+    content = json.loads(path.read_text(encoding="utf-8")) | changes
+    write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+def random_pictures(grids: list[Grid], seed: int = 0) -> list[np.ndarray]:
+    """Patches (n, patch_dim) of random pixels for each grid."""
+    rng = np.random.default_rng(seed)
+    patch = PREPROCESSING.patch_size
+    return [
+        patchify(rng.integers(0, 256, (h * patch, w * patch, 3), dtype=np.uint8), PREPROCESSING)[0] for _, h, w in grids
+    ]
+
+
+def random_prompt(grids: list[Grid], seed: int = 0) -> np.ndarray:
+    """Token ids: text, a picture, text, ... and text; every special token but the picture's is left out."""
+    rng = np.random.default_rng(seed)
+    pieces = [rng.integers(0, TEXT_TOKENS, 5)]
+    for grid in grids:
+        pieces += [np.full(visual_tokens(grid, 2), IMAGE_TOKEN_ID), rng.integers(0, TEXT_TOKENS, 3)]
+    return np.concatenate([*pieces, rng.integers(0, TEXT_TOKENS, 9)]).astype(np.int64)
+
+
+@torch.no_grad()
+def torch_vision(
+    model: Qwen2VLForConditionalGeneration, patches: list[np.ndarray], grids: list[Grid]
+) -> list[np.ndarray]:
+    """Visual tokens (tokens_i, hidden) of each picture by transformers."""
+    pixels = torch.from_numpy(np.concatenate(patches))
+    features = model.model.get_image_features(pixels, torch.tensor(grids)).pooler_output
+    return [feature.numpy() for feature in features]
+
+
+@torch.no_grad()
+def torch_logits(
+    model: Qwen2VLForConditionalGeneration, ids: np.ndarray, patches: list[np.ndarray], grids: list[Grid]
+) -> np.ndarray:
+    """Logits (tokens, vocab) of a whole sequence by transformers, with its own 3-D positions and no cache."""
+    tokens = torch.from_numpy(ids)[None]
+    output = model(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        pixel_values=torch.from_numpy(np.concatenate(patches)),
+        image_grid_thw=torch.tensor(grids),
+        mm_token_type_ids=(tokens == IMAGE_TOKEN_ID).int(),
+        use_cache=False,
+    )
+    return output.logits[0].numpy()
+
+
+def prompt_positions(ids: np.ndarray, grids: list[Grid]) -> np.ndarray:
+    """Positions (3, tokens) of such a prompt."""
+    return mrope_positions(ids, IMAGE_TOKEN_ID, grids, 2)

@@ -1,0 +1,226 @@
+"""The grammar of answers by table, one labelled case a line, and by random boxes and texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gemvg_edge.answer import AnswerFormat, read_answer, write_answer
+from gemvg_edge.boxes import Box
+from gemvg_edge.errors import GemvgError
+
+DIGITS = AnswerFormat()
+LOCATIONS = AnswerFormat("locations", 101)
+ONE = [(1000, 1000)]
+TWO = [(1000, 1000), (200, 100)]  # the second is smaller, so a box in the wrong picture shows
+ELEVEN = [(1000, 1000)] * 11
+A, B = Box(0, 100, 200, 300, 400), Box(1, 20, 20, 60, 40)  # B is (100,200),(300,400) in the second picture
+A_TEXT = "<|box_start|>(100,200),(300,400)<|box_end|>"
+A_LOCATIONS = "<|box_start|><loc_10><loc_20><loc_30><loc_40><|box_end|>"
+
+GOOD = [
+    # label, text, sizes, format, boxes
+    ("digits, one picture", f"Image-1: {A_TEXT}", ONE, DIGITS, [A]),
+    ("digits, the second of two", f"Image-2: {A_TEXT}", TWO, DIGITS, [B]),
+    ("digits, both pictures", f"Image-1: {A_TEXT}\nImage-2: {A_TEXT}", TWO, DIGITS, [A, B]),
+    ("two boxes in one picture", f"Image-1: {A_TEXT}<|box_start|>(0,0),(9,9)<|box_end|>", ONE, DIGITS,
+     [Box(0, 0, 0, 9, 9), A]),
+    ("the later picture first", f"Image-2: {A_TEXT}\nImage-1: {A_TEXT}", TWO, DIGITS, [A, B]),
+    ("the same picture named twice", f"Image-1: {A_TEXT}\nImage-1: {A_TEXT}", ONE, DIGITS, [A, A]),
+    ("the whole picture", "Image-1: <|box_start|>(0,0),(1000,1000)<|box_end|>", ONE, DIGITS,
+     [Box(0, 0, 0, 1000, 1000)]),
+    ("locations", f"Image-1: {A_LOCATIONS}", ONE, LOCATIONS, [A]),
+    ("locations, both pictures", f"Image-1: {A_LOCATIONS}\nImage-2: {A_LOCATIONS}", TWO, LOCATIONS, [A, B]),
+    ("locations without box tokens", "Image-1: <loc_10><loc_20><loc_30><loc_40>", ONE, LOCATIONS, [A]),
+    ("digits from a model of locations", f"Image-1: {A_TEXT}", ONE, LOCATIONS, [A]),
+    ("None", "None", TWO, DIGITS, []),
+    ("None, in another case and with space", " none\n", TWO, DIGITS, []),
+    ("None and the end of the turn", "None<|im_end|>", TWO, DIGITS, []),
+    ("the end of the turn", f"Image-2: {A_TEXT}<|im_end|>", TWO, DIGITS, [B]),
+    ("text after the end of the turn is not the answer's", f"Image-2: {A_TEXT}<|im_end|>Image-1: {A_TEXT}", TWO, DIGITS,
+     [B]),
+    ("the end of the text", f"Image-2: {A_TEXT}<|endoftext|>", TWO, DIGITS, [B]),
+    ("one picture needs no number", A_TEXT, ONE, DIGITS, [A]),
+    ("Qwen2-VL with its special tokens", f"<|object_ref_start|>the red car<|object_ref_end|>{A_TEXT}<|im_end|>", ONE,
+     DIGITS, [A]),
+    ("Qwen2-VL with special tokens skipped", "the red car(100,200),(300,400)", ONE, DIGITS, [A]),
+    ("Migician's sentence", f"It's in the second image. {A_TEXT}", TWO, DIGITS, [B]),
+    ("Migician's sentence, special tokens skipped", "It's in the first image. (100,200),(300,400)", TWO, DIGITS, [A]),
+    ("Migician's sentence, capitals", f"The Second Image. {A_TEXT}", TWO, DIGITS, [B]),
+    ("MIG-Bench's ordinals", f"in the 2th image {A_TEXT} and the 1th image {A_TEXT}", TWO, DIGITS, [A, B]),
+    ("image with a space", f"image 2: {A_TEXT}", TWO, DIGITS, [B]),
+    ("a number of two digits", f"Image-11: {A_TEXT}", ELEVEN, DIGITS, [Box(10, 100, 200, 300, 400)]),
+    ("UniVG-R1", "<think>It is the left one.</think>\n<answer>(100,200),(300,400)</answer>", ONE, DIGITS, [A]),
+    ("ours with reasoning", f"<think>Both show it.</think><answer>Image-2: {A_TEXT}</answer>", TWO, DIGITS, [B]),
+    ("reasoning and no answer tag", f"<think>Both show it.</think>Image-2: {A_TEXT}", TWO, DIGITS, [B]),
+    ("a box in the reasoning is not an answer", f"<think>Image-1: {A_TEXT}?</think><answer>Image-2: {A_TEXT}</answer>",
+     TWO, DIGITS, [B]),
+    ("a picture named in the reasoning only", f"<think>Image-1?</think><answer>Image-2: {A_TEXT}</answer>", TWO, DIGITS,
+     [B]),
+    ("reasoning that ends in None", "<think>Nothing is red.</think><answer>None</answer>", TWO, DIGITS, []),
+    ("spaces inside a box", "Image-1: <|box_start|>( 100 , 200 ), ( 300,400 )<|box_end|>", ONE, DIGITS, [A]),
+    ("a space after the box token", "Image-1: <|box_start|> (100,200),(300,400) <|box_end|>", ONE, DIGITS, [A]),
+    ("one step wide", "Image-1: <|box_start|>(1,1),(2,2)<|box_end|>", ONE, DIGITS, [Box(0, 1, 1, 2, 2)]),
+]  # fmt: skip
+
+BAD = [
+    # label, text, sizes, format, boxes that are still read, part of the problem
+    ("nothing", "", TWO, DIGITS, [], "no box and no 'None'"),
+    ("garbage", "I am sorry, I cannot help with that.", TWO, DIGITS, [], "no box and no 'None'"),
+    ("an explanation around None", "None of them is red", TWO, DIGITS, [], "no box and no 'None'"),
+    ("a picture and no box", "Image-1: ", TWO, DIGITS, [], "no box and no 'None'"),
+    ("no number with several pictures", A_TEXT, TWO, DIGITS, [], "names none of the pictures"),
+    ("a number only for the second box", f"{A_TEXT}\nImage-2: {A_TEXT}", TWO, DIGITS, [B],
+     "names none of the pictures"),
+    ("a picture that was not given", f"Image-3: {A_TEXT}", TWO, DIGITS, [], "image 3 was named, of 2"),
+    ("one good picture and one that was not given", f"Image-1: {A_TEXT}\nImage-3: {A_TEXT}", TWO, DIGITS, [A],
+     "image 3 was named, of 2"),
+    ("picture 0", f"Image-0: {A_TEXT}", TWO, DIGITS, [], "image 0 was named, of 2"),
+    ("picture 0 of one", f"Image-0: {A_TEXT}", ONE, DIGITS, [], "image 0 was named, of 1"),
+    ("picture 0th", f"the 0th image {A_TEXT}", TWO, DIGITS, [], "image 0 was named, of 2"),
+    ("a picture number without end", f"Image-{'1' * 5000}: {A_TEXT}", TWO, DIGITS, [], "was named, of 2"),
+    ("an ordinal past the pictures", f"It's in the tenth image. {A_TEXT}", TWO, DIGITS, [], "image 10 was named, of 2"),
+    ("a coordinate past the frame", "Image-1: <|box_start|>(1,2),(3,1001)<|box_end|>", ONE, DIGITS, [], "past 1000"),
+    ("a coordinate without end", f"Image-1: <|box_start|>(1,2),(3,{'9' * 5000})<|box_end|>", ONE, DIGITS, [], ""),
+    ("a location past the vocabulary", "Image-1: <loc_10><loc_20><loc_30><loc_101>", ONE, LOCATIONS, [], "past 100"),
+    ("a negative coordinate", "Image-1: <|box_start|>(-1,2),(3,4)<|box_end|>", ONE, DIGITS, [], "not finished"),
+    ("a fraction", "Image-1: <|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", ONE, DIGITS, [], "not finished"),
+    ("inverted", "Image-1: <|box_start|>(300,400),(100,200)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
+    ("no width", "Image-1: <|box_start|>(100,200),(100,400)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
+    ("no height", "Image-1: <|box_start|>(100,200),(300,200)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
+    ("cut after the box token", "Image-1: <|box_start|>", ONE, DIGITS, [], "not finished"),
+    ("cut inside the digits", "Image-1: <|box_start|>(100,200),(300,40", ONE, DIGITS, [], "not finished"),
+    ("cut inside the second box", f"Image-1: {A_TEXT}<|box_start|>(1,2),(3", ONE, DIGITS, [A], "not finished"),
+    ("cut inside the locations", "Image-1: <|box_start|><loc_10><loc_20>", ONE, LOCATIONS, [], "not finished"),
+    ("three locations", "Image-1: <|box_start|><loc_1><loc_2><loc_3><|box_end|>", ONE, LOCATIONS, [], "not finished"),
+    ("one corner", "Image-1: <|box_start|>(100,200)<|box_end|>", ONE, DIGITS, [], "not finished"),
+    ("the box of Qwen2.5-VL", '{"bbox_2d": [100, 200, 300, 400]}', ONE, DIGITS, [], "no box and no 'None'"),
+    ("locations from a model of digits", f"Image-1: {A_LOCATIONS}", ONE, DIGITS, [], "location tokens"),
+    ("reasoning cut short", f"<think>Image-1: {A_TEXT} looks", TWO, DIGITS, [], "reasoning was not finished"),
+    ("answer cut short", f"<think>Left.</think><answer>Image-1: {A_TEXT}", TWO, DIGITS, [A], "answer was not closed"),
+    ("Arabic digits", "Image-1: <|box_start|>(\u0661,\u0662),(\u0663,\u0664)<|box_end|>", ONE, DIGITS, [],
+     "not finished"),
+    ("letters that only look like an ordinal", f"the f\u0131r\u017ft image {A_TEXT}", TWO, DIGITS, [],
+     "none of the pictures"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "answer_format", "boxes"), [case[1:] for case in GOOD], ids=[case[0] for case in GOOD]
+)
+def test_reads(text: str, sizes: list[tuple[int, int]], answer_format: AnswerFormat, boxes: list[Box]) -> None:
+    answer = read_answer(text, sizes, answer_format)
+    assert list(answer.boxes) == boxes
+    assert answer.problem is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "answer_format", "boxes", "problem"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
+def test_says_what_is_wrong(
+    text: str, sizes: list[tuple[int, int]], answer_format: AnswerFormat, boxes: list[Box], problem: str
+) -> None:
+    answer = read_answer(text, sizes, answer_format)
+    assert list(answer.boxes) == boxes
+    assert answer.problem is not None
+    assert problem in answer.problem
+
+
+def test_keeps_the_reasoning() -> None:
+    text = f"<think>\nThe mug is red.\n</think>\n<answer>Image-2: {A_TEXT}</answer>"
+    assert read_answer(text, TWO, DIGITS).thinking == "The mug is red."
+    assert read_answer("<think>cut", TWO, DIGITS).thinking == "cut"
+    assert read_answer(A_TEXT, ONE, DIGITS).thinking == ""
+
+
+WRITTEN = [
+    ("no box", [], DIGITS, "None"),
+    ("no box, locations", [], LOCATIONS, "None"),
+    ("digits", [B], DIGITS, f"Image-2: {A_TEXT}"),
+    ("locations", [B], LOCATIONS, f"Image-2: {A_LOCATIONS}"),
+    ("sorted by picture", [B, A], DIGITS, f"Image-1: {A_TEXT}\nImage-2: {A_TEXT}"),
+    ("sorted by left edge, one line a picture", [A, Box(0, 0, 500, 9, 509)], DIGITS,
+     f"Image-1: <|box_start|>(0,500),(9,509)<|box_end|>{A_TEXT}"),
+    ("clamped to the picture", [Box(1, -5, -5, 300, 300)], DIGITS,
+     "Image-2: <|box_start|>(0,0),(1000,1000)<|box_end|>"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("boxes", "answer_format", "text"), [case[1:] for case in WRITTEN], ids=[case[0] for case in WRITTEN]
+)
+def test_writes(boxes: list[Box], answer_format: AnswerFormat, text: str) -> None:
+    assert write_answer(boxes, TWO, answer_format) == text
+
+
+formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025)])
+picture_sizes = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=12)
+
+
+@given(st.data(), formats, picture_sizes)
+def test_what_is_written_is_read_within_half_a_step(
+    data: st.DataObject, answer_format: AnswerFormat, sizes: list[tuple[int, int]]
+) -> None:
+    shares = st.floats(0, 1)
+    boxes = []
+    for _ in range(data.draw(st.integers(0, 8))):
+        image = data.draw(st.integers(0, len(sizes) - 1))
+        # Two steps are enough for a box to keep a width whatever the rounding.
+        width, height = (data.draw(st.floats(2 / answer_format.steps, 1)) for _ in range(2))
+        left, top = data.draw(shares) * (1 - width), data.draw(shares) * (1 - height)
+        w, h = sizes[image]
+        boxes.append(Box(image, left * w, top * h, (left + width) * w, (top + height) * h))
+    answer = read_answer(write_answer(boxes, sizes, answer_format), sizes, answer_format)
+    assert answer.problem is None
+    assert len(answer.boxes) == len(boxes)
+    # Boxes that differ by less than a step may come back in the other order, so each looks for its own.
+    for box in boxes:
+        w, h = (side / answer_format.steps * 0.5 + 1e-6 for side in sizes[box.image])
+        assert any(
+            read.image == box.image
+            and max(abs(read.x1 - box.x1), abs(read.x2 - box.x2)) <= w
+            and max(abs(read.y1 - box.y1), abs(read.y2 - box.y2)) <= h
+            for read in answer.boxes
+        )
+
+
+ANSWER_PIECES = (
+    *"<>(),-. \n0123456789", "Image-", "image ", "first image", "th image", "<|box_start|>", "<|box_end|>", "<loc_",
+    "1001", "<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "None",
+)  # fmt: skip
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from(ANSWER_PIECES)).map("".join)), formats, picture_sizes)
+@example("Image-0: ", DIGITS, [(1, 1)])
+@example("Image-" + "9" * 5000, DIGITS, [(1, 1)])
+@example("(" + "9" * 5000 + ",1),(1,1)", DIGITS, [(1, 1)])
+@example("f\u0131fth image", DIGITS, [(1, 1)])
+def test_reading_never_raises_and_boxes_lie_in_the_pictures(
+    text: str, answer_format: AnswerFormat, sizes: list[tuple[int, int]]
+) -> None:
+    answer = read_answer(text, sizes, answer_format)
+    for box in answer.boxes:
+        width, height = sizes[box.image]
+        assert 0 <= box.x1 < box.x2 <= width
+        assert 0 <= box.y1 < box.y2 <= height
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"coordinates": "words"}, "'words'"),
+        ({"coordinates": "locations"}, "location tokens need at least 2"),
+        ({"coordinates": "locations", "locations": 1}, "is 1"),
+    ],
+)
+def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(GemvgError, match=message):
+        AnswerFormat.from_config(config)
+
+
+@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS], ids=["digits", "locations"])
+def test_format_survives_its_config(answer_format: AnswerFormat) -> None:
+    assert AnswerFormat.from_config(answer_format.to_config()) == answer_format

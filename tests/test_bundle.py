@@ -1,0 +1,138 @@
+"""Opening a bundle: what is read, and one clear sentence for each way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.to_onnx import main as export
+from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.bundle import FILES, MANIFEST, open_bundle
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.prompt import PromptTemplate
+from tests.checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID, PREPROCESSING, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    write_checkpoint(folder / "checkpoint")
+    assert export([str(folder / "checkpoint"), str(folder / "tiny")]) == 0
+    return folder / "tiny"
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged."""
+    return shutil.copytree(original, tmp_path / "tiny")
+
+
+def test_the_manifest_is_read(original: Path) -> None:
+    manifest = open_bundle(original).manifest
+    assert manifest.name == "tiny"
+    assert manifest.preprocessing == PREPROCESSING
+    assert (manifest.answer, manifest.prompt) == (AnswerFormat(), PromptTemplate())
+    assert (manifest.coordinate_frame, manifest.dialect) == ({"kind": "relative", "size": 1000}, "fused")
+    assert manifest.weights == dict.fromkeys(("vision", "decoder", "head", "embedding"), "float32")
+    assert set(manifest.files) == set(FILES)
+    model = manifest.model
+    assert (model.model_type, model.hidden_size, model.layers, model.vocab_size) == ("qwen2_vl", 96, 3, 448)
+    assert (model.heads, model.kv_heads, model.head_dim) == (3, 1, 32)
+    assert (model.rope_theta, model.mrope_section) == (20.0, (4, 6, 6))
+    assert (model.image_token_id, model.eos_token_ids) == (IMAGE_TOKEN_ID, (EOS_TOKEN_ID,))
+    vision = model.vision
+    assert (vision.depth, vision.embed_dim, vision.heads, vision.head_dim, vision.rope_theta) == (2, 48, 3, 16, 100.0)
+
+
+def edit(*keys: str, to: Any = None) -> Callable[[Path], None]:
+    """Set a field of the manifest, or take it away."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text())
+        section = content
+        for key in keys[:-1]:
+            section = section[key]
+        if to is None:
+            del section[keys[-1]]
+        else:
+            section[keys[-1]] = to
+        (folder / MANIFEST).write_text(json.dumps(content))
+
+    return damage
+
+
+def alter(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1]) and None
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / MANIFEST).write_text(text) and None
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "tiny: no such bundle folder; make one with"),
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: no such file; write a bundle with"),
+    "not JSON": (write("{"), "manifest.json is not JSON"),
+    "not text": (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe\x00"), "manifest.json is not JSON"),
+    "a list": (write("[]"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
+    "another format": (edit("format", to="other"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
+    "newer": (edit("format_version", to=2), "has format version 2, this gemvg-edge reads 1; update gemvg-edge"),
+    "version of no sense": (edit("format_version", to="1"), "format_version is '1', not of type int"),
+    "older than any": (edit("format_version", to=0), "has format version 0, this gemvg-edge reads 1"),
+    "model type": (edit("model", "model_type", to="llava"), "unknown model type 'llava'; this gemvg-edge runs qwen2_vl"),
+    "no heads": (edit("model", "heads"), "manifest.json lacks the field model.heads; export the bundle again"),
+    "heads of no sense": (edit("model", "heads", to=True), "model.heads is True, not of type int"),
+    "no vision depth": (edit("model", "vision", "depth"), "manifest.json lacks the field model.vision.depth"),
+    "sections": (edit("model", "mrope_section", to=[8, 8]), "model.mrope_section has 2 numbers, not 3"),
+    "eos": (edit("model", "eos_token_ids", to=["x"]), r"model.eos_token_ids is \['x'\], not a list of whole numbers"),
+    "no preprocessing": (edit("preprocessing"), "manifest.json lacks the field preprocessing"),
+    "unknown setting": (edit("prompt", "tone", to="rude"), "prompt cannot be read"),
+    "prompt of no sense": (edit("prompt", "query", to="?"), "prompt cannot be read"),
+    "answer of no sense": (edit("answer", "coordinates", to="polar"), "answer cannot be read"),
+    "frame": (edit("coordinate_frame", "size", to=1), "unknown coordinate frame"),
+    "dialect": (edit("dialect", to="plain"), "manifest.json: unknown dialect 'plain'; this gemvg-edge runs fused"),
+    "no files": (edit("files"), "manifest.json lacks the field files"),
+    "file not listed": (edit("files", "decoder.data"), "manifest.json lacks the field files.decoder.data"),
+    "no size": (edit("files", "decoder.data", "bytes"), "manifest.json lacks the field files.decoder.data.bytes"),
+    "record of no sense": (edit("files", "decoder.data", to=3), "files.decoder.data is not an object"),
+    "parent": (edit("files", "../evil", to={"bytes": 0, "sha256": ""}), "names the file '../evil', outside the bundle"),
+    "absolute": (edit("files", "/etc/passwd", to={"bytes": 0, "sha256": ""}), "names the file '/etc/passwd', outside"),
+    "backslash": (edit("files", "..\\evil", to={"bytes": 0, "sha256": ""}), "outside the bundle folder"),
+    **{f"no {name}": (lambda f, n=name: (f / n).unlink(), f"{name}: this file of the bundle is missing") for name in FILES},
+    **{f"short {name}": (truncate(name), rf"{name} has \d+ bytes instead of \d+") for name in FILES},
+    **{f"altered {name}": (alter(name), f"{name} was altered") for name in FILES},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", DAMAGES)
+def test_a_damaged_bundle_is_one_clear_sentence(label: str, bundle: Path) -> None:
+    damage, expected = DAMAGES[label]
+    damage(bundle)
+    with pytest.raises(GemvgError, match=expected) as caught:
+        open_bundle(bundle)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.match(re.escape(str(bundle)), message), "the message starts with the file"
+
+
+def test_hashes_may_be_left_out(bundle: Path) -> None:
+    alter("decoder.data")(bundle)
+    assert open_bundle(bundle, check_hashes=False).folder == bundle
+    truncate("decoder.data")(bundle)
+    with pytest.raises(GemvgError, match=r"decoder.data has \d+ bytes"):
+        open_bundle(bundle, check_hashes=False)
