@@ -9,7 +9,6 @@ questions in one run; each row then says how many answers equal the first model'
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -69,7 +68,9 @@ def open_model(folder: Path) -> Ask:
     return ask_reference
 
 
-def evaluate(ask: Ask, questions: Sequence[tuple[list[Image.Image], Query]], name: str) -> tuple[dict[str, Any], list[str]]:
+def evaluate(
+    ask: Ask, questions: Sequence[tuple[list[Image.Image], Query]], name: str
+) -> tuple[dict[str, Any], list[str]]:
     """Scores over all and by kind of question, milliseconds a question, and the texts."""
     texts, predicted = [], []
     started = time.perf_counter()

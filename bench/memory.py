@@ -50,7 +50,18 @@ def main() -> None:
         pictures.append(str(args.folder / f"{name}.png"))
         Image.fromarray(rng.integers(0, 256, (448, 448, 3), dtype=np.uint8)).save(pictures[-1])
     ground_gib, ground_seconds = peak_of(
-        [sys.executable, "-m", "gemvg_edge.cli", "ground", *pictures, "--query", "the mug", "--bundle", str(bundle), "--json"]
+        [
+            sys.executable,
+            "-m",
+            "gemvg_edge.cli",
+            "ground",
+            *pictures,
+            "--query",
+            "the mug",
+            "--bundle",
+            str(bundle),
+            "--json",
+        ]
     )
     sizes = {
         "checkpoint_gb": sum(f.stat().st_size for f in checkpoint.iterdir()) / 1e9,

@@ -60,7 +60,11 @@ def memory(result: Result) -> str:
     """Peaks of export and grounding at Qwen2-VL-2B's size."""
     rows = [
         ["export to int4 (`export.to_onnx`)", f"{result['export_peak_gib']:.2f}", f"{result['export_seconds']:.0f}"],
-        ["ground two 448 x 448 pictures (`gemvg ground`)", f"{result['ground_peak_gib']:.2f}", f"{result['ground_seconds']:.0f}"],
+        [
+            "ground two 448 x 448 pictures (`gemvg ground`)",
+            f"{result['ground_peak_gib']:.2f}",
+            f"{result['ground_seconds']:.0f}",
+        ],
     ]
     sizes = f"Checkpoint {result['checkpoint_gb']:.2f} GB (bfloat16), bundle {result['bundle_gb']:.2f} GB. "
     return table(["whole process", "peak memory, GiB", "seconds"], rows) + "\n\n" + sizes + _machine(result)

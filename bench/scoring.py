@@ -24,9 +24,7 @@ class Scores:
     image_accuracy: float
 
 
-def score(
-    predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5
-) -> Scores:
+def score(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5) -> Scores:
     """Score each question's predicted boxes against its true ones."""
     overlaps = [
         overlap for p, t in zip(predicted, truth, strict=True) for _, _, overlap in match_boxes(p, t, threshold)

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     ground = commands.add_parser("ground", help="find what a sentence describes in some pictures")
     ground.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, in the order the query numbers them")
     ground.add_argument("--query", required=True, help="what to look for, such as 'the red mug'")
-    ground.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)")
+    ground.add_argument(
+        "--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)"
+    )
     ground.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     ground.add_argument("--draw", type=Path, metavar="PICTURE", help="write the pictures with their boxes here")
     ground.add_argument("--threads", type=int, default=0, help="processor threads (default: one a core)")

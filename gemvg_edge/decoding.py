@@ -20,9 +20,7 @@ class Rope(NamedTuple):
     sections: tuple[int, int, int]
 
 
-def embed_prompt(
-    decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, pictures: Sequence[Floats]
-) -> Floats:
+def embed_prompt(decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, pictures: Sequence[Floats]) -> Floats:
     """Token embeddings (tokens, hidden) with the pictures' visual tokens put in their places, in order."""
     embeddings = decoder.embed(ids)
     if pictures:

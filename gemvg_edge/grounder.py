@@ -78,7 +78,9 @@ class Scene:
                 "shorten it or open the Grounder with more"
             )
         positions = text_positions(self._position, len(ids))
-        logits = prefill(grounder.decoder, grounder.rope, grounder.decoder.embed(ids), positions, self._cache, self._past)
+        logits = prefill(
+            grounder.decoder, grounder.rope, grounder.decoder.embed(ids), positions, self._cache, self._past
+        )
         prefilled = time.perf_counter()
         stop_ids = grounder.manifest.model.eos_token_ids
         tokens = decode(
@@ -141,7 +143,9 @@ class Grounder:
         `threads` is the engine's (0: one a physical core). The two token limits size the cache of every scene.
         """
         if max_query_tokens < 1 or max_new_tokens < 1:
-            raise GemvgError(f"max_query_tokens={max_query_tokens} and max_new_tokens={max_new_tokens} must be at least 1")
+            raise GemvgError(
+                f"max_query_tokens={max_query_tokens} and max_new_tokens={max_new_tokens} must be at least 1"
+            )
         opened = open_bundle(Path(bundle), check_hashes)
         # The engine is imported only here, so that everything else works without one.
         from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
@@ -153,7 +157,9 @@ class Grounder:
     def look(self, images: Sequence[ImageSource]) -> Scene:
         """Encode and prefill the pictures; each is a path, encoded bytes, a PIL image or a uint8 RGB array."""
         if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
-            raise GemvgError(f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one")
+            raise GemvgError(
+                f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one"
+            )
         if not images:
             raise GemvgError("no pictures were given; a query needs at least one")
         started = time.perf_counter()

@@ -31,7 +31,10 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-TURNS = (("the red mug", "None"), ("every bowl in image 2", "Image-2: <|box_start|><loc_1><loc_2><loc_30><loc_40><|box_end|>"))
+TURNS = (
+    ("the red mug", "None"),
+    ("every bowl in image 2", "Image-2: <|box_start|><loc_1><loc_2><loc_30><loc_40><|box_end|>"),
+)
 
 
 def logits_of_answers(model: Qwen2VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -22,7 +22,9 @@ from gemvg_edge.positions import mrope_positions, mrope_table, text_positions, v
 IMAGE = 9  # any id; text is 0
 
 
-def config(merge: int = 2, head_dim: int = 16, theta: float = 1e6, sections: tuple[int, ...] = (2, 3, 3)) -> Qwen2VLConfig:
+def config(
+    merge: int = 2, head_dim: int = 16, theta: float = 1e6, sections: tuple[int, ...] = (2, 3, 3)
+) -> Qwen2VLConfig:
     """One tiny layer, with the rotary numbers of choice."""
     return Qwen2VLConfig(
         text_config={

@@ -85,7 +85,12 @@ def _row(sample: Sample, grids: Sequence[tuple[int, int, int]], settings: Checkp
     prefix = encode_prefix(settings.tokenizer, settings.template, grids, merge)
     positions = mrope_positions(prefix, settings.image_token_id, grids, merge)
     start = int(positions.max()) + 1
-    ids, labels, places, branch = [prefix], [np.full(len(prefix), IGNORED)], [positions], [np.zeros(len(prefix), np.int64)]
+    ids, labels, places, branch = (
+        [prefix],
+        [np.full(len(prefix), IGNORED)],
+        [positions],
+        [np.zeros(len(prefix), np.int64)],
+    )
     for number, (query, answer) in enumerate(sample.turns, start=1):
         question = encode_query(settings.tokenizer, settings.template, query)
         target = np.asarray(encode(settings.tokenizer, answer + END_OF_TURN), np.int64)

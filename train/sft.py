@@ -81,8 +81,11 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Resume's weights. transformers 5.23 saves the hub's tensor names, and Trainer's own loader, which does not
-        rename them back, would leave every weight random with no more than a warning."""
-        state = Qwen2VLForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32).state_dict()
+        rename them back, would leave every weight random with no more than a warning.
+        """
+        state = Qwen2VLForConditionalGeneration.from_pretrained(
+            resume_from_checkpoint, dtype=torch.float32
+        ).state_dict()
         for file in Path(resume_from_checkpoint).glob("model*.safetensors"):
             state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith("dense_head.")}
         self.model.load_state_dict(state)
@@ -145,7 +148,12 @@ def train(run: SftSettings) -> None:
     def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         samples = [
             draw_sample(
-                scenes, run.data, pictures, run.questions, settings.answer_format, np.random.default_rng([run.seed, draw])
+                scenes,
+                run.data,
+                pictures,
+                run.questions,
+                settings.answer_format,
+                np.random.default_rng([run.seed, draw]),
             )
             for draw, pictures in zip(rows["draw"], rows["pictures"], strict=True)
         ]

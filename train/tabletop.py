@@ -98,7 +98,8 @@ def _render_shard(shard: tuple[int, int], folder: Path, cameras: int, size: int)
     start, count = shard
     with _world() as world:
         lines = [
-            json.dumps(asdict(_render_scene(world, seed, folder, cameras, size))) for seed in range(start, start + count)
+            json.dumps(asdict(_render_scene(world, seed, folder, cameras, size)))
+            for seed in range(start, start + count)
         ]
     partial_file = _shard_file(folder, start).with_suffix(".partial")
     partial_file.write_text("\n".join(lines) + "\n")
@@ -158,7 +159,10 @@ def _build(world: _world, rng: np.random.Generator, objects: list[tuple[str, str
     """A floor, a table top at z = 0 and the objects standing on it; the objects' body ids."""
     p = world.bullet
     p.resetSimulation()
-    for half, z, shade in ((3.0, -0.5, rng.uniform(0.15, 0.9, 3)), (rng.uniform(0.42, 0.6), -0.02, rng.uniform(0.25, 0.85, 3))):
+    for half, z, shade in (
+        (3.0, -0.5, rng.uniform(0.15, 0.9, 3)),
+        (rng.uniform(0.42, 0.6), -0.02, rng.uniform(0.25, 0.85, 3)),
+    ):
         colour = [*(shade.mean() + 0.45 * (shade - shade.mean())), 1]
         slab = p.createVisualShape(p.GEOM_BOX, halfExtents=[half, half, 0.02], rgbaColor=colour)
         p.createMultiBody(0, -1, slab, [0, 0, z])
