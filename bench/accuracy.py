@@ -2,8 +2,9 @@
 
     python -m bench.accuracy --task tabletop [--limit N] [--model CHECKPOINT|BUNDLE ...] [--save FILE]
 
-Held-out scenes are rendered the first time, by seed, so every machine scores the same 300. Several models answer the same
-questions in one run; each row then says how many answers equal the first model's letter by letter. Ends with one JSON line.
+Held-out scenes are rendered the first time, by seed, so every machine scores the same 300. Several models answer the
+same questions in one run; each row then says how many answers equal the first model's letter by letter. Ends with one
+JSON line.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ def evaluate(
     seconds = time.perf_counter() - started
     truth = [query.boxes for _, query in questions]
     kinds = [query.kind if query.boxes else "no target" for _, query in questions]
-    by_kind = {
-        kind: asdict(score(*([row[k] for k in range(len(kinds)) if kinds[k] == kind] for row in (predicted, truth))))
-        for kind in sorted(set(kinds))
-    }
+    by_kind = {}
+    for kind in sorted(set(kinds)):
+        chosen = [k for k in range(len(kinds)) if kinds[k] == kind]
+        by_kind[kind] = asdict(score([predicted[k] for k in chosen], [truth[k] for k in chosen]))
     return {**asdict(score(predicted, truth)), "ms": 1e3 * seconds / len(truth), "kinds": by_kind}, texts
 
 

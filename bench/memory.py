@@ -2,8 +2,8 @@
 
     python -m bench.memory [--folder data/qwen2-vl-2b] [--save bench/results/memory.json]
 
-Both run as whole processes; the peak is the operating system's (maximum resident set, mapped files included). Weights are
-random, so the boxes mean nothing. Needs about 7 GB of disk, which is freed at the end. Ends with one JSON line.
+Both run as whole processes; the peak is the operating system's (maximum resident set, mapped files included). Weights
+are random, so the boxes mean nothing. Needs about 7 GB of disk, which is freed at the end. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m bench.readme [--check]
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`. With `--check` nothing is written and a stale file is an
-error, which is how the tests use it.
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`. With `--check` nothing is written and a stale file
+is an error, which is how the tests use it.
 """
 
 from __future__ import annotations

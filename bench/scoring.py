@@ -12,8 +12,8 @@ from gemvg_edge.boxes import Box, match_boxes
 class Scores:
     """`f1` counts boxes over all questions (IoU at least the threshold, right image, one to one).
 
-    `mean_iou` is over matched boxes; `image_accuracy` is the share of questions whose predicted boxes lie in exactly the
-    images that the true boxes lie in (both empty counts as right).
+    `mean_iou` is over matched boxes; `image_accuracy` is the share of questions whose predicted boxes lie in exactly
+    the images that the true boxes lie in (both empty counts as right).
     """
 
     n: int

@@ -39,7 +39,8 @@ TURNS = (
 
 def logits_of_answers(model: Qwen2VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits[:, :-1]
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits: torch.Tensor = model(**inputs).logits[:, :-1]
     return logits[batch["labels"][:, 1:] != IGNORED]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2VLForConditionalGeneration, TrainerCallback
+from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
 
 from gemvg_edge.errors import GemvgError
 from train import sft
@@ -30,17 +30,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SftSettings:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
+    state: dict[str, torch.Tensor] = Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
+    return state
 
 
-class StopAt(TrainerCallback):
+class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
     """Stands for a kill: raises after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        if getattr(state, "global_step", 0) == self.step:
+    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        """The Trainer calls it after each step."""
+        if state.global_step == self.step:
             raise KeyboardInterrupt
 
 
@@ -51,10 +53,11 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, monkeypa
     assert json.loads((run.out / "training.json").read_text())["steps"] == 4
 
     broken = replace(run, out=run.out.with_name("broken"))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        trainer = sft.GroundingTrainer
+    trainer = sft.GroundingTrainer
+    with monkeypatch.context() as patch:
         patch.setattr(sft, "GroundingTrainer", lambda **kwargs: trainer(callbacks=[StopAt(3)], **kwargs))
-        train(broken)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
     assert not broken.out.exists()
     with pytest.raises(GemvgError, match="other settings"):
         train(replace(broken, learning_rate=1.0))
@@ -82,4 +85,5 @@ def test_text_targets_are_plain_cross_entropy() -> None:
 def test_spread_is_a_distribution_around_the_centre() -> None:
     soft = spread(torch.tensor([0.0, 4.5, 9.0]), 10)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(3))
-    assert soft[0].argmax() == 0 and soft[2].argmax() == 9 and soft[1, 4] == soft[1, 5]
+    assert soft[[0, 2]].argmax(dim=1).tolist() == [0, 9]
+    assert soft[1, 4] == soft[1, 5]

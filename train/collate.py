@@ -1,9 +1,10 @@
 """Samples -> batches: pictures, a shared prefix, and one branch a question.
 
-A sample's pictures are a long prefix and its questions are short, so all questions of a sample share one row: every branch
-(question and answer) sees the prefix and itself, and its positions start where the prefix ends. The loss is exactly that of
-asking each question alone (tests/test_collate.py), at a fraction of the work. With one question a sample this is the plain
-causal case. Uses the runtime's own prompt, positions and patches, so training sees what inference will.
+A sample's pictures are a long prefix and its questions are short, so all questions of a sample share one row: every
+branch (question and answer) sees the prefix and itself, and its positions start where the prefix ends. The loss is
+exactly that of asking each question alone (tests/test_collate.py), at a fraction of the work. With one question a
+sample this is the plain causal case. Uses the runtime's own prompt, positions and patches, so training sees what
+inference will.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def collate(samples: Sequence[Sample], settings: CheckpointSettings, pad_id: int
 def branch_mask(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Branch numbers (batch, tokens) -> which key each query may see, (batch, tokens, tokens).
 
-    A token sees the prefix (0) and its own branch, up to itself; padding (-1) sees padding, so that no softmax is empty.
+    A token sees the prefix (0) and its own branch, up to itself; padding (-1) sees padding, so that no softmax is
+    empty.
     """
     query, key = branch[:, :, None], branch[:, None, :]
     causal = np.tri(branch.shape[1], dtype=bool)

@@ -1,13 +1,13 @@
 """A temporary head that says what lies under each visual token: how a model learns to see from random weights.
 
-Without it the loss rests on the plateau of ignoring the picture. It is dropped when training ends and costs the model nothing.
-Ours, not the paper's: GeM-VG starts from a tower that already sees.
+Without it the loss rests on the plateau of ignoring the picture. It is dropped when training ends and costs the model
+nothing. Ours, not the paper's: GeM-VG starts from a tower that already sees.
 
-Two places are supervised, because they can know different things. The vision tower has rotary positions only, so it is blind to
-absolute place (equal patches give equal tokens wherever they lie): its tokens are asked for object, name, colour and the box
-around their own centre. Absolute place enters with the decoder's mRoPE, so the box as the answer must say it is asked of the
-hidden states after one of the decoder's middle layers. A cell is one visual token; the cell that holds an object's centre
-answers for it.
+Two places are supervised, because they can know different things. The vision tower has rotary positions only, so it
+is blind to absolute place (equal patches give equal tokens wherever they lie): its tokens are asked for object, name,
+colour and the box around their own centre. Absolute place enters with the decoder's mRoPE, so the box as the answer
+must say it is asked of the hidden states after one of the decoder's middle layers. A cell is one visual token; the
+cell that holds an object's centre answers for it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class DenseTargets:
 
 
 class DenseHead(nn.Module):
-    """Objectness, name, colour and offsets from the tower's tokens; box and own centre from the decoder's hidden states."""
+    """Object, name, colour and offsets from the tower's tokens; box and own centre from the decoder's states."""
 
     def __init__(self, width: int, names: int, colours: int) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class DenseHead(nn.Module):
     def place_loss(self, hidden: torch.Tensor, targets: DenseTargets, location_rows: torch.Tensor) -> torch.Tensor:
         """Hidden states of the visual tokens (tokens, width) against where they lie.
 
-        Read through the model's own location embeddings (locations, width), so that places are learned in the very form in
-        which the decoder will have to say them.
+        Read through the model's own location embeddings (locations, width), so that places are learned in the very
+        form in which the decoder will have to say them.
         """
         places = self.places(self.norm(hidden)).unflatten(1, (6, -1)) @ location_rows.T  # (tokens, 6, locations)
         boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
@@ -104,8 +104,8 @@ def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[
             colours.append(thing.colour)
             boxes.append(thing.box)
             offsets.append((x1 * columns - x, y1 * rows - y, x2 * columns - x, y2 * rows - y))
-        y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
-        centres.append(torch.stack([x, y], dim=-1).reshape(-1, 2))
+        down, across = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
+        centres.append(torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1).reshape(-1, 2))
         first += rows * columns
     return DenseTargets(
         torch.tensor(cells),

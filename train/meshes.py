@@ -1,4 +1,4 @@
-"""The ten objects of the tabletop world as triangle meshes, made of profiles turned around an axis, boxes and ring arcs.
+"""The ten objects of the tabletop world as triangle meshes, made of turned profiles, boxes and ring arcs.
 
 Units are metres; an object stands on z = 0 at the origin. Knows nothing about pybullet, cameras or queries.
 """

@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.processing_utils import ProcessorMixin
 
 
-class ImageTextProcessor(Qwen2VLProcessor):
+class ImageTextProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers is not followed by mypy
     """Pictures and text only. TRL's trainers take it where they would take Qwen2VLProcessor."""
 
     @classmethod

@@ -1,8 +1,8 @@
 """Questions about tabletop scenes and their true answers. Knows scenes and boxes, neither pixels nor tokens.
 
-Kinds: `object` ("the red mug"), `colour` ("everything that is red"), `name` ("every mug"); any of them may be asked of one
-image only ("... in image 2"), and some have no target at all. Hard negatives borrow the colour and the name of things that
-are on the table.
+Kinds: `object` ("the red mug"), `colour` ("everything that is red"), `name` ("every mug"); any of them may be asked
+of one image only ("... in image 2"), and some have no target at all. Hard negatives borrow the colour and the name of
+things that are on the table.
 """
 
 from __future__ import annotations

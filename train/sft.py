@@ -2,9 +2,10 @@
 
     python -m train.sft --model runs/start --data data/tabletop/train --out runs/tabletop --steps 8000
 
-Folder in, folder out: any Qwen2-VL checkpoint goes in, the same layout comes out, with `training.json` saying how. A killed run
-that is started again with the same settings goes on from its last checkpoint, kept in `OUT.work` until the end. From random weights it needs `--dense-weight`: see dense_head.py.
-Coordinates written as location tokens are learned with soft targets, so that a near miss costs less than a far one.
+Folder in, folder out: any Qwen2-VL checkpoint goes in, the same layout comes out, with `training.json` saying how. A
+killed run that is started again with the same settings goes on from its last checkpoint, kept in `OUT.work` until the
+end. From random weights it needs `--dense-weight`: see dense_head.py. Coordinates written as location tokens are
+learned with soft targets, so that a near miss costs less than a far one.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         spread_now = self._seen_tokens.std(dim=0).mean() / self._seen_tokens.abs().mean()
         for name, value in (("tower_loss", tower), ("place_loss", place), ("visual_spread", spread_now)):
             self._metrics["train"][name].append(value.item())
-        return tower + place
+        loss: torch.Tensor = tower + place
+        return loss
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, first_location: int, locations: int) -> torch.Tensor:

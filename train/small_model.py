@@ -5,8 +5,8 @@
 It is transformers' own Qwen2VLForConditionalGeneration, only small, so every later stage treats it as it treats the 7B.
 What differs from Qwen's sizes, and why:
   * patch 8 instead of 14: at 128 x 128 pixels a visual token covers 16 pixels, about the smallest object;
-  * rope_theta 10 instead of 10^6: contiguous mRoPE gives the width axis the lowest frequencies, which at 10^6 cannot tell
-    neighbouring columns of an 8 x 8 grid apart;
+  * rope_theta 10 instead of 10^6: contiguous mRoPE gives the width axis the lowest frequencies, which at 10^6 cannot
+    tell neighbouring columns of an 8 x 8 grid apart;
   * 129 location tokens: one a pixel edge, initialised as smooth waves so that near numbers start near each other.
 """
 
@@ -38,7 +38,8 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 CHAT_TEMPLATE = (
     "{% set pictures = namespace(count=0) %}{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{% set pictures.count = pictures.count + 1 %}"
     "Picture {{ pictures.count }}: <|vision_start|><|image_pad|><|vision_end|>"

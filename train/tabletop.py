@@ -4,8 +4,8 @@
 
 Every scene comes from its own seed, so a split is a range of seeds: training counts up from 0, held-out scenes from
 HELD_OUT_SEED. Truth is the renderer's own mask. An object is a target in a view with at least MIN_PIXELS_SHARE of the
-picture showing; views that show less than that of an object (but not nothing) are drawn again, so truth is never a toss-up.
-Knows nothing about queries or models. The folder gets one PNG a view and one `scenes-*.jsonl` line a scene.
+picture showing; views that show less than that of an object (but not nothing) are drawn again, so truth is never a
+toss-up. Knows nothing about queries or models. The folder gets one PNG a view and one `scenes-*.jsonl` line a scene.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHARD = 250  # scenes in one scenes-*.jsonl, the unit that is resumed
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a scene; `boxes[k]` is object k's box in its pixels (x1, y1, x2, y2), or None where it is not seen."""
+    """One picture of a scene; `boxes[k]` is object k's box in its pixels (x1, y1, x2, y2), None where unseen."""
 
     file: str
     width: int
@@ -143,7 +143,7 @@ def _render_scene(world: _world, seed: int, folder: Path, cameras: int, size: in
 
 
 def _choose_objects(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Two to five objects; a repeat shares the name or the colour of an earlier one often enough to confuse a guesser."""
+    """Two to five objects; names and colours repeat often enough to confuse a guesser."""
     names, colours = list(MESHES), list(COLOURS)
     objects: list[tuple[str, str]] = []
     for _ in range(rng.integers(2, 6)):
@@ -163,8 +163,8 @@ def _build(world: _world, rng: np.random.Generator, objects: list[tuple[str, str
         (3.0, -0.5, rng.uniform(0.15, 0.9, 3)),
         (rng.uniform(0.42, 0.6), -0.02, rng.uniform(0.25, 0.85, 3)),
     ):
-        colour = [*(shade.mean() + 0.45 * (shade - shade.mean())), 1]
-        slab = p.createVisualShape(p.GEOM_BOX, halfExtents=[half, half, 0.02], rgbaColor=colour)
+        rgba = [*(shade.mean() + 0.45 * (shade - shade.mean())), 1]
+        slab = p.createVisualShape(p.GEOM_BOX, halfExtents=[half, half, 0.02], rgbaColor=rgba)
         p.createMultiBody(0, -1, slab, [0, 0, z])
     places: list[np.ndarray[Any, Any]] = []
     while len(places) < len(objects):
@@ -198,7 +198,7 @@ def _light(rng: np.random.Generator) -> dict[str, Any]:
 def _photograph(
     world: _world, rng: np.random.Generator, bodies: list[int], light: dict[str, Any], cameras: int, size: int
 ) -> Iterator[tuple[Any, tuple[tuple[float, float, float, float] | None, ...]]]:
-    """Up to `cameras` pictures (RGB uint8, boxes) from around the table; a view with a toss-up is tried again a few times."""
+    """Up to `cameras` pictures (RGB uint8, boxes) from around the table; toss-ups are tried again a few times."""
     p = world.bullet
     start = rng.uniform(0, 360)
     for k in range(cameras):

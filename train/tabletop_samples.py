@@ -1,7 +1,7 @@
 """Rendered tabletop scenes -> training samples: which views, which questions, flips, and how hard when.
 
-A run is one list of draws, and draw k is fixed by (seed, k): the same pictures and questions come whether or not the run was
-interrupted. The first CURRICULUM_SHARE of the draws show one picture, the rest two or (seldom) three or one.
+A run is one list of draws, and draw k is fixed by (seed, k): the same pictures and questions come whether or not the
+run was interrupted. The first CURRICULUM_SHARE of the draws show one picture, the rest two or (seldom) three or one.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ def draw_sample(
     """One scene seen by `images` of its cameras in random order, each picture mirrored half the time."""
     scene = scenes[rng.integers(len(scenes))]
     order = rng.permutation(len(scene.views))[:images]
-    views, pictures = [], []
+    views: list[View] = []
+    pictures: list[Image.Image] = []
     for k in order:
-        view, picture = scene.views[k], Image.open(folder / scene.views[k].file)
+        view = scene.views[k]
+        picture: Image.Image = Image.open(folder / view.file)
         if rng.random() < 0.5:
             view, picture = _mirror(view), ImageOps.mirror(picture)
         views.append(view)
