@@ -1,0 +1,72 @@
+"""The shipped model: its scores on held-out scenes, the same answers through PyTorch, and the shipped pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.accuracy import evaluate, held_out, open_model
+from bench.readme import ROOT
+from export.to_onnx import main as export
+from gemvg_edge import Box, GemvgError, Grounder
+from gemvg_edge.boxes import match_boxes
+from gemvg_edge.bundle import DECODER_DATA, EMBEDDING, TOKENIZER, VISION_DATA, open_bundle
+from gemvg_edge.grounder import DEFAULT_BUNDLE
+from train.queries import Query
+
+CHECKPOINT = ROOT / "checkpoints" / "tabletop"
+EXAMPLES = ROOT / "examples" / "images"
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list:
+    return held_out(tmp_path_factory.mktemp("heldout"), 40)
+
+
+def test_the_shipped_model_finds_things(questions: list) -> None:
+    scores, _ = evaluate(open_model(DEFAULT_BUNDLE), questions, "shipped")
+    assert scores["f1"] >= 0.6
+    assert scores["image_accuracy"] >= 0.6
+
+
+def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path: Path) -> None:
+    assert export([str(CHECKPOINT), str(tmp_path / "float32")]) == 0
+    reference, expected = evaluate(open_model(CHECKPOINT), questions, "PyTorch")
+    scores, texts = evaluate(open_model(tmp_path / "float32"), questions, "float32")
+    assert texts == expected
+    assert scores["f1"] == reference["f1"]
+
+
+def test_the_shipped_bundle_is_the_checkpoint_in_int4(tmp_path: Path) -> None:
+    assert export([str(CHECKPOINT), str(tmp_path / "tabletop"), "--weights", "int4"]) == 0
+    ours, shipped = (open_bundle(folder).manifest for folder in (tmp_path / "tabletop", DEFAULT_BUNDLE))
+    # The graphs themselves may be written otherwise by another onnx; weights may not.
+    for name in (VISION_DATA, DECODER_DATA, EMBEDDING, TOKENIZER):
+        assert ours.files[name] == shipped.files[name], name
+    assert replace(ours, files={}) == replace(shipped, files={})
+
+
+def test_sizes_stay_small() -> None:
+    assert sum(file.stat().st_size for file in DEFAULT_BUNDLE.iterdir()) <= 8e6
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 20e6
+
+
+def example_questions() -> Iterator[tuple[list[Path], Query]]:
+    for record in json.loads((EXAMPLES / "scenes.json").read_text()):
+        boxes = tuple(Box(*box) for box in record["boxes"])
+        yield [EXAMPLES / name for name in record["images"]], Query(record["query"], boxes, "")
+
+
+@pytest.mark.parametrize(("images", "query"), example_questions(), ids=lambda value: getattr(value, "text", ""))
+def test_the_shipped_pictures_are_answered_right(images: list[Path], query: Query) -> None:
+    found = Grounder.open().ground(images, query.text).boxes
+    assert len(found) == len(query.boxes) == len(match_boxes(found, query.boxes))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GemvgError, match="neither a bundle"):
+        open_model(tmp_path)
