@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gemvg_edge.errors import GemvgError
 from train.meshes import MESHES
 from train.queries import KIND_SHARES, ask, held_out_question, phrases
 from train.tabletop import COLOURS, TabletopScene, read_scenes, render
@@ -37,6 +38,17 @@ def test_finished_shards_are_kept(folder: Path) -> None:
     written = shard.stat().st_mtime_ns
     render(folder, first_seed=7_000, scenes=12, cameras=3, size=192, processes=1)
     assert shard.stat().st_mtime_ns == written
+
+
+def test_a_short_shard_is_rendered_anew(tmp_path: Path) -> None:
+    render(tmp_path, first_seed=7_000, scenes=1, cameras=1, size=64, processes=1)
+    render(tmp_path, first_seed=7_000, scenes=2, cameras=1, size=64, processes=1)
+    assert [scene.seed for scene in read_scenes(tmp_path)] == [7_000, 7_001]
+
+
+def test_scenes_of_other_settings_are_not_mixed(folder: Path) -> None:
+    with pytest.raises(GemvgError, match=r"was rendered with .*'size': 192.* not .*'size': 64"):
+        render(folder, first_seed=7_000, scenes=12, cameras=3, size=64, processes=1)
 
 
 def test_boxes_lie_in_the_picture_and_around_the_colour(folder: Path, scenes: list[TabletopScene]) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gemvg_edge.boxes import Box
+from gemvg_edge.errors import GemvgError
 from train.meshes import MESHES, write_obj
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -79,19 +80,34 @@ def read_scenes(folder: Path) -> list[TabletopScene]:
 
 def render(folder: Path, first_seed: int, scenes: int, cameras: int, size: int, processes: int) -> None:
     """Render seeds first_seed.. into the folder; shards that are already there are kept."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    _claim(folder, {"cameras": cameras, "size": size})
+    (folder / "images").mkdir(exist_ok=True)
     starts = range(first_seed, first_seed + scenes, SHARD)
-    shards = [
-        (start, min(SHARD, first_seed + scenes - start)) for start in starts if not _shard_file(folder, start).exists()
-    ]
+    shards = [(start, min(SHARD, first_seed + scenes - start)) for start in starts]
+    missing = [(start, count) for start, count in shards if _rendered(_shard_file(folder, start)) < count]
+    if not missing:
+        return
     work = partial(_render_shard, folder=folder, cameras=cameras, size=size)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for _ in tqdm(pool.imap_unordered(work, shards), total=len(shards), desc="shards", unit="shard"):
+        for _ in tqdm(pool.imap_unordered(work, missing), total=len(missing), desc="shards", unit="shard"):
             pass
+
+
+def _claim(folder: Path, settings: dict[str, int]) -> None:
+    """Refuse to mix scenes of other settings into a folder."""
+    record = folder / "settings.json"
+    if record.is_file() and (found := json.loads(record.read_text())) != settings:
+        raise GemvgError(f"{folder} was rendered with {found}, not {settings}; give another folder or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(settings))
 
 
 def _shard_file(folder: Path, start: int) -> Path:
     return folder / f"scenes-{start:08d}.jsonl"
+
+
+def _rendered(shard: Path) -> int:
+    return len(shard.read_text().splitlines()) if shard.is_file() else 0
 
 
 def _render_shard(shard: tuple[int, int], folder: Path, cameras: int, size: int) -> None:
@@ -253,7 +269,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=192, help="square root of a picture's area in pixels")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    render(args.folder, args.first_seed, args.scenes, args.cameras, args.size, args.processes)
+    for flag in ("scenes", "cameras", "size", "processes"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} must be at least 1")
+    try:
+        render(args.folder, args.first_seed, args.scenes, args.cameras, args.size, args.processes)
+    except GemvgError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
