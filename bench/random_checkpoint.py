@@ -104,11 +104,13 @@ def write_random_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     weight_map: dict[str, str] = {}
     shard: dict[str, npt.NDArray[Any]] = {}
     shards = 0
-    for name, shape in tqdm(list(tensor_shapes(config)), desc="random weights", unit="tensor"):
+    for k, (name, shape) in enumerate(tqdm(list(tensor_shapes(config)), desc="random weights", unit="tensor")):
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             shards = _write_shard(folder, shard, shards, weight_map)
         is_norm = "norm" in name or "ln_q" in name
-        values = np.ones(shape, np.float32) if is_norm and name.endswith("weight") else np.resize(noise, shape)
+        # Every tensor its own: ONNX Runtime packs equal weights only once, and the memory would look too small.
+        own = np.roll(noise, 104_729 * k)
+        values = np.ones(shape, np.float32) if is_norm and name.endswith("weight") else np.resize(own, shape)
         shard[name] = values.astype(ml_dtypes.bfloat16)
     _write_shard(folder, shard, shards, weight_map)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
