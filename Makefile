@@ -1,5 +1,6 @@
 # `make demo` needs the runtime alone; `make test` sets up the whole workshop. Both start from nothing but Python and git.
-PYTHON ?= python3
+# 3.11 is preferred: pybullet has no wheels for newer Pythons, so pip compiles it there (minutes, and needs g++).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # A machine that would get PyTorch's CUDA build (5 GB) can be pointed at the CPU one:
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
