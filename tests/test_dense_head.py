@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.dense_head import DenseHead, SeenObject, dense_targets
+from train.dense_head import POINTER_WIDTH, DenseHead, Pointers, SeenObject, dense_targets, find_pointers
 
 GRIDS = [(1, 8, 12), (1, 6, 4)]  # 4 x 6 and 3 x 2 cells of 2 x 2 patches
 OBJECTS = [
@@ -53,3 +53,36 @@ def test_a_head_that_sees_its_targets_learns_them(part: str) -> None:
     # Soft targets have entropy: about 1.42 for the four box numbers and half as much again for the centres.
     floor = 0.0 if part == "tower" else 1.5 * 1.42
     assert losses[-1] < floor + 0.1 < losses[0]
+
+
+def test_pointers_start_at_the_question_and_at_each_box() -> None:
+    box, ignored = 9, -100
+    # Two rows of a two-token prefix and questions: tokens, where 5 ends a question; labels only on answers.
+    ids = torch.tensor([[0, 0, 4, 5, box, 7, box, 7, 4, 5, 8], [0, 0, box, 5, 8, 4, 5, box, 7, 1, 1]])
+    labels = ids.clone()
+    labels[0, [0, 1, 2, 3, 8, 9]] = ignored
+    labels[1, [0, 1, 2, 3, 5, 6, 9, 10]] = ignored  # the box token in a question asks for nothing
+    cells = torch.tensor([3, 5, 6])
+    pointers = find_pointers(ids, labels, ignored, box, cells, [[[0, 1], []], [[], [2]]], tokens=8)
+    assert pointers.rows.tolist() == [0, 0, 0, 1, 1]
+    assert pointers.places.tolist() == [3, 4, 6, 6, 7]
+    assert pointers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 6, 6]
+    assert pointers.cells[0].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0]
+
+
+def test_pointing_at_the_right_token_costs_least() -> None:
+    head = DenseHead(POINTER_WIDTH, names=3, colours=3)
+    torch.nn.init.eye_(head.asks.weight)
+    torch.nn.init.eye_(head.shows.weight)
+    is_visual = torch.tensor([[True, True, False], [True, True, False]])
+    hidden = torch.randn(2, 3, POINTER_WIDTH)
+    hidden[0, 2] = hidden[0, 1]  # row 0 asks for what its second visual token shows
+    losses = [
+        head.pointer_loss(
+            hidden, is_visual, Pointers(torch.tensor([0]), torch.tensor([2]), torch.eye(4)[[cell]])
+        ).item()
+        for cell in range(4)
+    ]
+    assert losses[1] < losses[0] < losses[2], "tokens of another row are out of reach"
+    nobody = Pointers(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, 4))
+    assert head.pointer_loss(hidden, is_visual, nobody) == 0

@@ -1,12 +1,11 @@
 """What a checkpoint folder says beside its weights: tokenizer, preprocessing, prompt template, answer format.
 
-Reads the Hugging Face layout; our own settings are the key `grounding` of config.json, and a checkpoint without it (Qwen's
-own) gets Qwen2-VL's template and digits. Imports no torch, so that export can use it too.
+Reads the Hugging Face layout; our own settings are the key `grounding` of config.json, and a checkpoint without it
+(Qwen's own) gets Qwen2-VL's template and digits. Imports no torch, so that export can use it too.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ from tokenizers import Tokenizer
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
-from gemvg_edge.prompt import PromptTemplate
+from gemvg_edge.json_object import JsonObject, read_json_object
+from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
+
+CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,52 @@ class CheckpointSettings:
 
 def read_settings(folder: Path) -> CheckpointSettings:
     """Read the settings of a checkpoint folder; GemvgError names the file that is missing or wrong."""
-    config = read_json(folder / "config.json")
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise GemvgError(f"{tokenizer_file} is missing; a checkpoint needs its fast tokenizer file")
-    grounding = config.get("grounding", {})
-    return CheckpointSettings(
-        Tokenizer.from_file(str(tokenizer_file)),
-        Preprocessing.from_config(read_json(folder / "preprocessor_config.json")),
-        PromptTemplate.from_config(grounding.get("prompt", {})),
-        AnswerFormat.from_config(grounding.get("answer", {})),
-        int(config["image_token_id"]),
+    config = read_object(folder / CONFIG)
+    grounding = config.object("grounding", default={})
+    settings = CheckpointSettings(
+        _read_tokenizer(folder / TOKENIZER),
+        read_object(folder / PREPROCESSOR).settings(Preprocessing, others=True),
+        grounding.object("prompt", default={}).settings(PromptTemplate),
+        grounding.object("answer", default={}).settings(AnswerFormat),
+        config.value("image_token_id", int),
     )
+    _check_tokens(folder / TOKENIZER, settings)
+    return settings
+
+
+def read_object(file: Path) -> JsonObject:
+    """A JSON object from a checkpoint's file, its fields checked as they are read."""
+    if not file.parent.is_dir():
+        raise GemvgError(f"{file.parent}: no such checkpoint folder; give one with {CONFIG} and safetensors")
+    missing = f"no such file; {file.parent} is not a checkpoint in the Hugging Face layout"
+    return read_json_object(file, "mend it or download the checkpoint again", missing)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file."""
-    if not file.parent.is_dir():
-        raise GemvgError(f"{file.parent}: no such checkpoint folder")
+    """The same as a plain dict."""
+    return dict(read_object(file).content)
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
     if not file.is_file():
-        raise GemvgError(f"{file} is missing; {file.parent} is not a checkpoint in the Hugging Face layout")
+        raise GemvgError(f"{file}: no such file; save the checkpoint's fast tokenizer there with save_pretrained")
     try:
-        content = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise GemvgError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise GemvgError(f"{file} holds no JSON object")
-    return content
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise GemvgError(f"{file} is not a tokenizer ({error}); download the checkpoint again") from None
+
+
+def _check_tokens(file: Path, settings: CheckpointSettings) -> None:
+    found, wanted = settings.tokenizer.token_to_id(IMAGE_TOKEN), settings.image_token_id
+    if found != wanted:
+        raise GemvgError(
+            f"{file}: {IMAGE_TOKEN} is token {found}, but {CONFIG} has image_token_id {wanted}; "
+            "take both files from one checkpoint"
+        )
+    locations = settings.answer_format.locations if settings.answer_format.coordinates == "locations" else 0
+    for token in (f"<loc_{k}>" for k in range(locations)):
+        if settings.tokenizer.token_to_id(token) is None:
+            raise GemvgError(
+                f"{file} has no token {token}, but {CONFIG} has {locations} of them in grounding.answer; "
+                "save the tokenizer that the model was trained with"
+            )

@@ -6,8 +6,10 @@ nothing. Ours, not the paper's: GeM-VG starts from a tower that already sees.
 Two places are supervised, because they can know different things. The vision tower has rotary positions only, so it
 is blind to absolute place (equal patches give equal tokens wherever they lie): its tokens are asked for object, name,
 colour and the box around their own centre. Absolute place enters with the decoder's mRoPE, so the box as the answer
-must say it is asked of the hidden states after one of the decoder's middle layers. A cell is one visual token; the
-cell that holds an object's centre answers for it.
+must say it is asked of the hidden states after one of the decoder's middle layers. There, too, the tokens that are
+about to name a box must point at the cells of what was asked for: without that, thousands of steps went by in which
+boxes were drawn around anything, whatever the question. A cell is one visual token; the cell that holds an object's
+centre answers for it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from torch import nn
 from torch.nn import functional
 
 from gemvg_edge.images import Grid
+
+POINTER_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,17 @@ class DenseTargets:
     centres: torch.Tensor  # (tokens, 2): x and y of every cell's centre, shares 0..1
 
 
+@dataclass(frozen=True)
+class Pointers:
+    """Which of a batch's tokens have to point at which visual tokens, for m of them."""
+
+    rows: torch.Tensor  # (m,): the row of the batch
+    places: torch.Tensor  # (m,): the place in that row
+    cells: torch.Tensor  # (m, tokens): shares, adding up to 1, over all visual tokens
+
+
 class DenseHead(nn.Module):
-    """Object, name, colour and offsets from the tower's tokens; box and own centre from the decoder's states."""
+    """Object, name, colour and offsets from the tower's tokens; places and pointers from the decoder's states."""
 
     def __init__(self, width: int, names: int, colours: int) -> None:
         super().__init__()
@@ -52,6 +65,7 @@ class DenseHead(nn.Module):
         self.tower = nn.Linear(width, 1 + names + colours + 4)
         self.norm = nn.LayerNorm(width)
         self.places = nn.Linear(width, 6 * width)
+        self.asks, self.shows = nn.Linear(width, POINTER_WIDTH), nn.Linear(width, POINTER_WIDTH)
 
     def tower_loss(self, tokens: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
         """Visual tokens (tokens, width) against what they show."""
@@ -75,6 +89,16 @@ class DenseHead(nn.Module):
         places = self.places(self.norm(hidden)).unflatten(1, (6, -1)) @ location_rows.T  # (tokens, 6, locations)
         boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
         return boxes + 0.5 * location_loss(places[:, 4:].flatten(0, 1), targets.centres.flatten())
+
+    def pointer_loss(self, hidden: torch.Tensor, is_visual: torch.Tensor, pointers: Pointers) -> torch.Tensor:
+        """Hidden states (batch, sequence, width): each pointing token against the visual tokens of its own row."""
+        if not len(pointers.rows):
+            return hidden.new_zeros(())
+        states = self.norm(hidden)
+        asked, shown = self.asks(states[pointers.rows, pointers.places]), self.shows(states[is_visual])
+        scores = asked @ shown.T / POINTER_WIDTH**0.5  # (m, tokens)
+        elsewhere = pointers.rows[:, None] != is_visual.nonzero()[None, :, 0]
+        return functional.cross_entropy(scores.masked_fill(elsewhere, -1e4), pointers.cells)
 
 
 def location_loss(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -115,3 +139,36 @@ def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[
         torch.tensor(offsets),
         torch.cat(centres),
     )
+
+
+def find_pointers(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    ignored: int,
+    box_start: int,
+    cells: torch.Tensor,
+    wanted: Sequence[Sequence[Sequence[int]]],
+    tokens: int,
+) -> Pointers:
+    """Who points where in a batch (batch, sequence).
+
+    `wanted` has the objects that answer each question of each row, in the order of the answer, as indices into the
+    batch's objects, whose visual tokens are `cells`. A question's last token points at all of them, each BOX_START of
+    its answer at the next one. Questions without a target point nowhere.
+    """
+    rows, places, shares = [], [], []
+    for row, questions in enumerate(wanted):
+        answers = labels[row] != ignored
+        starts = (answers[1:] & ~answers[:-1]).nonzero()[:, 0].tolist()  # the places before each answer
+        boxes = iter((answers & (input_ids[row] == box_start)).nonzero()[:, 0].tolist())
+        for start, objects in zip(starts, questions, strict=True):
+            pointing = [(start, list(objects))] if objects else []
+            pointing += [(next(boxes), [one]) for one in objects]
+            for place, at in pointing:
+                share = torch.zeros(tokens)
+                share[cells[at]] = 1 / len(at)
+                rows.append(row)
+                places.append(place)
+                shares.append(share)
+    cells_of = torch.stack(shares) if shares else torch.empty(0, tokens)
+    return Pointers(torch.tensor(rows), torch.tensor(places), cells_of)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,12 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
+from gemvg_edge.answer import BOX_START
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED, collate
-from train.dense_head import DenseHead, SeenObject, dense_targets, spread
+from train.dense_head import DenseHead, dense_targets, find_pointers, spread
 from train.meshes import MESHES
 from train.processor import load_processor
 from train.tabletop import COLOURS, read_scenes
@@ -66,6 +68,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         tokenizer = settings.tokenizer
         self.locations = settings.answer_format.locations
         self.first_location = token_id(tokenizer, "<loc_0>") if self.locations else -1
+        self.box_start = token_id(tokenizer, BOX_START)
         self.merge = settings.preprocessing.merge_size
         self.dense_weight = dense_weight
         self._seen_tokens = self._hidden = torch.empty(0)
@@ -95,7 +98,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Answer loss plus, while it is there, the dense head's."""
-        seen, labels = inputs.pop("seen"), inputs.pop("labels")
+        samples, labels = inputs.pop("samples"), inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
         logits, targets = outputs.logits[:, :-1], labels[:, 1:]
         kept = targets != IGNORED
@@ -103,21 +106,35 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]
         self._metrics["train"]["answer_loss"].append(answer.item())
         loss = answer
         if self.dense_weight:
-            loss = loss + self.dense_weight * self._dense_loss(model, inputs, seen)
+            loss = loss + self.dense_weight * self._dense_loss(model, inputs, labels, samples)
         return (loss, outputs) if return_outputs else loss
 
-    def _dense_loss(self, model: Any, inputs: dict[str, Any], seen: list[tuple[SeenObject, ...]]) -> torch.Tensor:
+    def _dense_loss(
+        self, model: Any, inputs: dict[str, Any], labels: torch.Tensor, samples: Sequence[TabletopSample]
+    ) -> torch.Tensor:
         grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
-        targets = dense_targets(grids, self.merge, seen)
+        targets = dense_targets(grids, self.merge, [seen for sample in samples for seen in sample.seen])
         table = model.get_input_embeddings().weight
         rows = table[self.first_location : self.first_location + self.locations]
         tower = model.dense_head.tower_loss(self._seen_tokens, targets)
-        place = model.dense_head.place_loss(self._hidden[inputs["mm_token_type_ids"] == 1], targets, rows)
+        is_visual = inputs["mm_token_type_ids"] == 1
+        place = model.dense_head.place_loss(self._hidden[is_visual], targets, rows)
+        pointers = find_pointers(
+            inputs["input_ids"],
+            labels,
+            IGNORED,
+            self.box_start,
+            targets.cells,
+            _count_on(samples),
+            len(targets.centres),
+        )
+        point = model.dense_head.pointer_loss(self._hidden, is_visual, pointers)
         # Near 0 once the tower has collapsed to one vector, as it did at a learning rate of 1.5e-3.
         spread_now = self._seen_tokens.std(dim=0).mean() / self._seen_tokens.abs().mean()
-        for name, value in (("tower_loss", tower), ("place_loss", place), ("visual_spread", spread_now)):
+        losses = {"tower_loss": tower, "place_loss": place, "pointer_loss": point, "visual_spread": spread_now}
+        for name, value in losses.items():
             self._metrics["train"][name].append(value.item())
-        loss: torch.Tensor = tower + place
+        loss: torch.Tensor = tower + place + point
         return loss
 
 
@@ -178,7 +195,16 @@ def train(run: SftSettings) -> None:
 
 def _collate_rows(rows: list[dict[str, Any]], settings: CheckpointSettings, pad_id: int) -> dict[str, Any]:
     samples: list[TabletopSample] = [row["sample"] for row in rows]
-    return {**collate(samples, settings, pad_id), "seen": [seen for sample in samples for seen in sample.seen]}
+    return {**collate(samples, settings, pad_id), "samples": samples}
+
+
+def _count_on(samples: Sequence[TabletopSample]) -> list[list[list[int]]]:
+    """Each sample's wanted objects, counted over the whole batch."""
+    wanted, first = [], 0
+    for sample in samples:
+        wanted.append([[first + k for k in question] for question in sample.wanted])
+        first += sum(map(len, sample.seen))
+    return wanted
 
 
 def _claim_work_folder(run: SftSettings) -> Path:

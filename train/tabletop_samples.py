@@ -28,6 +28,7 @@ class TabletopSample(Sample):
     """A sample that also knows all that its pictures show, for the dense head."""
 
     seen: tuple[tuple[SeenObject, ...], ...]
+    wanted: tuple[tuple[int, ...], ...]  # of each question: which of the seen objects, counted over all pictures
 
 
 def image_counts(draws: int, curriculum_share: float, seed: int) -> list[int]:
@@ -59,11 +60,14 @@ def draw_sample(
         views.append(view)
         pictures.append(picture)
     sizes = [(view.width, view.height) for view in views]
-    turns = []
+    seen_boxes = [view.box(k, image) for image, view in enumerate(views) for k in range(len(scene.objects))]
+    seen_boxes = [box for box in seen_boxes if box is not None]
+    turns, wanted = [], []
     for _ in range(questions):
         query = ask(scene, views, rng)
         turns.append((query.text, write_answer(query.boxes, sizes, answer_format)))
-    return TabletopSample(pictures, turns, tuple(_seen(scene, view) for view in views))
+        wanted.append(tuple(seen_boxes.index(box) for box in query.boxes))
+    return TabletopSample(pictures, turns, tuple(_seen(scene, view) for view in views), tuple(wanted))
 
 
 def _mirror(view: View) -> View:
