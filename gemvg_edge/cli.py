@@ -9,6 +9,7 @@ Exit code 0, or 2 with one sentence on stderr when the input is at fault.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -30,9 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return _ground(options) if options.command == "ground" else _inspect(options)
+        code = _ground(options) if options.command == "ground" else _inspect(options)
+        sys.stdout.flush()  # here, where a closed pipe is caught
+        return code
     except GemvgError as error:
-        print(f"gemvg: {error}", file=sys.stderr)
+        print("gemvg:", " ".join(str(error).split()), file=sys.stderr)  # an engine's own messages have several lines
         return 2
     except BrokenPipeError:  # the reader of our output closed it, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,8 +76,9 @@ def _ground(options: argparse.Namespace) -> int:
 
 
 def _print_lines(files: Sequence[str], grounding: Grounding) -> None:
+    names = [os.fsencode(file).decode(errors="replace") for file in files]  # a name need not be text
     for box in grounding.boxes:
-        print(f"{files[box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
+        print(f"{names[box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
     if not grounding.boxes:
         print(f"nothing found ({grounding.problem})" if grounding.problem else "nothing found")
     elif grounding.problem:
@@ -107,14 +111,23 @@ def _inspect(options: argparse.Namespace) -> int:
 def _check_target(path: Path) -> None:
     if not path.resolve().parent.is_dir():
         raise GemvgError(f"--draw {path}: the folder {path.parent} does not exist; make it first")
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise GemvgError(f"--draw {path}: {path.suffix or 'no ending'} is not a picture format; use .png or .jpg")
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        # Pillow reads more formats than it writes, and some it writes without colour.
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), file_format or "")
+    except (KeyError, OSError, ValueError):
+        ending = path.suffix or "no ending"
+        raise GemvgError(f"--draw {path}: {ending} is not a picture format to write; use .png or .jpg") from None
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    picture.save(partial)
-    os.replace(partial, path)
+    try:
+        picture.save(partial)
+        os.replace(partial, path)
+    except (OSError, ValueError) as error:
+        partial.unlink(missing_ok=True)
+        raise GemvgError(f"--draw {path} cannot be written ({error}); give another file") from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ _INK, _PAPER = (255, 0, 160), (255, 255, 255)
 
 
 def draw_boxes(images: Sequence[Image.Image], boxes: Sequence[Box], caption: str) -> Image.Image:
-    """One sheet: the pictures (RGB, any size) at equal height, left to right, with their boxes and the caption above."""
+    """One sheet: the pictures (RGB, any size) at equal height, left to right, with their boxes, under the caption."""
     gap, title = 8, 34
     scales = [HEIGHT / image.height for image in images]
     widths = [max(1, round(image.width * scale)) for image, scale in zip(images, scales, strict=True)]

@@ -30,6 +30,7 @@ from gemvg_edge.positions import mrope_positions, text_positions
 from gemvg_edge.prompt import check_query, encode_prefix, encode_query
 
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "tabletop"
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,13 @@ class Grounder:
             raise GemvgError(
                 f"max_query_tokens={max_query_tokens} and max_new_tokens={max_new_tokens} must be at least 1"
             )
+        if not 0 <= threads <= MAX_THREADS:
+            raise GemvgError(f"threads={threads}; give 0 for one a physical core, or a number up to {MAX_THREADS}")
         opened = open_bundle(Path(bundle), check_hashes)
         # The engine is imported only here, so that everything else works without one.
         from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 
-        tokenizer = Tokenizer.from_file(str(opened.path(TOKENIZER)))
+        tokenizer = _open_tokenizer(opened.path(TOKENIZER))
         vision, decoder = OnnxVisionTower(opened, threads), OnnxDecoder(opened, threads)
         return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
 
@@ -191,3 +194,10 @@ class Grounder:
         """Look and ask in one go; use `look` when the same pictures get several questions."""
         check_query(query)  # before the expensive half
         return self.look(images).ground(query)
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise GemvgError(f"{path} is not a tokenizer ({error}); copy or export the bundle again") from None
