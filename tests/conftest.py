@@ -1,9 +1,67 @@
-"""Settings shared by all tests."""
+"""Settings and tiny bundles shared by all tests. Heavy imports wait for the first test that needs them."""
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub, before transformers reads this
 # The first example of a kind loads or builds things, so a deadline would only measure the machine.
 settings.register_profile("gemvg", deadline=None)
 settings.load_profile("gemvg")
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A tiny Qwen2-VL with random weights as transformers' model, and its bundle; it writes nonsense without end."""
+    from tests.checkpoints import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("random")
+    model = write_checkpoint(folder / "checkpoint")
+    return model, export_bundle(folder)
+
+
+@pytest.fixture(scope="session")
+def fixed_answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a model that answers every question with the box <loc_8><loc_16><loc_24><loc_40> in Image-2.
+
+    Attention and feed-forward parts are switched off, and the head follows each token by the next one of the answer.
+    """
+    import torch
+
+    from tests.checkpoints import edit_json, write_checkpoint
+    from tests.tokenizers_small import small_tokenizer
+
+    folder = tmp_path_factory.mktemp("fixed")
+    checkpoint = folder / "checkpoint"
+    model = write_checkpoint(checkpoint)
+    tokenizer = small_tokenizer(locations=41)
+    answer = "Image-2: <|box_start|><loc_8><loc_16><loc_24><loc_40><|box_end|><|im_end|>"
+    chain = tokenizer.encode("\n" + answer, add_special_tokens=False).ids  # the prompt ends with a new line
+    assert len(set(chain)) == len(chain)
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.language_model.norm.weight.fill_(1)
+        model.lm_head.weight.zero_()
+        embeddings = model.model.language_model.embed_tokens.weight
+        for token, following in pairwise(chain):
+            model.lm_head.weight[following] = embeddings[token]
+    model.save_pretrained(checkpoint)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    edit_json(checkpoint / "config.json", grounding={"answer": {"coordinates": "locations", "locations": 41}})
+    return export_bundle(folder)
+
+
+def export_bundle(folder: Path) -> Path:
+    """`folder`/checkpoint -> `folder`/bundle."""
+    from export.to_onnx import main as export
+
+    assert export([str(folder / "checkpoint"), str(folder / "bundle")]) == 0
+    return folder / "bundle"

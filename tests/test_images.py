@@ -1,4 +1,4 @@
-"""Preprocessing against transformers' Qwen2VLImageProcessorPil, pixel for pixel, and pictures of every make, good and bad."""
+"""Preprocessing against transformers' Qwen2VLImageProcessorPil, pixel for pixel, and pictures of every make."""
 
 from __future__ import annotations
 

@@ -1,0 +1,103 @@
+"""Sheets of pictures, pixel by pixel: every box stands where it should, on its own picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from gemvg_edge.boxes import Box
+from gemvg_edge.draw import HEIGHT, draw_boxes
+
+GAP, TITLE = 8, 34
+INK = (255, 0, 160)
+GREY = (90, 90, 90)
+
+
+def grey(*sizes: tuple[int, int]) -> list[Image.Image]:
+    """Plain pictures of (width, height)."""
+    return [Image.new("RGB", size, GREY) for size in sizes]
+
+
+def inked(sheet: Image.Image) -> npt.NDArray[np.bool_]:
+    """Where the colour of boxes is, (height, width)."""
+    found: npt.NDArray[np.bool_] = (np.asarray(sheet) == INK).all(axis=2)
+    return found
+
+
+def frame(sheet: Image.Image) -> tuple[int, int, int, int]:
+    """The outermost coloured pixels: left, top, right, bottom."""
+    rows, columns = np.nonzero(inked(sheet))
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+
+
+def test_the_sheet_holds_the_pictures_at_equal_height() -> None:
+    sheet = draw_boxes([*grey((200, 100)), Image.new("RGB", (384, 384), (0, 0, 200))], [], "the red mug")
+    assert sheet.mode == "RGB"
+    assert sheet.size == (GAP + 768 + GAP + 384 + GAP, TITLE + HEIGHT + GAP)
+    pixels = np.asarray(sheet)
+    assert (pixels[TITLE : TITLE + HEIGHT, GAP : GAP + 768] == GREY).all()
+    assert (pixels[TITLE : TITLE + HEIGHT, GAP + 768 + GAP : -GAP] == (0, 0, 200)).all()
+    assert (pixels[TITLE:, :GAP] == 255).all()
+    assert (pixels[TITLE:, GAP + 768 : GAP + 768 + GAP] == 255).all()
+    assert pixels[:TITLE].min() < 100, "the caption is there"
+    assert not inked(sheet).any()
+
+
+BOXES = [
+    # label, size of the picture, box in its pixels, box on the sheet
+    ("as large as the sheet", (384, 384), (100, 50, 200, 300), (100, 50, 200, 300)),
+    ("grown twice", (192, 192), (10, 20, 30, 40), (20, 40, 60, 80)),
+    ("shrunk ten times", (5000, 3840), (1000, 2000, 3000, 3500), (100, 200, 300, 350)),
+    ("upright", (96, 192), (10, 20, 30, 40), (20, 40, 60, 80)),
+    ("a tiny picture", (4, 4), (1, 1, 3, 2), (96, 96, 288, 192)),
+    ("the whole picture", (384, 384), (0, 0, 384, 384), (0, 0, 384, 384)),
+    ("parts of pixels", (192, 192), (10.25, 20.5, 30.25, 40.5), (20.5, 41, 60.5, 81)),
+]
+
+
+@pytest.mark.parametrize(("label", "size", "box", "drawn"), BOXES, ids=[case[0] for case in BOXES])
+def test_a_box_stands_in_its_place(
+    label: str, size: tuple[int, int], box: tuple[float, ...], drawn: tuple[float, ...]
+) -> None:
+    sheet = draw_boxes(grey(size), [Box(0, *box)], "")
+    expected = [GAP + drawn[0], TITLE + drawn[1], GAP + drawn[2], TITLE + drawn[3]]
+    assert np.abs(np.subtract(frame(sheet), expected)).max() <= 1, label
+    # An outline three pixels wide on all four sides, and the picture untouched inside and around it.
+    x1, y1, x2, y2 = frame(sheet)
+    middle_x, middle_y = (x1 + x2) // 2, (y1 + y2) // 2
+    ink = inked(sheet)
+    assert ink[y1 : y2 + 1, middle_x].sum() == ink[middle_y, x1 : x2 + 1].sum() == 6
+    assert sheet.getpixel((middle_x, middle_y)) == GREY
+    if x1 > GAP + 2:
+        assert sheet.getpixel((x1 - 3, middle_y)) == GREY
+
+
+def test_boxes_go_to_their_own_pictures() -> None:
+    boxes = [Box(1, 10, 10, 50, 50), Box(0, 100, 100, 150, 150), Box(1, 200, 200, 250, 250)]
+    ink = inked(draw_boxes(grey((384, 384), (384, 384), (384, 384)), boxes, ""))
+    thirds = [ink[:, start : start + 384 + GAP] for start in (GAP, 2 * GAP + 384, 3 * GAP + 768)]
+    assert [part.any() for part in thirds] == [True, True, False]
+    assert thirds[1][TITLE + 10 : TITLE + 51, 10:51].any()
+    assert thirds[1][TITLE + 200 : TITLE + 251, 200:251].any()
+    assert not thirds[0][:, :99].any()
+
+
+def test_white_keeps_a_box_visible_on_its_own_colour() -> None:
+    pixels = np.asarray(draw_boxes([Image.new("RGB", (384, 384), INK)], [Box(0, 100, 100, 200, 200)], ""))
+    row = pixels[TITLE + 150, GAP + 95 : GAP + 110]
+    assert (row == 255).all(axis=1).sum() == 2, "one white pixel on each side of the coloured line"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 4000)])
+def test_pictures_of_odd_shapes(size: tuple[int, int]) -> None:
+    sheet = draw_boxes(grey(size), [Box(0, 0, 0, *map(float, size))], "a caption longer than the picture is wide")
+    assert sheet.width == max(1, round(size[0] * HEIGHT / size[1])) + 2 * GAP
+    assert inked(sheet).any()
+
+
+def test_the_pictures_given_stay_as_they_were() -> None:
+    pictures = grey((384, 384))
+    draw_boxes(pictures, [Box(0, 1, 1, 300, 300)], "été 赤い杯\nsecond line")
+    assert pictures[0].getcolors() == [(384 * 384, GREY)]
