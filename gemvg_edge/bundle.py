@@ -7,15 +7,16 @@ names the file and the fix. Knows no engine and no model arithmetic.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
+from gemvg_edge.json_object import JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
 
 FORMAT = "gemvg-edge-bundle"
@@ -26,8 +27,7 @@ DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
 EMBEDDING, TOKENIZER = "embedding.npy", "tokenizer.json"
 FILES = (VISION_GRAPH, VISION_DATA, DECODER_GRAPH, DECODER_DATA, EMBEDDING, TOKENIZER)
 MODEL_TYPES = ("qwen2_vl",)
-
-T = TypeVar("T")
+DIALECTS = ("fused",)
 
 
 @dataclass(frozen=True)
@@ -106,100 +106,73 @@ def open_bundle(folder: str | Path, check_hashes: bool = True) -> Bundle:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    if not path.is_file():
-        raise GemvgError(f"{path}: no such file; write a bundle with `python -m export.to_onnx CHECKPOINT BUNDLE`")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise GemvgError(f"{path} is not JSON ({error}); export the bundle again") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    manifest = read_json_object(
+        path,
+        "export the bundle again",
+        "no such file; write a bundle with `python -m export.to_onnx CHECKPOINT BUNDLE`",
+    )
+    if manifest.content.get("format") != FORMAT:
         raise GemvgError(f"{path} is not the manifest of a {FORMAT}; give one that `python -m export.to_onnx` wrote")
-    version = _field(path, content, "format_version", int)
-    if version > FORMAT_VERSION:
-        raise GemvgError(
-            f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; update gemvg-edge"
-        )
-    files = _read_files(path, _field(path, content, "files", dict))
-    settings: Callable[[str], dict[str, Any]] = lambda key: _field(path, content, key, dict)  # noqa: E731
+    version = manifest.value("format_version", int)
+    if version != FORMAT_VERSION:
+        fix = "update gemvg-edge" if version > FORMAT_VERSION else "export the bundle again"
+        raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; {fix}")
+    dialect = manifest.value("dialect", str)
+    if dialect not in DIALECTS:
+        raise GemvgError(f"{path}: unknown dialect {dialect!r}; this gemvg-edge runs {', '.join(DIALECTS)}")
     return Manifest(
-        name=_field(path, content, "name", str),
-        model=_read_model(path, settings("model")),
-        preprocessing=_read_settings(path, "preprocessing", Preprocessing.from_config, settings("preprocessing")),
-        answer=_read_settings(path, "answer", AnswerFormat.from_config, settings("answer")),
-        prompt=_read_settings(path, "prompt", PromptTemplate.from_config, settings("prompt")),
-        coordinate_frame=_read_frame(path, settings("coordinate_frame")),
-        dialect=_field(path, content, "dialect", str),
-        weights={str(part): str(what) for part, what in settings("weights").items()},
-        files=files,
+        name=manifest.value("name", str),
+        model=_read_model(manifest.object("model")),
+        preprocessing=manifest.object("preprocessing").settings(Preprocessing),
+        answer=manifest.object("answer").settings(AnswerFormat),
+        prompt=manifest.object("prompt").settings(PromptTemplate),
+        coordinate_frame=_read_frame(manifest.object("coordinate_frame")),
+        dialect=dialect,
+        weights={str(part): str(what) for part, what in manifest.value("weights", dict).items()},
+        files=_read_files(manifest.object("files")),
     )
 
 
-def _read_model(path: Path, model: Mapping[str, Any]) -> ModelShape:
-    model_type = _field(path, model, "model_type", str, "model.")
+def _read_model(model: JsonObject) -> ModelShape:
+    model_type = model.value("model_type", str)
     if model_type not in MODEL_TYPES:
-        raise GemvgError(f"{path}: unknown model type {model_type!r}; this gemvg-edge runs {', '.join(MODEL_TYPES)}")
+        known = ", ".join(MODEL_TYPES)
+        raise GemvgError(f"{model.path}: unknown model type {model_type!r}; this gemvg-edge runs {known}")
     numbers = ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size", "image_token_id")
-    sections = _integers(path, model, "mrope_section", "model.")
-    if len(sections) != 3:
-        raise GemvgError(f"{path}: model.mrope_section has {len(sections)} numbers, not 3; export the bundle again")
-    vision = _field(path, model, "vision", dict, "model.")
-    vision_numbers = {
-        key: _field(path, vision, key, int, "model.vision.") for key in ("depth", "embed_dim", "heads", "head_dim")
-    }
+    shape = {key: model.value(key, int) for key in numbers}
+    sections, half = model.integers("mrope_section"), shape["head_dim"] // 2
+    if len(sections) != 3 or sum(sections) != half:
+        raise GemvgError(
+            f"{model.path}: model.mrope_section is {sections}, not three numbers with the sum {half}; {model.fix}"
+        )
+    vision = model.object("vision")
+    vision_numbers = {key: vision.value(key, int) for key in ("depth", "embed_dim", "heads", "head_dim")}
     return ModelShape(
         model_type=model_type,
-        rope_theta=_field(path, model, "rope_theta", float, "model."),
+        rope_theta=model.value("rope_theta", float),
         mrope_section=(sections[0], sections[1], sections[2]),
-        eos_token_ids=_integers(path, model, "eos_token_ids", "model."),
-        vision=VisionShape(**vision_numbers, rope_theta=_field(path, vision, "rope_theta", float, "model.vision.")),
-        **{key: _field(path, model, key, int, "model.") for key in numbers},
+        eos_token_ids=model.integers("eos_token_ids"),
+        vision=VisionShape(**vision_numbers, rope_theta=vision.value("rope_theta", float)),
+        **shape,
     )
 
 
-def _read_files(path: Path, files: Mapping[str, Any]) -> dict[str, FileRecord]:
-    if missing := [name for name in FILES if name not in files]:
-        raise GemvgError(f"{path} lacks the field files.{missing[0]}; export the bundle again")
+def _read_files(files: JsonObject) -> dict[str, FileRecord]:
     records = {}
-    for name, record in files.items():
+    for name in dict.fromkeys((*FILES, *files.content)):
         # A manifest is untrusted: its names stay inside the bundle folder.
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise GemvgError(f"{path} names the file {name!r}, outside the bundle folder; do not use this bundle")
-        if not isinstance(record, dict):
-            raise GemvgError(f"{path}: files.{name} is not an object; export the bundle again")
-        size = _field(path, record, "bytes", int, f"files.{name}.")
-        records[name] = FileRecord(size, _field(path, record, "sha256", str, f"files.{name}."))
+            raise GemvgError(f"{files.path} names the file {name!r}, outside the bundle folder; do not use this bundle")
+        record = files.object(name)
+        records[name] = FileRecord(record.value("bytes", int), record.value("sha256", str))
     return records
 
 
-def _read_settings(path: Path, field: str, read: Callable[[Mapping[str, Any]], T], config: Mapping[str, Any]) -> T:
-    try:
-        return read(config)
-    except (GemvgError, TypeError, ValueError) as error:
-        raise GemvgError(f"{path}: {field} cannot be read ({error}); export the bundle again") from None
-
-
-def _read_frame(path: Path, frame: Mapping[str, Any]) -> Mapping[str, Any]:
-    if frame != {"kind": "relative", "size": 1000}:
-        raise GemvgError(f"{path}: unknown coordinate frame {dict(frame)}; this gemvg-edge knows relative ones of 1000")
-    return frame
-
-
-def _field(path: Path, section: Mapping[str, Any], key: str, kind: type[T], prefix: str = "") -> T:
-    if key not in section:
-        raise GemvgError(f"{path} lacks the field {prefix}{key}; export the bundle again")
-    value = section[key]
-    if kind is float and isinstance(value, int):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise GemvgError(f"{path}: {prefix}{key} is {value!r}, not of type {kind.__name__}; export the bundle again")
-    return value
-
-
-def _integers(path: Path, section: Mapping[str, Any], key: str, prefix: str) -> tuple[int, ...]:
-    values = _field(path, section, key, list, prefix)
-    if not all(type(value) is int for value in values):
-        raise GemvgError(f"{path}: {prefix}{key} is {values!r}, not a list of whole numbers; export the bundle again")
-    return tuple(values)
+def _read_frame(frame: JsonObject) -> Mapping[str, Any]:
+    if frame.content != {"kind": "relative", "size": RELATIVE_FRAME}:
+        known = f"this gemvg-edge knows relative ones of {RELATIVE_FRAME}"
+        raise GemvgError(f"{frame.path}: unknown coordinate frame {frame.content}; {known}")
+    return frame.content
 
 
 def _check_file(path: Path, record: FileRecord, check_hash: bool) -> None:

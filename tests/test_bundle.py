@@ -77,31 +77,51 @@ def alter(name: str) -> Callable[[Path], None]:
 
 
 def truncate(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1]) and None
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+    return damage
 
 
-def write(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / MANIFEST).write_text(text) and None
+def remove(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+
+    return damage
+
+
+def write(content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / MANIFEST).write_bytes(content)
+
+    return damage
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "tiny: no such bundle folder; make one with"),
-    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: no such file; write a bundle with"),
-    "not JSON": (write("{"), "manifest.json is not JSON"),
-    "not text": (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe\x00"), "manifest.json is not JSON"),
-    "a list": (write("[]"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
+    "no manifest": (remove(MANIFEST), "manifest.json: no such file; write a bundle with"),
+    "not JSON": (write(b"{"), "manifest.json is not JSON"),
+    "not text": (write(b"\xff\xfe\x00"), "manifest.json is not JSON"),
+    "nested without end": (write(b"[" * 10**6), "manifest.json is not JSON"),
+    "a list": (write(b"[]"), "manifest.json is not a JSON object; export the bundle again"),
     "another format": (edit("format", to="other"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
     "newer": (edit("format_version", to=2), "has format version 2, this gemvg-edge reads 1; update gemvg-edge"),
     "version of no sense": (edit("format_version", to="1"), "format_version is '1', not of type int"),
+    "version of no number": (edit("format_version", to=True), "format_version is True, not of type int"),
     "older than any": (edit("format_version", to=0), "has format version 0, this gemvg-edge reads 1"),
-    "model type": (edit("model", "model_type", to="llava"), "unknown model type 'llava'; this gemvg-edge runs qwen2_vl"),
+    "model type": (edit("model", "model_type", to="llava"), "unknown model type 'llava'; .* runs qwen2_vl"),
     "no heads": (edit("model", "heads"), "manifest.json lacks the field model.heads; export the bundle again"),
     "heads of no sense": (edit("model", "heads", to=True), "model.heads is True, not of type int"),
     "no vision depth": (edit("model", "vision", "depth"), "manifest.json lacks the field model.vision.depth"),
-    "sections": (edit("model", "mrope_section", to=[8, 8]), "model.mrope_section has 2 numbers, not 3"),
+    "sections": (edit("model", "mrope_section", to=[8, 8]), r"mrope_section is \(8, 8\), not three .* with the sum 16"),
     "eos": (edit("model", "eos_token_ids", to=["x"]), r"model.eos_token_ids is \['x'\], not a list of whole numbers"),
     "no preprocessing": (edit("preprocessing"), "manifest.json lacks the field preprocessing"),
-    "unknown setting": (edit("prompt", "tone", to="rude"), "prompt cannot be read"),
+    "angles of no sense": (edit("model", "rope_theta", to=True), "model.rope_theta is True, not of type float"),
+    "preprocessing of no sense": (edit("preprocessing", "size", to=3), "preprocessing has the unknown field 'size'"),
+    "patch of no sense": (edit("preprocessing", "patch_size", to="8"), "preprocessing.patch_size is '8', not like 14"),
+    "colours of no sense": (edit("preprocessing", "image_mean", to=[0.5]), "preprocessing.image_mean is .+, not like"),
+    "unknown setting": (edit("prompt", "tone", to="rude"), "prompt has the unknown field 'tone'; .* system, query"),
+    "setting of no sense": (edit("prompt", "number_images", to="no"), "prompt.number_images is 'no', not like False"),
     "prompt of no sense": (edit("prompt", "query", to="?"), "prompt cannot be read"),
     "answer of no sense": (edit("answer", "coordinates", to="polar"), "answer cannot be read"),
     "frame": (edit("coordinate_frame", "size", to=1), "unknown coordinate frame"),
@@ -109,11 +129,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no files": (edit("files"), "manifest.json lacks the field files"),
     "file not listed": (edit("files", "decoder.data"), "manifest.json lacks the field files.decoder.data"),
     "no size": (edit("files", "decoder.data", "bytes"), "manifest.json lacks the field files.decoder.data.bytes"),
-    "record of no sense": (edit("files", "decoder.data", to=3), "files.decoder.data is not an object"),
+    "record of no sense": (edit("files", "decoder.data", to=3), "files.decoder.data is 3, not of type object"),
     "parent": (edit("files", "../evil", to={"bytes": 0, "sha256": ""}), "names the file '../evil', outside the bundle"),
     "absolute": (edit("files", "/etc/passwd", to={"bytes": 0, "sha256": ""}), "names the file '/etc/passwd', outside"),
     "backslash": (edit("files", "..\\evil", to={"bytes": 0, "sha256": ""}), "outside the bundle folder"),
-    **{f"no {name}": (lambda f, n=name: (f / n).unlink(), f"{name}: this file of the bundle is missing") for name in FILES},
+    **{f"no {name}": (remove(name), f"{name}: this file of the bundle is missing") for name in FILES},
     **{f"short {name}": (truncate(name), rf"{name} has \d+ bytes instead of \d+") for name in FILES},
     **{f"altered {name}": (alter(name), f"{name} was altered") for name in FILES},
 }  # fmt: skip
