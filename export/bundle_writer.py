@@ -17,21 +17,22 @@ import numpy as np
 import onnx_ir as ir
 from numpy.lib import format as npy
 from onnxscript import GraphBuilder
-from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint
 from export.config import ModelConfig
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
 from export.template_check import check_chat_template
+from export.tensors import EMBEDDING, expected_tensors
 from export.vision import write_vision
 from export.weights import FLOAT32, Scheme, WeightWriter, row_pieces
 from gemvg_edge import bundle
 from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.prompt import IMAGE_TOKEN, token_id
+from gemvg_edge.json_object import read_json_object
 
 PRODUCER, IR_VERSION = "gemvg-edge", 10
+LEFT_ALONE = "the folder is left alone, give another one"
 OnTensor = Callable[[str], None]
 WriteNetwork = Callable[[GraphBuilder, ModelConfig, WeightWriter, Ops, Scheme], None]
 
@@ -52,9 +53,9 @@ class Recipe:
 
 def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
     """Write a bundle folder; an existing bundle there is replaced, anything else is left alone and refused."""
+    target = target.resolve()  # gives `.` and links their name
     _check_target(target)
-    _check_tokenizer(checkpoint)
-    check_chat_template(checkpoint.folder, checkpoint.config.prompt)
+    check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -63,7 +64,7 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
         _write_graph(checkpoint, work / bundle.VISION_GRAPH, write_vision, ops, recipe.vision, on_tensor)
         _write_graph(checkpoint, work / bundle.DECODER_GRAPH, write_decoder, ops, recipe.decoder, on_tensor)
         _write_embedding(checkpoint, work / bundle.EMBEDDING, recipe.embedding)
-        on_tensor("model.embed_tokens.weight")
+        on_tensor(EMBEDDING)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         _write_manifest(checkpoint, work, target.name, recipe)
         if target.exists():
@@ -79,8 +80,7 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
 
 def count_tensors(checkpoint: Checkpoint) -> int:
     """How many times `write_bundle` calls on_tensor."""
-    biases = sum(name.endswith(".bias") and "norm" not in name and "ln_q" not in name for name in checkpoint.places)
-    return len(checkpoint.places) - biases + checkpoint.config.tied_head
+    return len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head  # a tied table is read twice
 
 
 def _write_graph(
@@ -96,25 +96,25 @@ def _write_graph(
 
 
 def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
-    name = "model.embed_tokens.weight"
-    header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": checkpoint.shape(name)}
+    shape = checkpoint.shape(EMBEDDING)
+    header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         npy.write_array_header_1_0(file, header)
-        for rows in row_pieces(checkpoint, name):
+        for rows in row_pieces(checkpoint, EMBEDDING):
             file.write(rows.astype(dtype).data)
 
 
 def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Recipe) -> None:
-    config = checkpoint.config
+    settings = checkpoint.config.settings
     manifest = {
         "format": bundle.FORMAT,
         "format_version": bundle.FORMAT_VERSION,
         "name": name,
-        "model": asdict(config.shape),
-        "preprocessing": config.preprocessing.to_config(),
+        "model": asdict(checkpoint.config.shape),
+        "preprocessing": settings.preprocessing.to_config(),
         "coordinate_frame": {"kind": "relative", "size": RELATIVE_FRAME},
-        "answer": config.answer.to_config(),
-        "prompt": config.prompt.to_config(),
+        "answer": settings.answer_format.to_config(),
+        "prompt": settings.template.to_config(),
         "dialect": recipe.dialect,
         "weights": {
             "vision": recipe.vision.name,
@@ -137,23 +137,10 @@ def _check_target(target: Path) -> None:
         return
     if not target.is_dir():
         raise GemvgError(f"{target} is a file; give a folder to write the bundle to")
-    if any(target.iterdir()) and not (target / bundle.MANIFEST).is_file():
-        raise GemvgError(f"{target} is not empty and not a bundle, so it is not overwritten; give another folder")
-
-
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    path = checkpoint.folder / bundle.TOKENIZER
-    if not path.is_file():
-        raise GemvgError(f"{path}: no such file; save the checkpoint's tokenizer there with save_pretrained")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise GemvgError(f"{path} is not a tokenizer ({error}); download the checkpoint again") from None
-    shape, answer = checkpoint.config.shape, checkpoint.config.answer
-    if token_id(tokenizer, IMAGE_TOKEN) != shape.image_token_id:
-        raise GemvgError(f"{path}: {IMAGE_TOKEN} is not token {shape.image_token_id}, config.json's image_token_id")
-    if answer.coordinates == "locations":
-        for k in (0, answer.locations - 1):
-            token_id(tokenizer, f"<loc_{k}>")
-    if (tokens := tokenizer.get_vocab_size()) > shape.vocab_size:
-        raise GemvgError(f"{path} has {tokens} tokens, the model {shape.vocab_size}; they do not belong together")
+    files = {path.name for path in target.iterdir()}
+    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST}):
+        raise GemvgError(f"{target} holds {others[0]}, no part of a bundle, so it is left alone; give another folder")
+    if files:
+        manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")
+        if manifest.content.get("format") != bundle.FORMAT:
+            raise GemvgError(f"{manifest.path} is not the manifest of a bundle; {LEFT_ALONE}")

@@ -6,10 +6,9 @@ that what was read does not stay mapped: the peak is the piece asked for. Knows 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from export.config import ModelConfig, read_config, read_json
+from export.config import ModelConfig, read_config
+from export.tensors import HEAD, expected_tensors
 from gemvg_edge.errors import GemvgError
+from train.checkpoint import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
@@ -68,25 +69,27 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint's config and find its tensors; GemvgError names what is missing."""
+    """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise GemvgError(f"{folder}: no such checkpoint folder; give one with config.json and safetensors")
     config = read_config(folder)
     places = {}
     for path in _shards(folder):
         with _open(path) as file:
             for stored in file.keys():  # noqa: SIM118  (not a dict)
                 places[_canonical(stored)] = (path, stored)
-    return Checkpoint(folder, config, places)
+    # transformers does not tie a head that was stored, whatever the config says.
+    checkpoint = Checkpoint(folder, replace(config, tied_head=config.tied_head and HEAD not in places), places)
+    for name, shape in expected_tensors(checkpoint.config):
+        if (found := checkpoint.shape(name)) != shape:
+            raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
+    return checkpoint
 
 
 def _shards(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise GemvgError(f"{folder / INDEX} has no weight_map; download the checkpoint again")
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        weight_map = read_object(folder / INDEX).object("weight_map")
+        names = {weight_map.value(tensor, str) for tensor in weight_map.content}
+        paths = [folder / name for name in sorted(names)]
     elif (folder / SINGLE).is_file():
         paths = [folder / SINGLE]
     else:
@@ -111,5 +114,5 @@ def _open(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
             yield file
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise GemvgError(f"{path} is truncated or damaged ({error}); download the checkpoint again") from None

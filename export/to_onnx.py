@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except GemvgError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{given.bundle} cannot be written: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

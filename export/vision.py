@@ -39,7 +39,7 @@ def write_vision(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, op
         following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
         y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, following), EPSILON)
 
-    y = g.op.Reshape(y, [0, -1, shape.embed_dim * config.merge_size**2])  # a block of patches becomes one token
+    y = g.op.Reshape(y, [0, -1, config.merged_dim])  # a block of patches becomes one token
     y = ops.activation(g, ops.linear(g, y, _linear(weights, "visual.merger.mlp.0", scheme)), "gelu")
     tokens = ops.linear(g, y, _linear(weights, "visual.merger.mlp.2", scheme))
     tokens.type, tokens.shape = ir.TensorType(FLOAT), ir.Shape(["pictures", "tokens", config.shape.hidden_size])

@@ -77,8 +77,7 @@ class WeightWriter:
 
     def vector(self, name: str) -> ir.Value:
         """A norm's weight or a bias, as it is."""
-        values = self._checkpoint.read(name)
-        self._on_tensor(name)
+        values = self._read(name)
         return self._write(name, ir.DataType.FLOAT, values.shape, [values])
 
     def linear(self, name: str, parts: Sequence[str], scheme: Scheme, bias: bool) -> Linear:
@@ -89,7 +88,7 @@ class WeightWriter:
         inputs = int(np.prod(shapes[0][1:]))  # the patch embedding is a convolution's kernel
         bias_value = None
         if bias:
-            values = np.concatenate([self._checkpoint.read(f"{part}.bias") for part in parts])
+            values = np.concatenate([self._read(f"{part}.bias") for part in parts])
             bias_value = self._write(f"{name}.bias", ir.DataType.FLOAT, values.shape, [values])
         if scheme.bits == 32:
             pieces = self._transposed_pieces(weights, inputs, outputs)
@@ -100,6 +99,11 @@ class WeightWriter:
         for weight_name in weights:
             self._on_tensor(weight_name)
         return linear
+
+    def _read(self, name: str) -> npt.NDArray[np.float32]:
+        values = self._checkpoint.read(name)
+        self._on_tensor(name)
+        return values
 
     def _transposed_pieces(
         self, weights: Sequence[str], inputs: int, outputs: int

@@ -1,0 +1,65 @@
+"""Which tensors a Qwen2-VL checkpoint has, and their shapes: known before a long export starts, not in its middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from export.config import ModelConfig
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+Tensor = tuple[str, tuple[int, ...]]  # name and shape
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[Tensor]:
+    """Every tensor that the graphs are made of, by its name on the hub."""
+    hidden, vocab = config.shape.hidden_size, config.shape.vocab_size
+    yield EMBEDDING, (vocab, hidden)
+    for i in range(config.shape.layers):
+        for name, shape in _decoder_layer(config):
+            yield f"model.layers.{i}.{name}", shape
+    yield "model.norm.weight", (hidden,)
+    if not config.tied_head:
+        yield HEAD, (vocab, hidden)
+    yield from _vision_tower(config)
+
+
+def _decoder_layer(config: ModelConfig) -> Iterator[Tensor]:
+    shape, inner = config.shape, config.intermediate_size
+    hidden, kv_width = shape.hidden_size, shape.kv_heads * shape.head_dim
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield f"{norm}.weight", (hidden,)
+    for part, width in (("q", hidden), ("k", kv_width), ("v", kv_width)):
+        yield from _linear(f"self_attn.{part}_proj", width, hidden)
+    yield "self_attn.o_proj.weight", (hidden, hidden)
+    yield "mlp.gate_proj.weight", (inner, hidden)
+    yield "mlp.up_proj.weight", (inner, hidden)
+    yield "mlp.down_proj.weight", (hidden, inner)
+
+
+def _vision_tower(config: ModelConfig) -> Iterator[Tensor]:
+    numbers = config.settings.preprocessing
+    width, inner = config.shape.vision.embed_dim, config.vision_intermediate_size
+    patch = (config.channels, numbers.temporal_patch_size, numbers.patch_size, numbers.patch_size)
+    yield "visual.patch_embed.proj.weight", (width, *patch)
+    for i in range(config.shape.vision.depth):
+        block = f"visual.blocks.{i}"
+        yield from _norm(f"{block}.norm1", width)
+        yield from _norm(f"{block}.norm2", width)
+        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
+        yield from _linear(f"{block}.attn.proj", width, width)
+        yield from _linear(f"{block}.mlp.fc1", inner, width)
+        yield from _linear(f"{block}.mlp.fc2", width, inner)
+    yield from _norm("visual.merger.ln_q", width)
+    yield from _linear("visual.merger.mlp.0", config.merged_dim, config.merged_dim)
+    yield from _linear("visual.merger.mlp.2", config.shape.hidden_size, config.merged_dim)
+
+
+def _linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, width: int) -> Iterator[Tensor]:
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
