@@ -1,16 +1,17 @@
-# `make demo` needs the runtime alone; `make test` sets up the whole workshop. Both start from nothing but Python and git.
-# 3.11 is preferred: pybullet has no wheels for newer Pythons, so pip compiles it there (minutes, and needs g++).
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# A machine that would get PyTorch's CUDA build (5 GB) can be pointed at the CPU one:
-#   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# `make demo` sets up the runtime alone, `make test` the whole workshop; both start from nothing but Python, git and make.
+# 3.11 comes first: pybullet may have no wheel for a newer Python, and pip then compiles it (minutes, and needs g++).
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+# On x86 the default index may hold PyTorch's CUDA build alone (gigabytes); point pip at the CPU builds that pytorch.org
+# names: make test PIP_FLAGS="--extra-index-url URL".
 PIP_FLAGS ?=
+DEMO_PICTURE ?= demo.png
 # One compute thread a test process; the processes share the cores.
-TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --dist loadfile
 
 .PHONY: demo test lint types layers tables check clean
 
 demo: .venv-demo/ready
-	.venv-demo/bin/python examples/demo.py demo.png
+	.venv-demo/bin/python examples/demo.py $(DEMO_PICTURE)
 
 test: .venv/ready
 	$(TEST) $(ARGS)
@@ -33,18 +34,24 @@ check: lint types layers tables test
 clean:
 	rm -rf .venv .venv-demo demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# The file `ready` is written last, so a set-up that was interrupted is done again.
-.venv-demo/ready: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv --clear .venv-demo
-	.venv-demo/bin/pip install --quiet --upgrade pip
-	.venv-demo/bin/pip install --quiet $(PIP_FLAGS) --editable '.[onnx]'
-	touch $@
+# A set-up that was cut off leaves `unfinished` behind and starts over; pip's cache keeps what it had fetched. A finished
+# one is brought up to date in place when its requirements change.
+define venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	test ! -e $(@D)/unfinished || rm -rf $(@D)
+	mkdir -p $(@D)
+	touch $(@D)/unfinished
+	test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef
+
+.venv-demo/ready: pyproject.toml constraints.txt
+	$(venv)
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[onnx]'
+	mv $(@D)/unfinished $@
 
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv --clear .venv
-	.venv/bin/pip install --quiet --upgrade pip
-	.venv/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch
-	.venv/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --group dev --editable '.[onnx]'
-	touch $@
+	$(venv)
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[onnx]' --group dev
+	mv $(@D)/unfinished $@
