@@ -17,12 +17,13 @@ from transformers.initialization import no_init_weights
 
 from gemvg_edge.images import Grid, Preprocessing, patchify
 from gemvg_edge.positions import mrope_positions, visual_tokens
+from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, token_id
 from tests.tokenizers_small import small_tokenizer
 
 TOKENIZER = small_tokenizer()
-TEXT_TOKENS = TOKENIZER.token_to_id("<|endoftext|>")  # all below are plain text
-IMAGE_TOKEN_ID = TOKENIZER.token_to_id("<|image_pad|>")
-EOS_TOKEN_ID = TOKENIZER.token_to_id("<|im_end|>")
+TEXT_TOKENS = token_id(TOKENIZER, "<|endoftext|>")  # all below are plain text
+IMAGE_TOKEN_ID = token_id(TOKENIZER, IMAGE_TOKEN)
+EOS_TOKEN_ID = token_id(TOKENIZER, END_OF_TURN)
 # Qwen2-VL-Instruct's own chat_template.json.
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
@@ -75,9 +76,13 @@ def write_checkpoint(
     )  # fmt: skip
     with no_init_weights():
         model = Qwen2VLForConditionalGeneration(config).eval()
+    model.tie_weights()  # which building without initialisation left out
     randomise(model, bfloat16)
     if bfloat16:  # the model itself stays float32, as do its rotary frequencies
-        saving["state_dict"] = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+        stored = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+        if tied:
+            del stored["lm_head.weight"]
+        saving["state_dict"] = stored
     model.save_pretrained(folder, **saving)
     TOKENIZER.save(str(folder / "tokenizer.json"))
     write_json(folder / "preprocessor_config.json", PREPROCESSOR_JSON)
@@ -155,10 +160,11 @@ def torch_logits(
         attention_mask=torch.ones_like(tokens),
         pixel_values=torch.from_numpy(np.concatenate(patches)),
         image_grid_thw=torch.tensor(grids),
-        mm_token_type_ids=(tokens == IMAGE_TOKEN_ID).int(),
+        mm_token_type_ids=tokens.eq(IMAGE_TOKEN_ID).int(),
         use_cache=False,
     )
-    return output.logits[0].numpy()
+    logits: np.ndarray = output.logits[0].numpy()
+    return logits
 
 
 def prompt_positions(ids: np.ndarray, grids: list[Grid]) -> np.ndarray:

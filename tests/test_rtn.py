@@ -10,11 +10,13 @@ from onnx import TensorProto, helper
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 
 from quantize.rtn import BLOCK_SIZES, QuantizedRows, dequantize, quantize
+from tests.quantized_twin import round_activations
 
 
 def random_weight(outputs: int, inputs: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((outputs, inputs)).astype(np.float32) * rng.uniform(0.01, 3, (outputs, 1)).astype("f4")
+    spread = rng.uniform(0.01, 3, (outputs, 1))
+    return np.asarray(rng.standard_normal((outputs, inputs)) * spread, np.float32)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -90,17 +92,10 @@ def test_matmulnbits_reads_the_layout(
     assert np.abs(run_matmulnbits(x, rows, bias, bits, block_size, accuracy_level) - plain).max() < 1e-5
 
 
-def round_activations(x: np.ndarray, block_size: int) -> np.ndarray:
-    inputs = x.shape[2]
-    blocks = np.pad(x, ((0, 0), (0, 0), (0, -inputs % block_size))).reshape(*x.shape[:2], -1, block_size)
-    scale = np.abs(blocks).max(axis=3, keepdims=True) / 127
-    return (np.rint(blocks / scale) * scale).reshape(*x.shape[:2], -1)[:, :, :inputs]
-
-
 def run_matmulnbits(
     x: np.ndarray, rows: QuantizedRows, bias: np.ndarray, bits: int, block_size: int, accuracy_level: int
 ) -> np.ndarray:
-    tensors = {"q": rows.packed, "s": rows.scales, "b": bias}
+    tensors: dict[str, np.ndarray] = {"q": rows.packed, "s": rows.scales, "b": bias}
     node = helper.make_node(
         "MatMulNBits", ["x", "q", "s", "", "", "b"], ["y"], domain="com.microsoft", K=x.shape[2], N=len(bias),
         bits=bits, block_size=block_size, accuracy_level=accuracy_level,

@@ -20,8 +20,8 @@ from gemvg_edge.positions import RopeTable, vision_table
 
 try:
     import onnxruntime
-except ImportError:
-    raise GemvgError("onnxruntime is not installed; run `pip install gemvg-edge[onnx]`") from None
+except ImportError as error:
+    raise GemvgError(f"onnxruntime cannot be imported ({error}); run `pip install gemvg-edge[onnx]`") from None
 
 
 class OnnxVisionTower:
@@ -111,9 +111,10 @@ def _open_embedding(bundle: Bundle) -> npt.NDArray[Any]:
         table: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise GemvgError(f"{path} is not a numpy array ({error}); copy or export the bundle again") from None
-    if table.shape != (shape.vocab_size, shape.hidden_size):
-        wanted = (shape.vocab_size, shape.hidden_size)
-        raise GemvgError(f"{path} has shape {table.shape} instead of {wanted}; export the bundle again")
+    wanted = (shape.vocab_size, shape.hidden_size)
+    if table.shape != wanted or table.dtype not in (np.float32, np.float16):
+        found = f"{table.shape} of {table.dtype}"
+        raise GemvgError(f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again")
     return table
 
 
