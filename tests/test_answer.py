@@ -178,11 +178,11 @@ def test_what_is_written_is_read_within_half_a_step(
     assert len(answer.boxes) == len(boxes)
     # Boxes that differ by less than a step may come back in the other order, so each looks for its own.
     for box in boxes:
-        w, h = (side / answer_format.steps * 0.5 + 1e-6 for side in sizes[box.image])
+        across, down = (side / answer_format.steps * 0.5 + 1e-6 for side in sizes[box.image])
         assert any(
             read.image == box.image
-            and max(abs(read.x1 - box.x1), abs(read.x2 - box.x2)) <= w
-            and max(abs(read.y1 - box.y1), abs(read.y2 - box.y2)) <= h
+            and max(abs(read.x1 - box.x1), abs(read.x2 - box.x2)) <= across
+            and max(abs(read.y1 - box.y1), abs(read.y2 - box.y2)) <= down
             for read in answer.boxes
         )
 

@@ -200,7 +200,8 @@ BAD_SOURCES: list[tuple[str, Any, str]] = [
     ("no bytes", b"", "not a picture"),
     ("text", b"these are not pixels", "not a picture"),
     ("PNG cut in its data", PNG[: len(PNG) // 2], "damaged or cut short"),
-    ("PNG cut in its header", PNG[:40], "damaged or cut short"),
+    ("PNG cut in its header", PNG[:40], "(40 bytes)"),  # which of the two sentences is up to Pillow
+    ("PNG cut after its header", PNG[:45], "damaged or cut short"),
     ("JPEG cut in its data", JPEG[: len(JPEG) // 2], "damaged or cut short"),
     ("JPEG cut in its tables", JPEG[:40], "damaged or cut short"),
     ("WebP cut short", WEBP[: len(WEBP) // 2], "damaged or cut short"),
