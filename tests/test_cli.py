@@ -252,7 +252,8 @@ def test_as_a_process(fixed_answer: Path, pictures: list[str]) -> None:
 def test_a_reader_that_went_away_is_no_error(fixed_answer: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = gemvg("inspect", str(fixed_answer), stdout=writer, stderr=subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = gemvg("inspect", str(fixed_answer), stdout=writer, stderr=subprocess.PIPE, env=buffered)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
