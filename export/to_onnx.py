@@ -28,7 +28,7 @@ def export(checkpoint: Path, target: Path, weights: str, vision_weights: str | N
     vision_weights = vision_weights or ("float32" if weights == "float32" else "int8")
     recipe = Recipe(decoder=Scheme(BITS[weights], block_size), vision=Scheme(BITS[vision_weights], block_size))
     opened = open_checkpoint(checkpoint)
-    with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor") as bar:
+    with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor", delay=1) as bar:
         write_bundle(opened, target, recipe, on_tensor=lambda name: bar.update() and None)
 
 

@@ -84,7 +84,7 @@ def vision_table(grid: Grid, merge: int, head_dim: int, theta: float = 10000.0) 
 
 
 def _frequencies(dim: int, theta: float) -> npt.NDArray[np.float32]:
-    """Inverse frequencies (dim / 2,), bit for bit torch's: exponents, power and reciprocal are each rounded once."""
+    """Inverse frequencies (dim / 2,), each step rounded once to float32, as torch does it."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     # An error in the last place would grow with the position, to 1e-4 radians at 2,000.
     return np.float32(1) / (theta ** exponents.astype(np.float64)).astype(np.float32)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from gemvg_edge.bundle import FILES, MANIFEST, open_bundle
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import PromptTemplate
 from tests.checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID, PREPROCESSING, write_checkpoint
+from tests.damage import Damage, alter, remove, set_field, truncate, write
 
 
 @pytest.fixture(scope="module")
@@ -50,60 +49,22 @@ def test_the_manifest_is_read(original: Path) -> None:
     assert (vision.depth, vision.embed_dim, vision.heads, vision.head_dim, vision.rope_theta) == (2, 48, 3, 16, 100.0)
 
 
-def edit(*keys: str, to: Any = None) -> Callable[[Path], None]:
+def edit(*keys: str, to: Any = None) -> Damage:
     """Set a field of the manifest, or take it away."""
-
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / MANIFEST).read_text())
-        section = content
-        for key in keys[:-1]:
-            section = section[key]
-        if to is None:
-            del section[keys[-1]]
-        else:
-            section[keys[-1]] = to
-        (folder / MANIFEST).write_text(json.dumps(content))
-
-    return damage
+    return set_field(MANIFEST, *keys, to=to)
 
 
-def alter(name: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[len(content) // 2] ^= 1
-        (folder / name).write_bytes(content)
-
-    return damage
+def rewrite(content: bytes) -> Damage:
+    return write(MANIFEST, content)
 
 
-def truncate(name: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-
-    return damage
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / name).unlink()
-
-    return damage
-
-
-def write(content: bytes) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        (folder / MANIFEST).write_bytes(content)
-
-    return damage
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+DAMAGES: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "tiny: no such bundle folder; make one with"),
     "no manifest": (remove(MANIFEST), "manifest.json: no such file; write a bundle with"),
-    "not JSON": (write(b"{"), "manifest.json is not JSON"),
-    "not text": (write(b"\xff\xfe\x00"), "manifest.json is not JSON"),
-    "nested without end": (write(b"[" * 10**6), "manifest.json is not JSON"),
-    "a list": (write(b"[]"), "manifest.json is not a JSON object; export the bundle again"),
+    "not JSON": (rewrite(b"{"), "manifest.json is not JSON"),
+    "not text": (rewrite(b"\xff\xfe\x00"), "manifest.json is not JSON"),
+    "nested without end": (rewrite(b"[" * 10**6), "manifest.json is not JSON"),
+    "a list": (rewrite(b"[]"), "manifest.json is not a JSON object; export the bundle again"),
     "another format": (edit("format", to="other"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
     "newer": (edit("format_version", to=2), "has format version 2, this gemvg-edge reads 1; update gemvg-edge"),
     "version of no sense": (edit("format_version", to="1"), "format_version is '1', not of type int"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
+from tests.damage import Damage, remove, set_field, write
 from tests.tokenizers_small import small_tokenizer
 from train.checkpoint import read_json, read_settings
 
@@ -47,7 +47,7 @@ def test_settings_are_read(folder: Path) -> None:
 
 @pytest.mark.parametrize("grounding", [None, {}, {"prompt": None, "answer": {}}])
 def test_without_settings_of_ours_a_checkpoint_is_qwens(folder: Path, grounding: Any) -> None:
-    set_field("grounding", to=grounding)(folder)
+    set_field("config.json", "grounding", to=grounding)(folder)
     settings = read_settings(folder)
     assert (settings.template, settings.answer_format) == (PromptTemplate(), AnswerFormat())
 
@@ -56,46 +56,20 @@ def test_json_is_a_plain_dict(folder: Path) -> None:
     assert read_json(folder / "config.json") == CONFIG
 
 
-Damage = Callable[[Path], None]
-
-
-def set_field(*keys: str, to: Any, file: str = "config.json") -> Damage:
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / file).read_text())
-        section = content
-        for key in keys[:-1]:
-            section = section[key]
-        section[keys[-1]] = to
-        (folder / file).write_text(json.dumps(content))
-
-    return damage
-
-
-def remove(name: str) -> Damage:
-    return lambda folder: (folder / name).unlink()
-
-
-def write(name: str, content: bytes) -> Damage:
-    def damage(folder: Path) -> None:
-        (folder / name).write_bytes(content)
-
-    return damage
-
-
 def use_tokenizer(locations: int) -> Damage:
     return lambda folder: small_tokenizer(locations).save(str(folder / "tokenizer.json"))
 
 
 def prompt(field: str, to: Any) -> Damage:
-    return set_field("grounding", "prompt", field, to=to)
+    return set_field("config.json", "grounding", "prompt", field, to=to)
 
 
 def answer(field: str, to: Any) -> Damage:
-    return set_field("grounding", "answer", field, to=to)
+    return set_field("config.json", "grounding", "answer", field, to=to)
 
 
 def pixels(field: str, to: Any) -> Damage:
-    return set_field(field, to=to, file="preprocessor_config.json")
+    return set_field("preprocessor_config.json", field, to=to)
 
 
 # Damage, and how the message starts after the folder.
@@ -108,9 +82,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "config binary": (write("config.json", b"\xff\x00"), "config.json is not JSON ("),
     "tokenizer cut": (write("tokenizer.json", b'{"version": '), "tokenizer.json is not a tokenizer ("),
     "tokenizer of no sense": (write("tokenizer.json", b"{}"), "tokenizer.json is not a tokenizer ("),
-    "grounding": (set_field("grounding", to="yes"), "config.json: grounding is 'yes', not of type object; mend it or"),
+    "grounding": (
+        set_field("config.json", "grounding", to="yes"),
+        "config.json: grounding is 'yes', not of type object; mend it or",
+    ),
     "prompt": (
-        set_field("grounding", "prompt", to=[]),
+        set_field("config.json", "grounding", "prompt", to=[]),
         "config.json: grounding.prompt is [], not of type object; m",
     ),
     "unknown in prompt": (
@@ -133,13 +110,16 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         answer("locations", 8.5),
         "config.json: grounding.answer.locations is 8.5, not like 0; mend",
     ),
-    "no image token": (set_field("image_token_id", to=None), "config.json lacks the field image_token_id; mend it or"),
+    "no image token": (
+        set_field("config.json", "image_token_id", to=None),
+        "config.json lacks the field image_token_id; mend it or",
+    ),
     "image token no number": (
-        set_field("image_token_id", to="7"),
+        set_field("config.json", "image_token_id", to="7"),
         "config.json: image_token_id is '7', not of type",
     ),
     "another image token": (
-        set_field("image_token_id", to=7),
+        set_field("config.json", "image_token_id", to=7),
         f"tokenizer.json: {IMAGE_TOKEN} is token {CONFIG['image_token_id']}, but config.json has image_token_id 7; t",
     ),
     "too few locations": (
