@@ -32,6 +32,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
 
 PRODUCER, IR_VERSION = "gemvg-edge", 10
+CARD = "README.md"  # written by hand, so it outlives the bundle that it describes
 LEFT_ALONE = "the folder is left alone, give another one"
 OnTensor = Callable[[str], None]
 WriteNetwork = Callable[[GraphBuilder, ModelConfig, WeightWriter, Ops, Scheme], None]
@@ -52,7 +53,7 @@ class Recipe:
 
 
 def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
-    """Write a bundle folder; an existing bundle there is replaced, anything else is left alone and refused."""
+    """Write a bundle folder; an existing bundle there is replaced but for its README.md, anything else is refused."""
     target = target.resolve()  # gives `.` and links their name
     _check_target(target)
     check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
@@ -67,6 +68,8 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
         on_tensor(EMBEDDING)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         _write_manifest(checkpoint, work, target.name, recipe)
+        if (target / CARD).is_file():
+            shutil.copyfile(target / CARD, work / CARD)
         if target.exists():
             target.rename(work / "replaced")
         work.rename(target)
