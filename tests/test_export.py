@@ -123,7 +123,8 @@ def test_a_stored_head_is_used_whatever_the_config_says(folder: Path, tmp_path: 
 @pytest.mark.parametrize("tied", [False, True])
 def test_progress_ends_at_its_total(tmp_path: Path, tied: bool) -> None:
     write_checkpoint(tmp_path / "checkpoint", tied=tied)
-    checkpoint, seen = open_checkpoint(tmp_path / "checkpoint"), []
+    checkpoint = open_checkpoint(tmp_path / "checkpoint")
+    seen: list[str] = []
     write_bundle(checkpoint, tmp_path / "bundle", Recipe(), on_tensor=seen.append)
     assert len(seen) == count_tensors(checkpoint)
 
