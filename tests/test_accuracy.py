@@ -61,7 +61,7 @@ def example_questions() -> Iterator[tuple[list[Path], Query]]:
         yield [EXAMPLES / name for name in record["images"]], Query(record["query"], boxes, "")
 
 
-@pytest.mark.parametrize(("images", "query"), example_questions(), ids=lambda value: getattr(value, "text", ""))
+@pytest.mark.parametrize(("images", "query"), list(example_questions()), ids=lambda value: getattr(value, "text", ""))
 def test_the_shipped_pictures_are_answered_right(images: list[Path], query: Query) -> None:
     found = Grounder.open().ground(images, query.text).boxes
     assert len(found) == len(query.boxes) == len(match_boxes(found, query.boxes))

@@ -222,6 +222,8 @@ def test_weights_lie_in_the_folder_side_by_side(folder: Path, bundle: str) -> No
         model = onnx.load(folder / bundle / graph, load_external_data=False)
         end = 0
         for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.INT64:  # a shape, written into the graph itself
+                continue
             place = {entry.key: entry.value for entry in tensor.external_data}
             assert place["location"] == data
             offset, length = int(place["offset"]), int(place["length"])
