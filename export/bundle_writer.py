@@ -141,7 +141,7 @@ def _check_target(target: Path) -> None:
     if not target.is_dir():
         raise GemvgError(f"{target} is a file; give a folder to write the bundle to")
     files = {path.name for path in target.iterdir()}
-    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST}):
+    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST, CARD}):
         raise GemvgError(f"{target} holds {others[0]}, no part of a bundle, so it is left alone; give another folder")
     if files:
         manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")

@@ -183,6 +183,14 @@ def test_an_old_or_damaged_bundle_is_replaced(folder: Path, checkpoint: Checkpoi
     assert digests(target) == digests(folder / "float32")
 
 
+def test_a_bundles_card_is_kept(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    target = shutil.copytree(folder / "int4", tmp_path / "bundle")
+    write("README.md", b"What it is good for.")(target)
+    write_bundle(checkpoint, target, Recipe())
+    assert {path.name for path in target.iterdir()} == {MANIFEST, *FILES, "README.md"}
+    assert (target / "README.md").read_text() == "What it is good for."
+
+
 def test_a_bundle_may_go_into_an_empty_folder_or_where_one_stands(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
