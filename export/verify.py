@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from export.checkpoint import open_checkpoint
 from gemvg_edge.bundle import TOKENIZER, Bundle, open_bundle
-from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
+from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, patchify
 from gemvg_edge.positions import mrope_positions, mrope_table
@@ -34,8 +35,6 @@ STEPS = 6
 # Merged cells (height, width) of the pictures: landscape, portrait, tiny, and two of one shape, which share a run.
 SCENES = (((4, 7),), ((4, 7), (6, 3)), ((1, 1), (5, 8), (6, 3), (5, 8)))
 
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Case:
@@ -48,7 +47,10 @@ class Case:
 
 
 def verify(bundle: Bundle, checkpoint: Path) -> dict[str, float]:
-    """The largest absolute difference of each kind of output over all scenes."""
+    """The largest absolute difference of each kind of output over all scenes; infinite where one is no number."""
+    from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
+
+    _check_shape(bundle, checkpoint)
     model = load_torch(checkpoint)
     vision, decoder = OnnxVisionTower(bundle), OnnxDecoder(bundle)
     worst = {"vision": 0.0, "prefill": 0.0, "decode": 0.0}
@@ -56,13 +58,29 @@ def verify(bundle: Bundle, checkpoint: Path) -> dict[str, float]:
         features, logits = run_torch(model, case, bundle.manifest.model.image_token_id)
         ours, our_logits = run_bundle(bundle, vision, decoder, case)
         found = {
-            "vision": max(float(np.abs(a - b).max()) for a, b in zip(ours, features, strict=True)),
-            "prefill": float(np.abs(our_logits[0] - logits[0]).max()),
-            "decode": float(np.abs(our_logits[1:] - logits[1:]).max()),
+            "vision": largest_difference(np.concatenate(ours), np.concatenate(features)),
+            "prefill": largest_difference(our_logits[0], logits[0]),
+            "decode": largest_difference(our_logits[1:], logits[1:]),
         }
         print(f"{case.name}:  " + "  ".join(f"{kind} {value:.2e}" for kind, value in found.items()))
         worst = {kind: max(worst[kind], found[kind]) for kind in worst}
     return worst
+
+
+def largest_difference(ours: Floats, theirs: Floats) -> float:
+    """The largest absolute difference; a NaN counts as infinite, since it would pass every comparison."""
+    difference = float(np.abs(ours - theirs).max())
+    return difference if np.isfinite(difference) else np.inf
+
+
+def _check_shape(bundle: Bundle, checkpoint: Path) -> None:
+    ours, theirs = asdict(bundle.manifest.model), asdict(open_checkpoint(checkpoint).config.shape)
+    if differing := [field for field in ours if ours[field] != theirs[field]]:
+        field = differing[0]
+        raise GemvgError(
+            f"{bundle.folder} has {field} {ours[field]}, {checkpoint} {theirs[field]}; "
+            "give the checkpoint that the bundle was exported from"
+        )
 
 
 def make_cases(bundle: Bundle) -> list[Case]:
@@ -86,7 +104,7 @@ def make_cases(bundle: Bundle) -> list[Case]:
 
 
 def run_bundle(
-    bundle: Bundle, vision: OnnxVisionTower, decoder: OnnxDecoder, case: Case
+    bundle: Bundle, vision: VisionTower, decoder: Decoder[CacheT], case: Case
 ) -> tuple[list[Floats], Floats]:
     """Visual tokens of each picture, and logits (1 + STEPS, vocab) of the prompt's end and of each token after it."""
     shape, merge = bundle.manifest.model, bundle.manifest.preprocessing.merge_size
@@ -105,11 +123,11 @@ def run_bundle(
 
 def load_torch(checkpoint: Path) -> Qwen2VLForConditionalGeneration:
     """The checkpoint in float32, by transformers."""
-    import torch
-    from transformers import Qwen2VLForConditionalGeneration
-
-    if not checkpoint.is_dir():
-        raise GemvgError(f"{checkpoint}: no such checkpoint folder")
+    try:
+        import torch
+        from transformers import Qwen2VLForConditionalGeneration
+    except ImportError as error:
+        raise GemvgError(f"PyTorch's side cannot be run ({error}); run `pip install --group train`") from None
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
     return model.eval()
 
@@ -149,7 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
     exact = all(what == "float32" for what in bundle.manifest.weights.values())
     passed = not exact or max(worst.values()) <= TOLERANCE
     tolerance = TOLERANCE if exact else None
-    print(json.dumps({**worst, "tolerance": tolerance, "passed": passed, "weights": dict(bundle.manifest.weights)}))
+    numbers = {kind: value if np.isfinite(value) else None for kind, value in worst.items()}  # JSON has no infinity
+    print(json.dumps({**numbers, "tolerance": tolerance, "passed": passed, "weights": dict(bundle.manifest.weights)}))
     return 0 if passed else 1
 
 

@@ -244,11 +244,12 @@ def large_folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 def test_two_layers_of_the_7b_are_transformers(large_folder: Path) -> None:
     model = write_checkpoint(large_folder / "checkpoint", TRUE_7B_WIDTHS, bfloat16=True, max_shard_size="500MB")
-    case = Case.random(FOUR)
-    visual = torch_vision(model, case.patches, case.grids)
-    expected = torch_logits(model, case.ids, case.patches, case.grids)[np.array(case.cuts[1:]) - 1]
+    cases = [Case.random(grids) for grids in SCENES.values()]
+    visual = [torch_vision(model, case.patches, case.grids) for case in cases]
+    expected = [torch_logits(model, case.ids, case.patches, case.grids)[np.array(case.cuts[1:]) - 1] for case in cases]
     del model  # or two copies of the weights would be in memory
     engine = export_and_open(large_folder, Recipe())
-    for ours, theirs in zip(engine.vision.encode(case.patches, case.grids), visual, strict=True):
-        assert difference(ours, theirs) <= TOLERANCE
-    assert difference(engine.logits(case, case.cuts), expected) <= TOLERANCE
+    for case, features, logits in zip(cases, visual, expected, strict=True):
+        for ours, theirs in zip(engine.vision.encode(case.patches, case.grids), features, strict=True):
+            assert difference(ours, theirs) <= TOLERANCE
+        assert difference(engine.logits(case, case.cuts), logits) <= TOLERANCE

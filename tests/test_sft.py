@@ -87,3 +87,11 @@ def test_spread_is_a_distribution_around_the_centre() -> None:
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(3))
     assert soft[[0, 2]].argmax(dim=1).tolist() == [0, 9]
     assert soft[1, 4] == soft[1, 5]
+
+
+def test_a_run_without_the_dense_head(run: SftSettings) -> None:
+    plain = replace(run, out=run.out.with_name("plain"), dense_weight=0.0, steps=2)
+    train(plain)
+    before, after = weights(plain.model), weights(plain.out)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(after[name], start) for name, start in before.items())

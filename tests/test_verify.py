@@ -1,0 +1,112 @@
+"""export.verify as a command: it passes a true export, fails a wrong one, and says what it cannot compare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.to_onnx import main as export
+from export.verify import TOLERANCE, largest_difference
+from export.verify import main as verify
+from tests.checkpoints import TINY, edit_json, write_checkpoint
+from tests.damage import alter
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def pair(random_model: tuple[Any, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A bundle and the checkpoint it was exported from, to be changed."""
+    source = random_model[1].parent
+    return tuple(Path(shutil.copytree(source / name, tmp_path / name)) for name in ("bundle", "checkpoint"))  # type: ignore[return-value]
+
+
+def run(pair: tuple[Path, Path], capsys: Capture) -> tuple[int, dict[str, Any]]:
+    code = verify([str(pair[0]), "--against", str(pair[1])])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_true_export_passes(pair: tuple[Path, Path], capsys: Capture) -> None:
+    code, result = run(pair, capsys)
+    assert (code, result["passed"], result["tolerance"]) == (0, True, TOLERANCE)
+    assert all(0 < result[kind] <= TOLERANCE for kind in ("vision", "prefill", "decode"))
+
+
+CHANGES: dict[str, tuple[Callable[[Any], torch.Tensor], set[str]]] = {
+    "vision": (lambda model: model.model.visual.blocks[0].norm1.weight, {"vision", "prefill", "decode"}),
+    "decoder": (lambda model: model.model.language_model.layers[1].mlp.up_proj.weight, {"prefill", "decode"}),
+    "head": (lambda model: model.lm_head.weight, {"prefill", "decode"}),
+}
+
+
+@pytest.mark.parametrize("part", CHANGES)
+def test_other_weights_fail(random_model: tuple[Any, Path], tmp_path: Path, capsys: Capture, part: str) -> None:
+    weight, wrong = CHANGES[part]
+    model = write_checkpoint(tmp_path)
+    with torch.no_grad():
+        weight(model).mul_(1.1)
+    model.save_pretrained(tmp_path)
+    code, result = run((random_model[1], tmp_path), capsys)
+    assert (code, result["passed"]) == (1, False)
+    assert {kind for kind in ("vision", "prefill", "decode") if result[kind] > TOLERANCE} == wrong
+
+
+def test_no_number_fails(tmp_path: Path, capsys: Capture) -> None:
+    model = write_checkpoint(tmp_path / "checkpoint")
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    model.save_pretrained(tmp_path / "checkpoint")
+    assert export([str(tmp_path / "checkpoint"), str(tmp_path / "bundle")]) == 0
+    capsys.readouterr()
+    code, result = run((tmp_path / "bundle", tmp_path / "checkpoint"), capsys)
+    assert (code, result["passed"], result["prefill"]) == (1, False, None)
+
+
+def test_largest_difference() -> None:
+    ones = np.ones((2, 2), np.float32)
+    assert largest_difference(ones, ones * np.float32(0.5)) == 0.5
+    assert largest_difference(ones, ones * np.float32("nan")) == np.inf
+    assert largest_difference(ones * np.float32("inf"), ones) == np.inf
+
+
+def test_int4_is_reported_without_a_verdict(pair: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+    small = tmp_path / "int4"
+    assert export([str(pair[1]), str(small), "--weights", "int4"]) == 0
+    capsys.readouterr()
+    code, result = run((small, pair[1]), capsys)
+    assert (code, result["passed"], result["tolerance"]) == (0, True, None)
+    assert result["prefill"] > TOLERANCE
+
+
+def test_another_models_checkpoint(random_model: tuple[Any, Path], tmp_path: Path, capsys: Capture) -> None:
+    write_checkpoint(tmp_path, {**TINY, "text_config": TINY["text_config"] | {"num_hidden_layers": 2}})
+    assert verify([str(random_model[1]), "--against", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "bundle has layers 3" in message
+    assert f"{tmp_path} 2; give the checkpoint that the bundle was exported from" in message
+
+
+BAD: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "altered graph": (lambda bundle, _: alter("vision.onnx")(bundle), "vision.onnx"),
+    "no bundle": (lambda bundle, _: shutil.rmtree(bundle), "no such bundle"),
+    "no checkpoint": (lambda _, checkpoint: shutil.rmtree(checkpoint), "no such"),
+    "other model": (lambda _, checkpoint: edit_json(checkpoint / "config.json", model_type="llava"), "llava"),
+    "no weights": (lambda _, checkpoint: (checkpoint / "model.safetensors").unlink(), "safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_it_cannot_compare(pair: tuple[Path, Path], capsys: Capture, case: str) -> None:
+    spoil, named = BAD[case]
+    spoil(*pair)
+    assert verify([str(pair[0]), "--against", str(pair[1])]) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert len(message.splitlines()) == 1
