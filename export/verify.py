@@ -21,10 +21,11 @@ from tokenizers import Tokenizer
 
 from export.checkpoint import open_checkpoint
 from gemvg_edge.bundle import TOKENIZER, Bundle, open_bundle
+from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, patchify
-from gemvg_edge.positions import mrope_positions, mrope_table
+from gemvg_edge.positions import mrope_positions
 from gemvg_edge.prompt import encode_prefix, encode_query
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Case:
 
 def verify(bundle: Bundle, checkpoint: Path) -> dict[str, float]:
     """The largest absolute difference of each kind of output over all scenes; infinite where one is no number."""
+    # Here, so that a missing onnxruntime is a sentence from the command and no traceback.
     from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 
     _check_shape(bundle, checkpoint)
@@ -58,7 +60,7 @@ def verify(bundle: Bundle, checkpoint: Path) -> dict[str, float]:
         features, logits = run_torch(model, case, bundle.manifest.model.image_token_id)
         ours, our_logits = run_bundle(bundle, vision, decoder, case)
         found = {
-            "vision": largest_difference(np.concatenate(ours), np.concatenate(features)),
+            "vision": max(largest_difference(a, b) for a, b in zip(ours, features, strict=True)),
             "prefill": largest_difference(our_logits[0], logits[0]),
             "decode": largest_difference(our_logits[1:], logits[1:]),
         }
@@ -75,12 +77,12 @@ def largest_difference(ours: Floats, theirs: Floats) -> float:
 
 def _check_shape(bundle: Bundle, checkpoint: Path) -> None:
     ours, theirs = asdict(bundle.manifest.model), asdict(open_checkpoint(checkpoint).config.shape)
-    if differing := [field for field in ours if ours[field] != theirs[field]]:
-        field = differing[0]
-        raise GemvgError(
-            f"{bundle.folder} has {field} {ours[field]}, {checkpoint} {theirs[field]}; "
-            "give the checkpoint that the bundle was exported from"
-        )
+    for field in ours:
+        if ours[field] != theirs[field]:
+            raise GemvgError(
+                f"{bundle.folder} has {field} {ours[field]}, {checkpoint} {theirs[field]}; "
+                "give the checkpoint that the bundle was exported from"
+            )
 
 
 def make_cases(bundle: Bundle) -> list[Case]:
@@ -108,16 +110,15 @@ def run_bundle(
 ) -> tuple[list[Floats], Floats]:
     """Visual tokens of each picture, and logits (1 + STEPS, vocab) of the prompt's end and of each token after it."""
     shape, merge = bundle.manifest.model, bundle.manifest.preprocessing.merge_size
+    rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
     features = vision.encode(case.patches, case.grids)
-    embeddings = decoder.embed(case.ids)
-    embeddings[case.ids == shape.image_token_id] = np.concatenate(features)
+    embeddings = embed_prompt(decoder, case.ids, shape.image_token_id, features)
     positions = mrope_positions(case.ids, shape.image_token_id, case.grids, merge)
     prompt, total = len(case.ids) - STEPS, len(case.ids)
     cache = decoder.new_cache(total)
     logits = []
     for start, stop in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
-        table = mrope_table(positions[:, start:stop], shape.head_dim, shape.rope_theta, shape.mrope_section)
-        logits.append(decoder.forward(embeddings[start:stop], cache, start, table))
+        logits.append(prefill(decoder, rope, embeddings[start:stop], positions[:, start:stop], cache, start))
     return features, np.stack(logits)
 
 

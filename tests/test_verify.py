@@ -25,7 +25,8 @@ Capture = pytest.CaptureFixture[str]
 def pair(random_model: tuple[Any, Path], tmp_path: Path) -> tuple[Path, Path]:
     """A bundle and the checkpoint it was exported from, to be changed."""
     source = random_model[1].parent
-    return tuple(Path(shutil.copytree(source / name, tmp_path / name)) for name in ("bundle", "checkpoint"))  # type: ignore[return-value]
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "bundle", tmp_path / "checkpoint"
 
 
 def run(pair: tuple[Path, Path], capsys: Capture) -> tuple[int, dict[str, Any]]:
