@@ -35,12 +35,15 @@ class TorchGrounder:
         return TorchGrounder(model, settings)
 
     @torch.inference_mode()
-    def ground(self, images: Sequence[Image.Image], query: str, max_new_tokens: int = 256) -> tuple[str, Answer]:
+    def ground(
+        self, images: Sequence[Image.Image], query: str, max_new_tokens: int = 256, think: bool = False
+    ) -> tuple[str, Answer]:
         """Greedy answer to one query: the text and what it says."""
         numbers, tokenizer = self.settings.preprocessing, self.settings.tokenizer
         patches, grids = zip(*(patchify(resize(image, numbers), numbers) for image in images), strict=True)
         prefix = encode_prefix(tokenizer, self.settings.template, grids, numbers.merge_size)
-        ids = torch.from_numpy(np.concatenate([prefix, encode_query(tokenizer, self.settings.template, query)]))[None]
+        question = encode_query(tokenizer, self.settings.template, self.settings.answer_format, query, think)
+        ids = torch.from_numpy(np.concatenate([prefix, question]))[None]
         output = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

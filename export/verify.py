@@ -98,7 +98,7 @@ def make_cases(bundle: Bundle) -> list[Case]:
         pictures = [patchify(picture, manifest.preprocessing) for picture in pixels]
         grids = [grid for _, grid in pictures]
         prefix = encode_prefix(tokenizer, manifest.prompt, grids, merge)
-        query = encode_query(tokenizer, manifest.prompt, "the mug that is in every picture")
+        query = encode_query(tokenizer, manifest.prompt, manifest.answer, "the mug that is in every picture")
         answer = rng.choice(query, STEPS)
         name = f"{len(sizes)} picture(s), " + " ".join(f"{w}x{h}" for h, w in sizes)
         cases.append(Case(name, [patches for patches, _ in pictures], grids, np.concatenate([prefix, query, answer])))

@@ -15,15 +15,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemvg_edge.answer import mark
     from gemvg_edge.boxes import Box
     from gemvg_edge.errors import GemvgError
     from gemvg_edge.grounder import Grounder, Grounding, Scene
 
 __version__ = "0.1.0"
-__all__ = ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__"]
+__all__ = ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__", "mark"]
 
 # Loaded at first use: training and export need only single modules, and `import gemvg_edge` stays light.
-_HOMES = {"Box": "boxes", "GemvgError": "errors", "Grounder": "grounder", "Grounding": "grounder", "Scene": "grounder"}
+_HOMES = {
+    "Box": "boxes",
+    "GemvgError": "errors",
+    "Grounder": "grounder",
+    "Grounding": "grounder",
+    "Scene": "grounder",
+    "mark": "answer",
+}
 
 
 def __getattr__(name: str) -> Any:

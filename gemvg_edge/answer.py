@@ -5,6 +5,9 @@ Written: one line an image with targets, boxes sorted by (image, x1, y1); no tar
     Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     digits, 0..1000 of the image's own size
     Image-2: <|box_start|><loc_3><loc_40><loc_64><loc_90><|box_end|>     location tokens, 0..N-1 of the image's own size
 
+With reasoning: `<think>...</think><answer>the same</answer>`. A query may show a box as well, always in digits
+(`mark`); `localise` turns it into what the checkpoint reads.
+
 Read: those, with or without `<think>..</think><answer>..</answer>`, and what Migician ("It's in the third image. ..."),
 Qwen2-VL and UniVG-R1 write. The format is ours: GeM-VG's own was never published.
 """
@@ -25,6 +28,7 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 # Nine digits are past every frame already, and int() refuses what a model that repeats itself may write (over 4,300).
 _NUMBER = r"\d{1,9}"
 _CORNER = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
+_MARK = re.compile(rf"{re.escape(BOX_START)}\s*({_CORNER}\s*,\s*{_CORNER})\s*{re.escape(BOX_END)}", re.ASCII)
 # An image is named as "Image-2" (ours, MGrounding-630k), "third image" (Migician) or "2th image" (MIG-Bench).
 _PIECES = re.compile(
     rf"image[-\s](?P<number>{_NUMBER})|(?P<nth>{_NUMBER})(?:st|nd|rd|th) image"
@@ -72,18 +76,48 @@ class Answer:
     problem: str | None = None
 
 
-def write_answer(boxes: Sequence[Box], sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat) -> str:
-    """Boxes in original pixels, with each image's (width, height), as the text that the model learns to write."""
+def write_answer(
+    boxes: Sequence[Box], sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat, thinking: str | None = None
+) -> str:
+    """Boxes in original pixels, with each image's (width, height), as the text that the model learns to write.
+
+    With `thinking` the reasoning comes first and the answer stands in its tags.
+    """
     lines: dict[int, str] = {}
     for box in sorted(boxes):
-        values = to_steps(box, sizes[box.image], answer_format.steps)
-        if answer_format.coordinates == "locations":
-            text = "".join(f"<loc_{v}>" for v in values)
-        else:
-            text = "({},{}),({},{})".format(*values)
         lines.setdefault(box.image, f"Image-{box.image + 1}: ")
-        lines[box.image] += f"{BOX_START}{text}{BOX_END}"
-    return "\n".join(lines.values()) or NO_TARGET
+        lines[box.image] += _write_box(to_steps(box, sizes[box.image], answer_format.steps), answer_format)
+    answer = "\n".join(lines.values()) or NO_TARGET
+    return answer if thinking is None else f"<think>{thinking}</think><answer>{answer}</answer>"
+
+
+def mark(box: Box, size: tuple[int, int]) -> str:
+    """A box (original pixels) of a picture of (width, height) as a query shows it.
+
+    `f"the same mug as {mark(box, size)} in image 1"`; every checkpoint and bundle takes it, whatever its coordinates.
+    """
+    return _write_box(to_steps(box, size, RELATIVE_FRAME), AnswerFormat())
+
+
+def localise(query: str, answer_format: AnswerFormat) -> str:
+    """The query with the boxes that it shows in the coordinates that the checkpoint knows."""
+    if answer_format.coordinates == "digits":
+        return query
+
+    def write(piece: re.Match[str]) -> str:
+        values = [int(v) for v in re.findall(r"\d+", piece[1])]
+        steps = answer_format.steps
+        return _write_box([min(steps, round(v * steps / RELATIVE_FRAME)) for v in values], answer_format)
+
+    return _MARK.sub(write, query)
+
+
+def _write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
+    if answer_format.coordinates == "locations":
+        text = "".join(f"<loc_{v}>" for v in values)
+    else:
+        text = "({},{}),({},{})".format(*values)
+    return f"{BOX_START}{text}{BOX_END}"
 
 
 def read_answer(text: str, sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat) -> Answer:

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     ground.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     ground.add_argument("--draw", type=Path, metavar="PICTURE", help="write the pictures with their boxes here")
+    ground.add_argument("--think", action="store_true", help="let the model reason before it answers; slower")
     ground.add_argument("--threads", type=int, default=0, help="processor threads (default: one a core)")
     inspect = commands.add_parser("inspect", help="check a bundle and say what it holds")
     inspect.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE)
@@ -65,7 +66,7 @@ def _ground(options: argparse.Namespace) -> int:
         _check_target(options.draw)
     pictures = [load_image(path) for path in options.images]
     grounder = Grounder.open(options.bundle, threads=options.threads)
-    grounding = grounder.ground(pictures, options.query)
+    grounding = grounder.ground(pictures, options.query, think=options.think)
     if options.draw:
         _write_picture(draw_boxes(pictures, grounding.boxes, options.query), options.draw)
     if options.json:

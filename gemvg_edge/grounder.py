@@ -68,11 +68,14 @@ class Scene:
         self._past, self._position = past, position
         self._cache = cache
 
-    def ground(self, query: str) -> Grounding:
-        """Ask for something; an answer that names nothing, or nothing readable, has no boxes."""
+    def ground(self, query: str, *, think: bool = False) -> Grounding:
+        """Ask for something; an answer that names nothing, or nothing readable, has no boxes.
+
+        With `think` the model reasons before it answers, if it was trained to: slower, and not always better.
+        """
         grounder = self._grounder
         started = time.perf_counter()
-        ids = encode_query(grounder.tokenizer, grounder.manifest.prompt, query)
+        ids = encode_query(grounder.tokenizer, grounder.manifest.prompt, grounder.manifest.answer, query, think)
         if len(ids) > grounder.max_query_tokens:
             raise GemvgError(
                 f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
@@ -190,10 +193,10 @@ class Grounder:
         )
         return scene
 
-    def ground(self, images: Sequence[ImageSource], query: str) -> Grounding:
+    def ground(self, images: Sequence[ImageSource], query: str, *, think: bool = False) -> Grounding:
         """Look and ask in one go; use `look` when the same pictures get several questions."""
         check_query(query)  # before the expensive half
-        return self.look(images).ground(query)
+        return self.look(images).ground(query, think=think)
 
 
 def _open_tokenizer(path: Path) -> Tokenizer:

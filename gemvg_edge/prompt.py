@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from gemvg_edge.answer import AnswerFormat, localise
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 from gemvg_edge.positions import visual_tokens
@@ -35,14 +36,17 @@ class PromptTemplate:
 
     system: str = "You are a helpful assistant."  # Qwen2-VL's default
     query: str = "{query}"
+    # What asks for reasoning before the answer. GeM-VG's own words are not known; these are ours.
+    think: str = "{query} First think between <think> and </think>, then answer between <answer> and </answer>."
     number_images: bool = False  # "Picture 1: " before each picture: Qwen2-VL's `add_vision_id`
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> PromptTemplate:
-        """Read the three fields; `query` must hold the place `{query}`."""
+        """Read the four fields; `query` and `think` must hold the place `{query}`."""
         template = PromptTemplate(**config)
-        if "{query}" not in template.query:
-            raise GemvgError(f"grounding.prompt.query is {template.query!r}; it needs the place {{query}} in it")
+        for name, text in (("query", template.query), ("think", template.think)):
+            if "{query}" not in text:
+                raise GemvgError(f"grounding.prompt.{name} is {text!r}; it needs the place {{query}} in it")
         return template
 
     def to_config(self) -> dict[str, Any]:
@@ -59,9 +63,10 @@ def prefix_text(template: PromptTemplate, images: int) -> str:
     return f"<|im_start|>system\n{template.system}<|im_end|>\n<|im_start|>user\n{pictures}"
 
 
-def query_text(template: PromptTemplate, query: str) -> str:
-    """The text after the last picture, up to where the answer starts."""
-    return template.query.replace("{query}", query) + "<|im_end|>\n<|im_start|>assistant\n"
+def query_text(template: PromptTemplate, query: str, think: bool = False) -> str:
+    """The text after the last picture, up to where the answer (with `think`: the reasoning) starts."""
+    wording = template.think if think else template.query
+    return wording.replace("{query}", query) + "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def encode_prefix(tokenizer: Tokenizer, template: PromptTemplate, grids: Sequence[Grid], merge: int) -> TokenIds:
@@ -74,10 +79,13 @@ def encode_prefix(tokenizer: Tokenizer, template: PromptTemplate, grids: Sequenc
     return np.repeat(ids, repeats)
 
 
-def encode_query(tokenizer: Tokenizer, template: PromptTemplate, query: str) -> TokenIds:
+def encode_query(
+    tokenizer: Tokenizer, template: PromptTemplate, answer_format: AnswerFormat, query: str, think: bool = False
+) -> TokenIds:
     """Token ids (tokens,) that follow the prefix; the answer's first token comes next."""
     check_query(query)
-    return np.asarray(encode(tokenizer, query_text(template, query)), np.int64)
+    text = query_text(template, localise(query, answer_format), think)
+    return np.asarray(encode(tokenizer, text), np.int64)
 
 
 def check_query(query: str) -> None:

@@ -224,3 +224,15 @@ def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS], ids=["digits", "locations"])
 def test_format_survives_its_config(answer_format: AnswerFormat) -> None:
     assert AnswerFormat.from_config(answer_format.to_config()) == answer_format
+
+
+def test_reasoning_is_written_before_the_answer_and_read_back() -> None:
+    boxes = (Box(1, 10, 20, 60, 100),)
+    text = write_answer(boxes, [(100, 200), (100, 200)], AnswerFormat(), thinking="Image-1: a mug.")
+    assert text == (
+        "<think>Image-1: a mug.</think><answer>Image-2: <|box_start|>(100,100),(600,500)<|box_end|></answer>"
+    )
+    answer = read_answer(text, [(100, 200), (100, 200)], AnswerFormat())
+    assert answer.boxes == boxes
+    assert answer.thinking == "Image-1: a mug."
+    assert answer.problem is None

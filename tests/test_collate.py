@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
 from train.checkpoint import CheckpointSettings, read_settings
-from train.collate import IGNORED, Sample, branch_mask, collate
+from train.collate import IGNORED, Sample, Turn, branch_mask, collate
 from train.small_model import write_small_model
 
 
@@ -32,8 +32,9 @@ def picture(seed: int, width: int, height: int) -> Image.Image:
 
 
 TURNS = (
-    ("the red mug", "None"),
-    ("every bowl in image 2", "Image-2: <|box_start|><loc_1><loc_2><loc_30><loc_40><|box_end|>"),
+    Turn("the red mug", "None"),
+    Turn("every bowl in image 2", "Image-2: <|box_start|><loc_1><loc_2><loc_30><loc_40><|box_end|>"),
+    Turn("every bowl in image 2", "<think>one</think><answer>None</answer>", think=True),
 )
 
 

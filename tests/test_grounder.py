@@ -58,7 +58,8 @@ def greedy_by_transformers(model: Any, grounder: Grounder, pictures: list[Image.
     numbers = grounder.manifest.preprocessing
     patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
     prefix = encode_prefix(grounder.tokenizer, grounder.manifest.prompt, grids, numbers.merge_size)
-    prompt = np.concatenate([prefix, encode_query(grounder.tokenizer, grounder.manifest.prompt, query)])
+    manifest = grounder.manifest
+    prompt = np.concatenate([prefix, encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query)])
     ids = prompt
     while len(ids) < len(prompt) + NEW_TOKENS:
         token = torch_logits(model, ids, list(patches), list(grids))[-1].argmax()

@@ -12,6 +12,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from gemvg_edge.answer import AnswerFormat, localise, mark
+from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, smart_resize
 from gemvg_edge.prompt import CONTROL_TOKENS, PromptTemplate, check_query, encode_prefix, encode_query, token_id
@@ -19,6 +21,7 @@ from tests.checkpoints import CHAT_TEMPLATE, IMAGE_TOKEN_ID, PREPROCESSING, TOKE
 from train.processor import ImageTextProcessor
 
 DEFAULT = PromptTemplate()
+DIGITS = AnswerFormat()
 TEMPLATES = {
     "as Qwen2-VL was released": DEFAULT,
     "numbered pictures": PromptTemplate(number_images=True),
@@ -66,7 +69,7 @@ def test_equals_the_chat_template(label: str, count: int, processor: ImageTextPr
     expected = reference(processor, template, sizes)
     assert expected["image_grid_thw"].tolist() == [list(grid) for grid in grids]
     prefix = encode_prefix(TOKENIZER, template, grids, PREPROCESSING.merge_size)
-    query = encode_query(TOKENIZER, template, QUERY)
+    query = encode_query(TOKENIZER, template, DIGITS, QUERY)
     assert np.concatenate([prefix, query]).tolist() == expected["input_ids"][0].tolist()
     assert prefix.dtype == query.dtype == np.int64
 
@@ -76,7 +79,7 @@ def test_the_prefix_holds_every_picture_and_no_query() -> None:
     prefix = encode_prefix(TOKENIZER, DEFAULT, grids, 2)
     assert np.count_nonzero(prefix == IMAGE_TOKEN_ID) == 6 + 1
     assert prefix[-1] == token_id(TOKENIZER, "<|vision_end|>")
-    query = encode_query(TOKENIZER, DEFAULT, "the red mug")
+    query = encode_query(TOKENIZER, DEFAULT, DIGITS, "the red mug")
     assert IMAGE_TOKEN_ID not in query
     assert (
         TOKENIZER.decode(query.tolist(), skip_special_tokens=False) == "the red mug<|im_end|>\n<|im_start|>assistant\n"
@@ -97,7 +100,7 @@ def test_an_empty_query_is_refused(query: Any) -> None:
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
 def test_special_tokens_are_refused(token: str) -> None:
     with pytest.raises(GemvgError, match="which would rewrite the prompt") as caught:
-        encode_query(TOKENIZER, DEFAULT, f"the red mug{token}")
+        encode_query(TOKENIZER, DEFAULT, DIGITS, f"the red mug{token}")
     assert token in str(caught.value)
 
 
@@ -111,7 +114,7 @@ def test_every_special_token_that_is_let_through_leaves_the_template_alone() -> 
 def test_broken_text_is_refused() -> None:
     # Python's reading of a byte 0xFF on the command line.
     with pytest.raises(GemvgError, match=r"the query 'mug \\udcff' is not Unicode text"):
-        encode_query(TOKENIZER, DEFAULT, "mug \udcff")
+        encode_query(TOKENIZER, DEFAULT, DIGITS, "mug \udcff")
 
 
 def test_a_tokenizer_of_another_model_is_named() -> None:
@@ -124,3 +127,20 @@ def test_the_template_survives_its_config() -> None:
         assert PromptTemplate.from_config(template.to_config()) == template
     with pytest.raises(GemvgError, match=r"needs the place \{query\} in it"):
         PromptTemplate.from_config({"query": "Find it"})
+
+
+def test_thinking_is_asked_for_in_the_template_s_words() -> None:
+    template = PromptTemplate(think="{query} Reason first.")
+    ids = encode_query(TOKENIZER, template, DIGITS, "the red mug", think=True)
+    assert TOKENIZER.decode(ids.tolist(), skip_special_tokens=False).startswith("the red mug Reason first.<|im_end|>")
+    with pytest.raises(GemvgError, match=r"prompt\.think is 'no place'"):
+        PromptTemplate.from_config({"think": "no place"})
+
+
+def test_a_box_in_a_query_is_asked_in_the_checkpoint_s_coordinates() -> None:
+    box = mark(Box(0, 10, 20, 60, 100), (100, 200))
+    assert box == "<|box_start|>(100,100),(600,500)<|box_end|>"
+    assert localise(f"like {box}", DIGITS) == f"like {box}"
+    locations = AnswerFormat("locations", 129)
+    assert localise(f"like {box}!", locations) == "like <|box_start|><loc_13><loc_13><loc_77><loc_64><|box_end|>!"
+    assert localise("<|box_start|>(0,0),(9999,9999)<|box_end|>", locations).endswith("<loc_128><loc_128><|box_end|>")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,20 @@ from train.checkpoint import CheckpointSettings
 IGNORED = -100  # the label that a cross-entropy leaves out
 
 
+class Turn(NamedTuple):
+    """A question and its answer's text; with `think` the answer reasons first and the question asks for that."""
+
+    query: str
+    answer: str
+    think: bool = False
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Pictures with the questions about them and the answers' texts."""
+    """Pictures with the questions about them."""
 
     images: Sequence[Image.Image]
-    turns: Sequence[tuple[str, str]]
+    turns: Sequence[Turn]
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ def _row(sample: Sample, grids: Sequence[tuple[int, int, int]], settings: Checkp
         [positions],
         [np.zeros(len(prefix), np.int64)],
     )
-    for number, (query, answer) in enumerate(sample.turns, start=1):
-        question = encode_query(settings.tokenizer, settings.template, query)
+    for number, (query, answer, think) in enumerate(sample.turns, start=1):
+        question = encode_query(settings.tokenizer, settings.template, settings.answer_format, query, think)
         target = np.asarray(encode(settings.tokenizer, answer + END_OF_TURN), np.int64)
         tokens = np.concatenate([question, target])
         ids.append(tokens)

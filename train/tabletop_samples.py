@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gemvg_edge.answer import AnswerFormat, write_answer
-from train.collate import Sample
+from train.collate import Sample, Turn
 from train.dense_head import SeenObject
 from train.meshes import MESHES
 from train.queries import ask
@@ -65,7 +65,7 @@ def draw_sample(
     turns, wanted = [], []
     for _ in range(questions):
         query = ask(scene, views, rng)
-        turns.append((query.text, write_answer(query.boxes, sizes, answer_format)))
+        turns.append(Turn(query.text, write_answer(query.boxes, sizes, answer_format)))
         wanted.append(tuple(seen_boxes.index(box) for box in query.boxes))
     return TabletopSample(pictures, turns, tuple(_seen(scene, view) for view in views), tuple(wanted))
 
