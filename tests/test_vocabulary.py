@@ -1,0 +1,116 @@
+"""A checkpoint's vocabulary changes and its knowledge stays: other tokenizers, location tokens, digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, encode
+from tests.checkpoints import TINY, TOKENIZER, write_checkpoint
+from train.vocabulary import move_to_tokenizer
+
+TEXT = "<|im_start|>user\nFind the red mug.<|im_end|>\n<|im_start|>assistant\nImage-1: <|box_start|>(12,"
+
+
+def load(folder: Path) -> Qwen2VLForConditionalGeneration:
+    return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(folder: Path, ids: list[int]) -> torch.Tensor:
+    """Logits (tokens, vocabulary) of a plain text."""
+    with torch.no_grad():
+        found: torch.Tensor = load(folder)(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return found
+
+
+def rows(folder: Path, name: str) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")[name]
+
+
+def shuffled(seed: int = 0) -> Tokenizer:
+    """The tests' tokenizer with its tokens in another order, the special ones among themselves too."""
+    content = json.loads(TOKENIZER.to_str())
+    names = [*content["model"]["vocab"]]
+    order = np.random.default_rng(seed).permutation(len(names))
+    content["model"]["vocab"] = {names[k]: int(place) for place, k in enumerate(order)}
+    added = content["added_tokens"]
+    ids = sorted(token["id"] for token in added)
+    for token, number in zip(reversed(added), ids, strict=True):
+        token["id"] = number
+    content["added_tokens"] = added[::-1]
+    return Tokenizer.from_str(json.dumps(content))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "200KB"}])
+def test_the_same_tokens_in_another_order(tmp_path: Path, tied: bool, shards: dict[str, Any]) -> None:
+    sizes = {**TINY, "text_config": TINY["text_config"] | {"vocab_size": TOKENIZER.get_vocab_size()}}
+    write_checkpoint(tmp_path / "old", sizes, tied=tied, bfloat16=tied, **shards)
+    new = shuffled()
+    (tmp_path / "tokenizer").mkdir()
+    new.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    move_to_tokenizer(tmp_path / "old", tmp_path / "tokenizer", tmp_path / "new")
+
+    before, after = encode(TOKENIZER, TEXT), encode(new, TEXT)
+    assert before != after
+    assert new.decode(after, skip_special_tokens=False) == TEXT
+    moved = [new.token_to_id(str(TOKENIZER.id_to_token(k))) for k in range(TOKENIZER.get_vocab_size())]
+    torch.testing.assert_close(logits(tmp_path / "new", after)[:, moved], logits(tmp_path / "old", before))
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["image_token_id"] == new.token_to_id(IMAGE_TOKEN) != TOKENIZER.token_to_id(IMAGE_TOKEN)
+    assert config["text_config"]["eos_token_id"] == new.token_to_id(END_OF_TURN)
+    generation = json.loads((tmp_path / "new" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == new.token_to_id(END_OF_TURN)
+    assert AutoTokenizer.from_pretrained(tmp_path / "new")(TEXT)["input_ids"] == after
+
+
+def test_new_tokens_start_as_the_mean_of_their_pieces(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "old")
+    content = json.loads(TOKENIZER.to_str())
+    vocab, merges = content["model"]["vocab"], content["model"]["merges"]
+    lost = len(vocab) - 1  # the last merge makes room; then "the mug", and two bytes of the euro sign
+    del vocab[max(vocab, key=lambda token: int(vocab[token]))], merges[-1]
+    vocab["âĤ"] = lost
+    content["model"]["merges"].append(["â", "Ĥ"])
+    new = Tokenizer.from_str(json.dumps(content))
+    new.add_tokens([AddedToken("red mug", special=False, normalized=False)])
+    (tmp_path / "tokenizer").mkdir()
+    new.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    move_to_tokenizer(tmp_path / "old", tmp_path / "tokenizer", tmp_path / "new")
+
+    for part in ("model.embed_tokens.weight", "lm_head.weight"):
+        old_table, table = (rows(tmp_path / folder, part) for folder in ("old", "new"))
+        assert len(table) == new.get_vocab_size()
+        for token, pieces in (("red mug", encode(TOKENIZER, "red mug")), ("âĤ", encode(TOKENIZER, "€")[:2])):
+            assert len(pieces) > 1
+            torch.testing.assert_close(table[new.token_to_id(token)], old_table[pieces].mean(dim=0))
+        assert torch.equal(table[new.token_to_id(IMAGE_TOKEN)], old_table[TOKENIZER.token_to_id(IMAGE_TOKEN)])
+
+
+def test_what_cannot_be_moved_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "old")
+    with pytest.raises(GemvgError, match=r"empty.tokenizer\.json: no such file"):
+        move_to_tokenizer(tmp_path / "old", tmp_path / "empty", tmp_path / "new")
+    with pytest.raises(GemvgError, match="no such checkpoint folder"):
+        move_to_tokenizer(tmp_path / "nothing", tmp_path / "old", tmp_path / "new")
+    content = json.loads(TOKENIZER.to_str())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != END_OF_TURN]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(GemvgError, match=r"no token <\|im_end\|>, which the checkpoint's config names"):
+        move_to_tokenizer(tmp_path / "old", tmp_path / "tokenizer", tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GemvgError, match="file exists and is no checkpoint"):
+        move_to_tokenizer(tmp_path / "old", tmp_path / "old", tmp_path / "file")
+    with pytest.raises(GemvgError, match="is the checkpoint itself"):
+        move_to_tokenizer(tmp_path / "old", tmp_path / "old", tmp_path / "old")
+    assert not (tmp_path / "new").exists()
