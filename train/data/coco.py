@@ -1,0 +1,173 @@
+"""COCO instances -> referential and semantic records of several pictures.
+
+    FOLDER/annotations/instances_train2017.json    {"images": [{id, file_name, width, height}],
+        "categories": [{id, name}], "annotations": [{image_id, category_id, bbox: [x, y, w, h], iscrowd}]}
+    FOLDER/train2017/000000000009.jpg
+
+Format: cocodataset.org, "Format data". What it maps to (ours; the paper does not say):
+
+    every object of one category, over 1..4 pictures of which some show none     referential
+    the one kind of object that all of 2..4 pictures share                       semantic
+
+A category with a crowd region in a picture is not asked of that picture: not all of its objects are boxed there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gemvg_edge.boxes import Box
+from train.data.annotations import MALFORMED, entries, identity, numbers, read_json
+from train.data.labelled import EVERY, LabelledPicture, ask_for, check_picture, pick
+from train.data.pictures import measure_as
+from train.data.record import Fault, Record
+
+LAYOUT = "lay the folder out as annotations/instances_train2017.json and train2017/*.jpg (cocodataset.org/#download)"
+NO_TARGET_SHARE = 0.08
+TRIES = 10  # draws of a companion before a picture goes without
+COMMON = ("the kind of object that all the pictures show", "these pictures share one kind of object; find all of them")
+COMMON_IN = "these pictures share one kind of object; find it in image {image}"
+
+
+def read_coco(
+    folder: Path, split: str = "train2017", seed: int = 0, leave_out: frozenset[str] = frozenset()
+) -> Iterator[Record | Fault]:
+    """One referential and, where one can be made, one semantic record a picture, in an order fixed by the seed.
+
+    `leave_out` holds picture keys (see `picture_key`) that must not be shown.
+    """
+    pictures = []
+    for item in label_pictures(folder, split, leave_out):
+        if isinstance(item, Fault):
+            yield item
+        else:
+            pictures.append(item)
+    yield from compose_pictures(pictures, np.random.default_rng(seed))
+
+
+def picture_key(name: str) -> str:
+    """What names a picture in every edition: COCO_train2014_000000000009.jpg is 000000000009.jpg of 2017."""
+    return Path(name.replace("\\", "/")).stem.rpartition("_")[2] if "COCO_" in name else Path(name).stem
+
+
+def label_pictures(folder: Path, split: str, leave_out: frozenset[str]) -> Iterator[LabelledPicture | Fault]:
+    """Every picture of the split with its boxes by category, in the order of their ids."""
+    file = folder / "annotations" / f"instances_{split}.json"
+    content = read_json(file, dict, LAYOUT)
+    images, annotations = entries(content, "images", file), entries(content, "annotations", file)
+    names = {identity(entry): entry.get("name") for entry in entries(content, "categories", file) if identity(entry)}
+    known = {identity(entry) for entry in images}
+    objects: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+    unsure: dict[Any, set[str]] = defaultdict(set)
+    spoilt = set()
+    for entry in annotations:
+        image = identity(entry, "image_id")
+        if isinstance(found := _read_annotation(entry, names), str):
+            reason: str | None = found
+        else:
+            reason = None if image in known else "an unknown picture"
+            name, box = found
+            if entry.get("iscrowd"):
+                unsure[image].add(name)
+            else:
+                objects[image][name].append(box)
+        if reason:
+            spoilt.add(image)
+            yield Fault(f"{file}: annotation {identity(entry)}", f"{reason}; its picture is left out")
+    for entry in sorted(images, key=lambda entry: str(identity(entry)).rjust(16)):
+        image = identity(entry)
+        if image not in spoilt:
+            yield _label(folder / split, entry, objects[image], unsure[image], leave_out)
+
+
+def _read_annotation(entry: Any, names: dict[Any, Any]) -> tuple[str, Box] | str:
+    """The category and the box of an annotation, or what is wrong with it."""
+    try:
+        name = names[entry["category_id"]]
+        x, y, w, h = numbers(entry["bbox"], 4)
+    except KeyError as error:
+        return f"no field {error}" if error.args[0] in ("category_id", "bbox") else "an unknown category"
+    except MALFORMED:
+        return "a malformed annotation"
+    return (name, Box(0, x, y, x + w, y + h)) if isinstance(name, str) else "an unknown category"
+
+
+def _label(
+    folder: Path, entry: dict[str, Any], objects: dict[str, list[Box]], unsure: set[str], leave_out: frozenset[str]
+) -> LabelledPicture | Fault:
+    try:
+        path, size = folder / entry["file_name"], (int(entry["width"]), int(entry["height"]))
+    except MALFORMED:
+        return Fault(f"{folder}: image {identity(entry)}", "a malformed image entry")
+    if picture_key(path.name) in leave_out:
+        return Fault(str(path), "a picture of a benchmark, left out")
+    measured = measure_as(path, size)
+    if isinstance(measured, Fault):
+        return measured
+    boxes = {name: tuple(sorted(found)) for name, found in objects.items() if name not in unsure}
+    return check_picture(LabelledPicture(path, size, boxes, frozenset(unsure)))
+
+
+def compose_pictures(pictures: Sequence[LabelledPicture], rng: np.random.Generator) -> Iterator[Record]:
+    """Records that start from each picture once."""
+    showing: dict[str, list[int]] = defaultdict(list)
+    for index, picture in enumerate(pictures):
+        for label in picture.objects:
+            showing[label].append(index)
+    for start in rng.permutation(len(pictures)):
+        labels = sorted(pictures[start].objects)
+        if not labels:
+            continue
+        label = pick(labels, rng)
+        yield _every(pictures, showing, int(start), label, rng)
+        if record := _common(pictures, showing, int(start), label, rng):
+            yield record
+
+
+def _every(
+    pictures: Sequence[LabelledPicture],
+    showing: dict[str, list[int]],
+    start: int,
+    label: str,
+    rng: np.random.Generator,
+) -> Record:
+    """Every object of the label, over pictures of which about half show one; seldom a label that none shows."""
+    chosen = [start]
+    for _ in range(rng.integers(4)):
+        pool: Sequence[int] = showing[label] if rng.random() < 0.5 else range(len(pictures))
+        for _ in range(TRIES):
+            other = pick(pool, rng)
+            if other not in chosen and label not in pictures[other].unsure:
+                chosen.append(other)
+                break
+    shown = [pictures[chosen[k]] for k in rng.permutation(len(chosen))]
+    if rng.random() < NO_TARGET_SHARE:
+        absent = sorted(name for name in showing if not any(picture.shows(name) for picture in shown))
+        label = pick(absent, rng) if absent else label
+    return ask_for(label, pick(EVERY, rng).format(label=label), shown, "referential", "COCO")
+
+
+def _common(
+    pictures: Sequence[LabelledPicture],
+    showing: dict[str, list[int]],
+    start: int,
+    label: str,
+    rng: np.random.Generator,
+) -> Record | None:
+    """The kind of object that the pictures share, if some pictures share this one and no other."""
+    count, pool = 2 + int(rng.integers(3)), showing[label]
+    for _ in range(TRIES):
+        chosen = sorted({start, *(pick(pool, rng) for _ in range(count - 1))})
+        shown = [pictures[chosen[k]] for k in rng.permutation(len(chosen))]
+        shared = set.intersection(*({*picture.objects, *picture.unsure} for picture in shown))
+        if len(chosen) == count and shared == {label}:
+            if rng.random() < 0.5:
+                return ask_for(label, pick(COMMON, rng), shown, "semantic", "COCO")
+            only = int(rng.integers(count))
+            return ask_for(label, COMMON_IN.format(image=only + 1), shown, "semantic", "COCO", only)
+    return None
