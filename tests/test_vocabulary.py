@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
+from gemvg_edge.answer import AnswerFormat, read_answer, write_answer
+from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, encode
-from tests.checkpoints import TINY, TOKENIZER, write_checkpoint
-from train.vocabulary import move_to_tokenizer
+from tests.checkpoints import TINY, TOKENIZER, edit_json, write_checkpoint
+from train.checkpoint import read_settings
+from train.vocabulary import IMAGE_TAGS, add_locations, answer_in_digits, main, move_to_tokenizer
 
 TEXT = "<|im_start|>user\nFind the red mug.<|im_end|>\n<|im_start|>assistant\nImage-1: <|box_start|>(12,"
 
@@ -114,3 +117,90 @@ def test_what_cannot_be_moved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GemvgError, match="is the checkpoint itself"):
         move_to_tokenizer(tmp_path / "old", tmp_path / "old", tmp_path / "old")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("count", [20, 100])  # the first fits into the table's spare rows
+def test_location_tokens_change_nothing_that_was_known(tmp_path: Path, tied: bool, count: int) -> None:
+    write_checkpoint(tmp_path / "old", tied=tied)
+    edit_json(tmp_path / "old" / "config.json", grounding={"prompt": {"number_images": True}})
+    add_locations(tmp_path / "old", tmp_path / "new", count)
+
+    ids = encode(TOKENIZER, "<|im_start|>user\nFind the red mug.<|im_end|>\n")
+    known = TOKENIZER.get_vocab_size()
+    assert torch.equal(logits(tmp_path / "new", ids)[:, :known], logits(tmp_path / "old", ids)[:, :known])
+    config = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert config["text_config"]["vocab_size"] == (448 if count == 20 else 512)
+    settings = read_settings(tmp_path / "new")
+    assert settings.answer_format == AnswerFormat("locations", count)
+    assert settings.template.number_images
+    assert ("lm_head.weight" in load_file(tmp_path / "new" / "model.safetensors")) == (not tied)
+
+
+def test_an_answer_in_location_tokens_is_short_and_reads_back(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "old")
+    add_locations(tmp_path / "old", tmp_path / "new", 1000)
+    settings = read_settings(tmp_path / "new")
+    sizes = [(1998, 999), (999, 999)]
+    boxes = (Box(0, 20.0, 30.0, 1998.0, 999.0), Box(1, 0.0, 1.0, 2.0, 3.0))
+    text = write_answer(boxes, sizes, settings.answer_format)
+    ids = encode(settings.tokenizer, text)
+    assert len(ids) == 1 + 6 + 1 + 1 + 6  # "Image-1: ", a box, a line's end, "Image-2: ", a box
+    assert settings.tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert read_answer(text, sizes, settings.answer_format).boxes == boxes
+    assert AutoTokenizer.from_pretrained(tmp_path / "new")(text)["input_ids"] == ids
+
+
+@pytest.mark.parametrize("tag", IMAGE_TAGS)
+def test_an_image_tag_is_one_token_and_the_same_text(tag: str) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in IMAGE_TAGS])
+    for text in (f"{tag}<|box_start|>(1,2)", f"in {tag}the mug", f"\n{tag}", tag * 2):
+        ids = encode(tokenizer, text)
+        assert tokenizer.token_to_id(tag) in ids
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert encode(tokenizer, tag.rstrip()) == encode(TOKENIZER, tag.rstrip())
+
+
+def test_near_locations_start_near_each_other_and_far_ones_do_not(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "old")
+    add_locations(tmp_path / "old", tmp_path / "new", 1000)
+    table = rows(tmp_path / "new", "model.embed_tokens.weight")
+    first = read_settings(tmp_path / "new").tokenizer.token_to_id("<loc_0>")
+    assert first is not None
+    near = (table[first : first + 999] - table[first + 1 : first + 1000]).norm(dim=1)
+    far = (table[first : first + 500] - table[first + 500 : first + 1000]).norm(dim=1)
+    assert near.mean() < 0.8 * far.mean()
+    assert (table[first + 123] - table[first + 321]).norm() > 0.5 * far.mean()
+    old = rows(tmp_path / "old", "model.embed_tokens.weight")
+    assert 0.5 < table[first : first + 1000].std() / old.std() < 2
+
+
+def test_digits_and_back(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "old")
+    add_locations(tmp_path / "old", tmp_path / "locations", 30)
+    answer_in_digits(tmp_path / "locations", tmp_path / "digits")
+    assert read_settings(tmp_path / "digits").answer_format == AnswerFormat()
+    add_locations(tmp_path / "digits", tmp_path / "again", 30)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "locations" / name).read_bytes()
+    with pytest.raises(GemvgError, match="has 30 location tokens; give --locations 30"):
+        add_locations(tmp_path / "digits", tmp_path / "other", 40)
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_checkpoint(tmp_path / "old")
+
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["vocabulary", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    assert "needs at least 2" in command(old, new, "--locations", "1")
+    assert "one of the arguments" in command(old, new)
+    assert "no such checkpoint folder" in command(new, new, "--digits")
+    monkeypatch.setattr("sys.argv", ["vocabulary", old, new, "--locations", "10"])
+    main()
+    assert read_settings(tmp_path / "new").answer_format.locations == 10

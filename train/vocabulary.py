@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
@@ -35,6 +37,10 @@ COMPANIONS = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", GENERATION,
 )  # fmt: skip
+
+# An answer starts one such line for each image; as one token it saves four steps.
+IMAGE_TAGS = tuple(f"Image-{n}: " for n in range(1, 10))
+ROW_MULTIPLE = 128  # a table that was padded for the hardware's sake stays so
 
 # What becomes of one tensor; None drops it, and a new name renames it.
 Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
@@ -54,7 +60,6 @@ def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> No
         return torch.stack([table[ids].float().mean(dim=0) for ids in pieces]).to(table.dtype)
 
     config = _follow(config, old, new, tokenizer_folder / TOKENIZER)
-    _set_vocabulary_size(config, len(pieces))
     with writing(checkpoint, out) as folder:
         for name in (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
             if (tokenizer_folder / name).is_file():
@@ -101,6 +106,74 @@ def _follow(content: dict[str, Any], old: Tokenizer, new: Tokenizer, file: Path)
     return {key: walked(key, value) for key, value in content.items()}
 
 
+def add_locations(checkpoint: Path, out: Path, count: int) -> None:
+    """The checkpoint with tokens <loc_0>..<loc_{count-1}> and IMAGE_TAGS, told to answer in them.
+
+    A location starts as the mean of the rows of the digits that would say the same place in 0..1000, which the model
+    may know already, plus a smooth wave as strong as the table's rows: digits alone cannot tell 123 from 321, and
+    neighbours should start near each other. An image tag starts as the mean of the tokens that it replaces. Tokens
+    that the checkpoint has already stay as they are, so a location model that was turned to digits can be turned back.
+    """
+    answer = AnswerFormat("locations", count)
+    if count < 2:
+        raise GemvgError(f"--locations {count}: a coordinate needs at least 2 location tokens; 1000 is usual")
+    old, config = read_settings(checkpoint).tokenizer, read_json(checkpoint / CONFIG)
+    names = [f"<loc_{k}>" for k in range(count)]
+    present = sum(token.startswith("<loc_") for token in old.get_vocab())
+    if present not in (0, count):
+        raise GemvgError(
+            f"{checkpoint} has {present} location tokens; give --locations {present}, or another checkpoint"
+        )
+    new = Tokenizer.from_str(old.to_str())
+    said = [str(round(k * RELATIVE_FRAME / answer.steps)) for k in range(count)]  # <loc_k> in digits
+    texts = dict(zip((*names, *IMAGE_TAGS), (*said, *IMAGE_TAGS), strict=True))
+    new.add_tokens([AddedToken(name, special=False, normalized=False) for name in texts])
+    first_new, tokens = _table_rows(old), _table_rows(new)
+
+    def rows(table: torch.Tensor) -> torch.Tensor:
+        grown = torch.zeros(_grown_rows(len(table), first_new, tokens), table.shape[1], dtype=table.dtype)
+        grown[: len(table)] = table
+        for token in range(first_new, tokens):
+            pieces = encode(old, texts[str(new.id_to_token(token))])
+            grown[token] = table[pieces].float().mean(dim=0).to(table.dtype)
+        if not present:  # then they are the first new tokens
+            scale = table[:first_new].float().std()
+            grown[first_new : first_new + count] += (waves(count, table.shape[1]) * scale).to(table.dtype)
+        return grown
+
+    with writing(checkpoint, out) as folder:
+        new.save(str(folder / TOKENIZER))
+        _set_answer(config, answer)
+        _finish(checkpoint, folder, config, rows, {"locations": count})
+
+
+def answer_in_digits(checkpoint: Path, out: Path) -> None:
+    """The checkpoint told to answer in digits. Its location tokens stay; fine-tuning teaches it the digits."""
+    read_settings(checkpoint)
+    config = read_json(checkpoint / CONFIG)
+    _set_answer(config, AnswerFormat())
+    with writing(checkpoint, out) as folder:
+        _finish(checkpoint, folder, config, lambda table: table, {"digits": True})
+
+
+def waves(count: int, width: int) -> torch.Tensor:
+    """Waves of k (count, width), from half a wave to sixteen over all of them, with a root mean square of 1."""
+    k = torch.arange(count, dtype=torch.float32)[:, None] / (count - 1)  # (count, 1)
+    frequency = torch.pi * torch.exp2(torch.linspace(0, 5, width // 2))
+    return torch.cat([torch.sin(k * frequency), torch.cos(k * frequency)], dim=1) * 2**0.5
+
+
+def _grown_rows(rows: int, old_tokens: int, new_tokens: int) -> int:
+    """Spare rows are used first, and the table never shrinks."""
+    if new_tokens <= rows:
+        return rows
+    return new_tokens if rows == old_tokens else -(-new_tokens // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _set_answer(config: dict[str, Any], answer: AnswerFormat) -> None:
+    config["grounding"] = {**(config.get("grounding") or {}), "answer": answer.to_config()}
+
+
 def read_tokenizer(file: Path) -> Tokenizer:
     """A tokenizer.json; GemvgError says that it is missing or broken."""
     if not file.is_file():
@@ -115,11 +188,6 @@ def _table_rows(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def _set_vocabulary_size(config: dict[str, Any], rows: int) -> None:
-    """Older checkpoints (Qwen's own among them) keep the decoder's fields at the top of config.json."""
-    config.get("text_config", config)["vocab_size"] = rows
-
-
 def _finish(
     checkpoint: Path,
     folder: Path,
@@ -131,13 +199,17 @@ def _finish(
 
     def change(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
         is_table = name.endswith("embed_tokens.weight") or name == "lm_head.weight"
-        return name, rows(tensor) if is_table else tensor
+        if is_table:
+            tensor = rows(tensor)
+            # Older checkpoints, Qwen's own among them, keep the decoder's fields at the top of config.json.
+            config.get("text_config", config)["vocab_size"] = len(tensor)
+        return name, tensor
 
     # Old tokenizers list added tokens here a second time, by the old ids.
     if (file := folder / "tokenizer_config.json").is_file():
         _write_json(file, {key: value for key, value in read_json(file).items() if key != "added_tokens_decoder"})
-    _write_json(folder / CONFIG, config)
     rewrite_weights(checkpoint, folder, change)
+    _write_json(folder / CONFIG, config)
     _write_json(folder / "training.json", {"stage": "train.vocabulary", "checkpoint": str(checkpoint), **done})
     read_settings(folder)
 
@@ -188,10 +260,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Change a checkpoint's vocabulary.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with the tokenizer.json to move to")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--locations", type=int, metavar="N", help="answer in N location tokens; 1000 is usual")
+    what.add_argument("--digits", action="store_true", help="answer in digits 0..1000")
+    what.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="move to the tokenizer.json of this folder")
     args = parser.parse_args()
     try:
-        move_to_tokenizer(args.checkpoint, args.tokenizer, args.out)
+        if args.digits:
+            answer_in_digits(args.checkpoint, args.out)
+        elif args.tokenizer:
+            move_to_tokenizer(args.checkpoint, args.tokenizer, args.out)
+        else:
+            add_locations(args.checkpoint, args.out, args.locations)
     except GemvgError as error:
         parser.error(str(error))
 
