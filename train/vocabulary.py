@@ -65,7 +65,7 @@ def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> No
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, folder / name)
         if (folder / GENERATION).is_file():
-            _write_json(folder / GENERATION, _follow(read_json(folder / GENERATION), old, new, folder / TOKENIZER))
+            write_json(folder / GENERATION, _follow(read_json(folder / GENERATION), old, new, folder / TOKENIZER))
         _finish(checkpoint, folder, config, rows, {"tokenizer": str(tokenizer_folder)})
 
 
@@ -207,10 +207,10 @@ def _finish(
 
     # Old tokenizers list added tokens here a second time, by the old ids.
     if (file := folder / "tokenizer_config.json").is_file():
-        _write_json(file, {key: value for key, value in read_json(file).items() if key != "added_tokens_decoder"})
+        write_json(file, {key: value for key, value in read_json(file).items() if key != "added_tokens_decoder"})
     rewrite_weights(checkpoint, folder, change)
-    _write_json(folder / CONFIG, config)
-    _write_json(folder / "training.json", {"stage": "train.vocabulary", "checkpoint": str(checkpoint), **done})
+    write_json(folder / CONFIG, config)
+    write_json(folder / "training.json", {"stage": "train.vocabulary", "checkpoint": str(checkpoint), **done})
     read_settings(folder)
 
 
@@ -248,10 +248,11 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
         place |= dict.fromkeys(tensors, file.name)
         size += sum(tensor.nbytes for tensor in tensors.values())
     if (checkpoint / INDEX).is_file():
-        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """One JSON file."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
