@@ -1,7 +1,7 @@
 """MGrounding-630k's conversations -> one record a question and its answer.
 
-    FOLDER/MGrounding-630k.json (all), or FOLDER/<Subset>/*.json    [{"images": [..], "type", "conversations":
-        [{"from": "human", "value": "<image>\\n<image>\\n.."}, {"from": "gpt", "value": "It's in the third image. <box>"}]}]
+    FOLDER/MGrounding-630k.json (all), or FOLDER/<Subset>/*.json    [{"images": [..], "type", "conversations": [
+        {"from": "human", "value": "<image>\\n<image>\\n.."}, {"from": "gpt", "value": "It's in the third image. .."}]}]
     FOLDER/<Subset>/..., or FOLDER/home/liyou/opensource_datasets/MGrounding-630k/<Subset>/..., as its archives unpack
 
 Format: the README of Michael4933/Migician. Boxes are 0..1000 of each picture's own size; an answer names their picture,

@@ -1,8 +1,8 @@
 """MIG-Bench's items as records, to evaluate on and to look at: a benchmark is never trained on.
 
-    FOLDER/revised_MIG_bench.json (or MIG_data.json)    [{"task", "images": [..], "question", "answer": [x1, y1, x2, y2],
-                                                          "additional_info", "need_format"}]
-    FOLDER/MIG-Bench/images/<task>/...                    or FOLDER/images/<task>/...
+    FOLDER/revised_MIG_bench.json (or MIG_data.json)
+        [{"task", "images": [..], "question", "answer": [x1, y1, x2, y2], "additional_info", "need_format"}]
+    FOLDER/MIG-Bench/images/<task>/... or FOLDER/images/<task>/...
 
 Format: the two published files (Michael4933/Migician and Tajamul21/MIG-Agent). The older one writes 0..1, the revised
 one whole steps 0..1000. An item has one box; the question names its picture last, except that regions lie in the source

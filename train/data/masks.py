@@ -1,0 +1,52 @@
+"""COCO's run-length masks -> boxes, without drawing the mask.
+
+Runs of background and object take turns, down the columns, background first. Compressed, each run is a signed number in
+characters of 5 bits (from "0" on, a sixth bit says that more follow), from the fourth run on as the difference to the
+run two before. Format: cocodataset/cocoapi, common/maskApi.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Corners = tuple[float, float, float, float]
+
+
+def read_runs(text: str) -> list[int]:
+    """The runs that a compressed string holds; ValueError if it is cut short."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is not in a compressed mask")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value, shift = 0, 0
+    if shift:
+        raise ValueError("a compressed mask was cut short")
+    return runs
+
+
+def mask_box(counts: str | Sequence[int], height: int, width: int) -> Corners | None:
+    """The box (x1, y1, x2, y2) around a mask of (height, width) pixels, None around an empty one."""
+    runs: npt.NDArray[np.int64] = np.asarray(read_runs(counts) if isinstance(counts, str) else counts, np.int64)
+    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+        raise ValueError(f"the runs of a mask do not fill {height} x {width} pixels")
+    ends = np.cumsum(runs)[1::2]
+    starts = ends - runs[1::2]
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    if not len(starts):
+        return None
+    first, last = starts // height, (ends - 1) // height
+    # A run that goes on in the next column touches the top and the bottom.
+    tops, bottoms = np.where(first < last, 0, starts % height), np.where(first < last, height, (ends - 1) % height + 1)
+    return float(first.min()), float(tops.min()), float(last.max() + 1), float(bottoms.max())

@@ -1,0 +1,74 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg -> referential records of one picture, one an expression.
+
+    FOLDER/refs(unc).p       pickled list [{ref_id, ann_id, image_id, split, sentences: [{"sent": ..}]}]; or (umd)..
+    FOLDER/instances.json    COCO-like: images {id, file_name, width, height}, annotations {id, image_id, bbox: x y w h}
+    PICTURES/COCO_train2014_000000581857.jpg    by default ../images/mscoco/images/train2014 of FOLDER
+
+Format: github.com/lichengunc/refer, refer.py. FOLDER is one of its refcoco, refcoco+, refcocog. The three share
+pictures: one's training split holds pictures of another's test split. What it maps to (ours):
+
+    one expression, one object    referential
+
+The pickle is read without running what it asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemvg_edge.boxes import Box
+from train.data.annotations import MALFORMED, entries, identity, numbers, read_json, read_pickle
+from train.data.pictures import measure_as
+from train.data.record import Fault, Record
+
+LAYOUT = "unpack refcoco.zip (github.com/lichengunc/refer) and give the folder that holds refs(..).p and instances.json"
+PICTURES = Path("images/mscoco/images/train2014")
+
+
+def read_refcoco(folder: Path, split: str = "train", pictures: Path | None = None) -> Iterator[Record | Fault]:
+    """Every expression of one split, in the order of the file."""
+    refs = next(
+        (folder / f"refs({by}).p" for by in ("unc", "umd", "google") if (folder / f"refs({by}).p").is_file()), None
+    )
+    file = refs or folder / "refs(unc).p"
+    found = read_pickle(file, list, LAYOUT)
+    instances = folder / "instances.json"
+    content = read_json(instances, dict, LAYOUT)
+    images = {identity(entry): entry for entry in entries(content, "images", instances)}
+    annotations = {identity(entry): entry for entry in entries(content, "annotations", instances)}
+    for number, ref in enumerate(found):
+        where = f"{file}, reference {number}"
+        try:
+            if ref["split"] != split:
+                continue
+            sentences = [sentence["sent"] for sentence in ref["sentences"]]
+            image, annotation = images.get(ref["image_id"]), annotations.get(ref["ann_id"])
+        except MALFORMED as error:
+            yield Fault(where, f"not laid out as a reference ({type(error).__name__})")
+            continue
+        yield from _read_reference(sentences, image, annotation, pictures or folder.parent / PICTURES, where)
+
+
+def _read_reference(
+    sentences: list[Any], image: Any, annotation: Any, pictures: Path, where: str
+) -> Iterator[Record | Fault]:
+    if image is None or annotation is None:
+        yield Fault(where, "an unknown picture or annotation")
+        return
+    try:
+        x, y, w, h = numbers(annotation["bbox"], 4)
+        path, size = pictures / image["file_name"], (int(image["width"]), int(image["height"]))
+    except MALFORMED:
+        yield Fault(where, "a malformed picture or annotation")
+        return
+    if identity(annotation, "image_id") != identity(image):
+        yield Fault(where, "an annotation of another picture")
+        return
+    measured = measure_as(path, size)
+    if isinstance(measured, Fault):
+        yield measured
+        return
+    for sentence in sentences:
+        yield Record((path,), (size,), sentence, (Box(0, x, y, x + w, y + h),), "referential", "RefCOCO")
