@@ -55,7 +55,7 @@ def test_questions_that_share_a_prefix_are_as_if_asked_alone(checkpoint: Path, s
 
 def test_one_question_is_the_plain_causal_case_of_transformers(checkpoint: Path, settings: CheckpointSettings) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint).eval()
-    batch = collate([Sample([picture(0, 100, 80)], TURNS[1:])], settings, pad_id=0)
+    batch = collate([Sample([picture(0, 100, 80)], TURNS[1:2])], settings, pad_id=0)
     ours = logits_of_answers(model, batch)
     plain = {name: tensor for name, tensor in batch.items() if name != "position_ids"}
     plain["attention_mask"] = torch.ones_like(batch["input_ids"])
@@ -73,7 +73,7 @@ def test_padding_changes_nothing(checkpoint: Path, settings: CheckpointSettings)
 def test_labels_are_the_answers_with_their_end(settings: CheckpointSettings) -> None:
     labels = collate([Sample([picture(0, 64, 64)], TURNS)], settings, pad_id=0)["labels"][0]
     text = settings.tokenizer.decode(labels[labels != IGNORED].tolist(), skip_special_tokens=False)
-    assert text == "".join(answer + "<|im_end|>" for _, answer in TURNS)
+    assert text == "".join(answer + "<|im_end|>" for _, answer, _ in TURNS)
 
 
 def test_branch_mask_by_hand() -> None:

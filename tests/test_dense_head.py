@@ -58,15 +58,16 @@ def test_a_head_that_sees_its_targets_learns_them(part: str) -> None:
 def test_pointers_start_at_the_question_and_at_each_box() -> None:
     box, ignored = 9, -100
     # Two rows of a two-token prefix and questions: tokens, where 5 ends a question; labels only on answers.
-    ids = torch.tensor([[0, 0, 4, 5, box, 7, box, 7, 4, 5, 8], [0, 0, box, 5, 8, 4, 5, box, 7, 1, 1]])
+    ids = torch.tensor([[0, 0, 4, 5, box, 7, box, 7, 4, 5, 8], [0, 0, box, 3, 8, 4, 5, box, 7, 1, 1]])
     labels = ids.clone()
     labels[0, [0, 1, 2, 3, 8, 9]] = ignored
     labels[1, [0, 1, 2, 3, 5, 6, 9, 10]] = ignored  # the box token in a question asks for nothing
     cells = torch.tensor([3, 5, 6])
-    pointers = find_pointers(ids, labels, ignored, box, cells, [[[0, 1], []], [[], [2]]], tokens=8)
-    assert pointers.rows.tolist() == [0, 0, 0, 1, 1]
-    assert pointers.places.tolist() == [3, 4, 6, 6, 7]
-    assert pointers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 6, 6]
+    wanted, marked = [[[0, 1], []], [[], [2]]], [[[], []], [[1], []]]  # 3 ends the box that a question shows
+    pointers = find_pointers(ids, labels, ignored, (box, 3), cells, wanted, marked, tokens=8)
+    assert pointers.rows.tolist() == [0, 0, 0, 1, 1, 1]
+    assert pointers.places.tolist() == [3, 4, 6, 3, 6, 7]
+    assert pointers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 5, 6, 6]
     assert pointers.cells[0].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0]
 
 

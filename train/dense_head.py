@@ -145,25 +145,28 @@ def find_pointers(
     input_ids: torch.Tensor,
     labels: torch.Tensor,
     ignored: int,
-    box_start: int,
+    box_tokens: tuple[int, int],
     cells: torch.Tensor,
     wanted: Sequence[Sequence[Sequence[int]]],
+    marked: Sequence[Sequence[Sequence[int]]],
     tokens: int,
 ) -> Pointers:
     """Who points where in a batch (batch, sequence).
 
     `wanted` has the objects that answer each question of each row, in the order of the answer, as indices into the
-    batch's objects, whose visual tokens are `cells`. A question's last token points at all of them, each BOX_START of
-    its answer at the next one. Questions without a target point nowhere.
+    batch's objects, whose visual tokens are `cells`; `marked` the objects whose boxes each question shows. A question's
+    last token points at all that answer it, each BOX_START of its answer at the next one, each BOX_END in a question
+    at what that box marks (`box_tokens` are the two). Questions without a target point nowhere.
     """
     rows, places, shares = [], [], []
-    for row, questions in enumerate(wanted):
+    for row, (questions, marks) in enumerate(zip(wanted, marked, strict=True)):
         answers = labels[row] != ignored
         starts = (answers[1:] & ~answers[:-1]).nonzero()[:, 0].tolist()  # the places before each answer
-        boxes = iter((answers & (input_ids[row] == box_start)).nonzero()[:, 0].tolist())
-        for start, objects in zip(starts, questions, strict=True):
+        boxes = iter((answers & (input_ids[row] == box_tokens[0])).nonzero()[:, 0].tolist())
+        shown = iter((~answers & (input_ids[row] == box_tokens[1])).nonzero()[:, 0].tolist())
+        for start, objects, its_marks in zip(starts, questions, marks, strict=True):
             pointing = [(start, list(objects))] if objects else []
-            pointing += [(next(boxes), [one]) for one in objects]
+            pointing += [(next(boxes), [one]) for one in objects] + [(next(shown), [one]) for one in its_marks]
             for place, at in pointing:
                 share = torch.zeros(tokens)
                 share[cells[at]] = 1 / len(at)

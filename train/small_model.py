@@ -24,10 +24,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.prompt import PromptTemplate
-from train.queries import phrases
+from train.world.questions import corpus
 
 LOCATIONS = 129
+THINK = " Think first."  # what asks for reasoning; short, since every question carries it
 BYTE_PAIRS = 512
+IMAGE_TAGS = tuple(f"Image-{n}: " for n in range(1, 10))  # start an answer's line, in one token
 # Qwen2's own pattern and special tokens, so that the tokenizer behaves as the large models' does.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -76,17 +78,19 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [*phrases(), *["system\nYou are a helpful assistant.", "user\n", "assistant\n", "None"] * 50]
-    corpus += [f"{word}{n}: " for word in ("Picture ", "Image-") for n in range(1, 10) for _ in range(20)]
+    texts = [*corpus(), *["system\nYou are a helpful assistant.", "user\n", "assistant\n", "None"] * 50]
+    texts += [f"{word}{n}: " for word in ("Picture ", "Image-") for n in range(1, 10) for _ in range(20)]
+    texts += [tag for tag in ("<think>", "</think>", "<answer>", "</answer>", THINK) for _ in range(50)]
     trainer = trainers.BpeTrainer(
         vocab_size=BYTE_PAIRS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.add_tokens([AddedToken(f"<loc_{k}>", special=False, normalized=False) for k in range(LOCATIONS)])
+    added = [*IMAGE_TAGS, *(f"<loc_{k}>" for k in range(LOCATIONS))]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
@@ -126,7 +130,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         tie_word_embeddings=True,
         grounding={
-            "prompt": PromptTemplate(number_images=True).to_config(),
+            "prompt": PromptTemplate(think="{query}" + THINK, number_images=True).to_config(),
             "answer": AnswerFormat("locations", LOCATIONS).to_config(),
         },
     )

@@ -1,10 +1,11 @@
-"""The ten objects of the tabletop world as triangle meshes, made of turned profiles, boxes and ring arcs.
+"""The things of the tabletop world as triangle meshes: turned profiles, boxes, ring arcs, and four borrowed ones.
 
 Units are metres; an object stands on z = 0 at the origin. Knows nothing about pybullet, cameras or queries.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,6 +94,51 @@ MESHES: dict[str, Mesh] = {
     "book": block(0.14, 0.1, 0.028),
     "ring": ring(0.047, 0.015),
 }
+
+
+# pybullet_data's meshes that are used too: the file, and the axis of the file that points up.
+BORROWED = {
+    "duck": ("duck.obj", "y"),
+    "brick": ("lego/lego.obj", "y"),
+    "teddy": ("teddy2_VHACD_CHs.obj", "z"),
+    "bunny": ("bunny.obj", "z"),
+}
+LONGEST_SIDE = 0.105  # metres, of a borrowed mesh
+
+
+def data_file(inside: str) -> Path:
+    """A file of pybullet_data."""
+    import pybullet_data
+
+    return Path(pybullet_data.getDataPath(), inside)
+
+
+def borrow_mesh(name: str, folder: Path) -> str:
+    """Write a borrowed mesh into the folder, upright, at our scale and standing on z = 0; the file's path."""
+    inside, up = BORROWED[name]
+    source = data_file(inside)
+    lines = source.read_text().splitlines()
+    points = np.asarray([line.split()[1:4] for line in lines if line.startswith("v ")], float)
+    if up == "y":
+        points = points[:, [0, 2, 1]] * (1, -1, 1)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = (points - [*(low + high)[:2] / 2, low[2]]) * LONGEST_SIDE / (high - low).max()
+    rows = iter(f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in points)
+    # Normals would have to be turned too; without them the renderer takes each face's own.
+    kept = [line.split("#")[0] for line in lines if not line.startswith("vn ")]
+    text = [next(rows) if line.startswith("v ") else _without_normals(line) for line in kept]
+    target = folder / f"{name}.obj"
+    target.write_text("\n".join(text) + "\n")
+    for companion in [*source.parent.glob(f"{source.stem}*.mtl"), *source.parent.glob(f"{source.stem}*.png")]:
+        shutil.copyfile(companion, folder / companion.name)
+    return str(target)
+
+
+def _without_normals(line: str) -> str:
+    if not line.startswith("f "):
+        return line
+    corners = [corner.split("/") for corner in line.split()[1:]]
+    return "f " + " ".join(c[0] if len(c) == 1 or not c[1] else f"{c[0]}/{c[1]}" for c in corners)
 
 
 def write_obj(mesh: Mesh, path: Path) -> None:

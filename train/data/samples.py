@@ -1,0 +1,55 @@
+"""Records -> training samples: pictures opened when needed, answers written in the checkpoint's format."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from gemvg_edge.answer import AnswerFormat, write_answer
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import load_image, smart_resize
+from train.checkpoint import CheckpointSettings
+from train.collate import Sample, Turn
+from train.data.record import Record, Tally, keep_good, read_records
+
+CHARACTERS_A_TOKEN = 4  # of English text, roughly; lengths only decide which records share a batch
+
+
+def read_all(file: Path) -> list[Record]:
+    """Every good record of a file; the bad ones are told on stderr. An empty file is an error."""
+    tally = Tally()
+    records = list(keep_good(read_records(file), tally))
+    print(f"{file}:", *tally.lines(), sep="\n  ", file=sys.stderr)
+    if not records:
+        raise GemvgError(f"{file} has no record to train on; see the counts above")
+    return records
+
+
+def record_turn(record: Record, answer_format: AnswerFormat) -> Turn:
+    """The record's question, and its answer as the model has to write it."""
+    if record.kind == "understanding":
+        return Turn(record.query, record.words)
+    thinking = record.thinking if record.mode == "cot" else None
+    return Turn(record.query, write_answer(record.boxes, record.sizes, answer_format, thinking), thinking is not None)
+
+
+def record_sample(record: Record, answer_format: AnswerFormat) -> Sample:
+    """One record with its pictures opened; EXIF turns are undone, as the runtime does."""
+    images: list[Image.Image] = [load_image(path) for path in record.images]
+    return Sample(images, [record_turn(record, answer_format)])
+
+
+def record_lengths(records: Sequence[Record], settings: CheckpointSettings) -> list[int]:
+    """About how many tokens each record takes."""
+    numbers = settings.preprocessing
+    side = numbers.patch_size * numbers.merge_size
+    lengths = []
+    for record in records:
+        sizes = (smart_resize(h, w, numbers) for w, h in record.sizes)
+        visual = sum(height * width // side**2 for height, width in sizes)
+        words = len(record.query) + len(record_turn(record, settings.answer_format).answer)
+        lengths.append(visual + words // CHARACTERS_A_TOKEN)
+    return lengths

@@ -1,0 +1,94 @@
+"""What every training stage shares: a command line made from its settings, a folder to work in, one that comes out.
+
+A stage writes its checkpoints to `OUT.work` and OUT itself only at the end, all or nothing. Started again with the same
+settings, a killed stage goes on from its last checkpoint; with other settings it is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2VLForConditionalGeneration
+
+from gemvg_edge.errors import GemvgError
+from train.checkpoint import CONFIG
+
+# What belongs to a checkpoint beside its weights and config.
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
+TYPES = {"int": int, "float": float, "str": str, "Path": Path, "Path | None": Path}
+
+Settings = TypeVar("Settings")
+
+
+def parse_settings(settings: type[Settings], description: str) -> Settings:
+    """Read the command line: one flag a field of the dataclass; a field without a default is required."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, field in settings.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        flag = "--" + name.replace("_", "-")
+        required = not isinstance(field.default, bool | int | float | str | Path | None)
+        if field.type == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        elif required:
+            parser.add_argument(flag, type=TYPES[field.type], required=True)
+        else:
+            parser.add_argument(flag, type=TYPES[field.type], default=field.default)
+    return settings(**vars(parser.parse_args()))
+
+
+def settings_json(run: Any) -> dict[str, Any]:
+    """A run's settings as plain JSON values."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
+
+
+def work_folder(out: Path) -> Path:
+    """Where a stage that will write `out` keeps its checkpoints meanwhile."""
+    return out.with_name(out.name + ".work")
+
+
+def claim_work_folder(run: Any) -> Path:
+    """The work folder of a run; refused if a run with other settings left it."""
+    if not (run.model / CONFIG).is_file():
+        raise GemvgError(f"{run.model} is not a checkpoint: it has no {CONFIG}")
+    if run.out.is_file():
+        raise GemvgError(f"{run.out} is a file; give a folder that may be written")
+    work = work_folder(run.out)
+    record, mine = work / "settings.json", json.dumps(settings_json(run), indent=1)
+    if record.is_file() and record.read_text() != mine:
+        raise GemvgError(f"{work} belongs to a run with other settings; delete it, or give the settings in {record}")
+    work.mkdir(parents=True, exist_ok=True)
+    record.write_text(mine)
+    return work
+
+
+def load_weights(model: Any, checkpoint: str, extra_prefix: str) -> None:
+    """Put a Trainer checkpoint's weights into a Qwen2-VL model that is training.
+
+    transformers 5.23 saves the hub's tensor names, and Trainer's own loader, which does not rename them back, would
+    leave every weight random with no more than a warning. Tensors whose names start with `extra_prefix` are ours and
+    saved as they are.
+    """
+    state = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(extra_prefix)}
+    model.load_state_dict(state)
+
+
+def write_out(model: Any, run: Any, log: list[dict[str, Any]]) -> None:
+    """Write the stage's checkpoint folder beside its target first, so that a crash leaves no half folder."""
+    partial_folder = run.out.with_name(run.out.name + ".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    model.save_pretrained(partial_folder)
+    for name in COMPANIONS:
+        if (run.model / name).is_file():
+            shutil.copyfile(run.model / name, partial_folder / name)
+    record = {**settings_json(run), "log": log}
+    (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(run.out, ignore_errors=True)
+    partial_folder.rename(run.out)
+    shutil.rmtree(work_folder(run.out), ignore_errors=True)

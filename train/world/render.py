@@ -1,0 +1,273 @@
+"""Render the simulated tabletop world: named things on a table, seen by several cameras, before and after a change.
+
+    python -m train.world.render data/world/train --scenes 10000 --first-seed 0
+
+Every scene comes from its own seed, so a split is a range of seeds (scenes.py). Truth is the renderer's own mask. A
+thing is a target in a view with at least MIN_PIXELS_SHARE of the picture showing; views that show less than that of a
+thing (but not nothing) are taken again, so truth is never a toss-up. Knows nothing about questions or models. The
+folder gets one PNG a view and one `scenes-*.jsonl` line a scene.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from train.world.meshes import BORROWED, MESHES, borrow_mesh, data_file, write_obj
+from train.world.scenes import NEW_STYLE_SEED, Corners, Scene, Thing, View
+from train.world.things import COLOURS, TEXTURED, Plan, plan_scene
+
+MIN_PIXELS_SHARE = 1 / 250
+SHAPES = ((1.0, 1.0), (4 / 3, 3 / 4), (3 / 4, 4 / 3))  # width and height as shares of the square root of the area
+SHARD = 250  # scenes in one scenes-*.jsonl, the unit that is resumed
+MESH_SCALE = 1.25
+REACH, APART = 0.28, 0.17  # metres: how far from the middle things stand, and how far from each other
+TRIES = 8
+
+
+def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int) -> None:
+    """Render seeds first_seed.. into the folder; shards that are already there are kept."""
+    _claim(folder, {"size": size, "version": 2})
+    (folder / "images").mkdir(exist_ok=True)
+    starts = range(first_seed, first_seed + scenes, SHARD)
+    shards = [(start, min(SHARD, first_seed + scenes - start)) for start in starts]
+    missing = [(start, count) for start, count in shards if _rendered(_shard_file(folder, start)) < count]
+    if not missing:
+        return
+    work = partial(_render_shard, folder=folder, size=size)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for _ in tqdm(pool.imap_unordered(work, missing), total=len(missing), desc="shards", unit="shard"):
+            pass
+
+
+def _claim(folder: Path, settings: dict[str, int]) -> None:
+    """Refuse to mix scenes of other settings into a folder."""
+    record = folder / "settings.json"
+    if record.is_file() and (found := json.loads(record.read_text())) != settings:
+        raise GemvgError(f"{folder} was rendered with {found}, not {settings}; give another folder or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(settings))
+
+
+def _shard_file(folder: Path, start: int) -> Path:
+    return folder / f"scenes-{start:08d}.jsonl"
+
+
+def _rendered(shard: Path) -> int:
+    return len(shard.read_text().splitlines()) if shard.is_file() else 0
+
+
+def _render_shard(shard: tuple[int, int], folder: Path, size: int) -> None:
+    start, count = shard
+    with _World() as world:
+        lines = [json.dumps(asdict(_render_scene(world, seed, folder, size))) for seed in range(start, start + count)]
+    partial_file = _shard_file(folder, start).with_suffix(".partial")
+    partial_file.write_text("\n".join(lines) + "\n")
+    os.replace(partial_file, _shard_file(folder, start))
+
+
+class _World:
+    """A pybullet client and the folder of meshes it reads, both gone at the end."""
+
+    def __enter__(self) -> _World:
+        import pybullet
+
+        self.bullet: Any = pybullet
+        self.client = pybullet.connect(pybullet.DIRECT)
+        self._folder = tempfile.TemporaryDirectory()
+        self.files: dict[str, str] = {}
+        for name, mesh in MESHES.items():
+            file = Path(self._folder.name, f"{name}.obj")
+            write_obj(mesh, file)
+            self.files[name] = str(file)
+        for name in BORROWED:
+            self.files[name] = borrow_mesh(name, Path(self._folder.name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bullet.disconnect(self.client)
+        self._folder.cleanup()
+
+
+def _render_scene(world: _World, seed: int, folder: Path, size: int) -> Scene:
+    plan = plan_scene(seed)
+    rng = np.random.default_rng([seed, 2])
+    while (shot := _photograph(world, rng, plan, seed >= NEW_STYLE_SEED, size)) is None:
+        pass
+    views = []
+    for k, (pixels, boxes) in enumerate(shot):
+        file = f"images/{seed:08d}-{k}.png"
+        Image.fromarray(pixels).save(folder / file, compress_level=1)
+        views.append(View(file, pixels.shape[1], pixels.shape[0], boxes))
+    return Scene(seed, plan.things, plan.moved, plan.removed, plan.added, tuple(views))
+
+
+Picture = tuple[Any, tuple[Corners | None, ...]]  # RGB uint8 (height, width, 3), and each thing's box
+
+
+def _photograph(
+    world: _World, rng: np.random.Generator, plan: Plan, new_style: bool, size: int
+) -> tuple[Picture, ...] | None:
+    """The four views; None if the dice fell so that some view cannot be taken without a toss-up."""
+    p = world.bullet
+    p.resetSimulation()
+    _table(p, rng, new_style)
+    count = len(plan.things)
+    places = _places(rng, count + len(plan.moved))
+    before = [k for k in range(count) if k not in plan.added]
+    bodies = {k: _stand(world, rng, plan.things[k], places[k]) for k in before}
+    clutter = [_clutter(p, rng, places) for _ in range(rng.integers(0, 3))]
+    light = _light(rng, new_style)
+    cameras = [_camera(rng, k * 120 + rng.uniform(0, 60)) for k in range(3)]
+    pictures = [_take(p, cameras[k], light, bodies, count, size) for k in (0, 1)]
+    if any(picture is None for picture in pictures):
+        return None
+    for k in plan.removed:
+        p.removeBody(bodies.pop(k))
+    for k, place in zip(plan.moved, places[count:], strict=True):
+        turn = p.getBasePositionAndOrientation(bodies[k])[1]
+        height = p.getBasePositionAndOrientation(bodies[k])[0][2]
+        p.resetBasePositionAndOrientation(bodies[k], [*place, height], turn)
+    for k in plan.added:
+        bodies[k] = _stand(world, rng, plan.things[k], places[k])
+    if clutter and rng.random() < 0.5:  # a changed light or shadow is not what a question means by a change
+        light = _light(rng, new_style)
+    pictures += [_take(p, cameras[k], light, bodies, count, size) for k in (0, 2)]
+    return None if any(picture is None for picture in pictures) else tuple(pictures)  # type: ignore[arg-type]
+
+
+def _places(rng: np.random.Generator, count: int) -> list[Any]:
+    """Points on the table, apart from each other; a thing that moves has two."""
+    places: list[Any] = []
+    for _ in range(2000):
+        place = rng.uniform(-REACH, REACH, 2)
+        if all(np.hypot(*(place - other)) > APART for other in places):
+            places.append(place)
+            if len(places) == count:
+                return places
+    return _places(rng, count)
+
+
+def _table(p: Any, rng: np.random.Generator, new_style: bool) -> None:
+    """A floor and a table top at z = 0."""
+    for half, z, shade in (
+        (3.0, -0.5, rng.uniform(0.15, 0.9, 3)),
+        (rng.uniform(0.42, 0.6), -0.02, rng.uniform(0.25, 0.85, 3)),
+    ):
+        rgba = [*(shade.mean() + 0.45 * (shade - shade.mean())), 1]
+        slab = p.createVisualShape(p.GEOM_BOX, halfExtents=[half, half, 0.02], rgbaColor=rgba)
+        body = p.createMultiBody(0, -1, slab, [0, 0, z])
+        if new_style and z > -0.1:
+            p.changeVisualShape(body, -1, textureUniqueId=p.loadTexture(str(data_file("checker_grid.jpg"))))
+
+
+def _stand(world: _World, rng: np.random.Generator, thing: Thing, place: Any) -> int:
+    """Put a thing on the table; its body's id."""
+    p = world.bullet
+    name, colour = thing
+    scale = rng.uniform(0.9, 1.15) * MESH_SCALE
+    look: dict[str, Any] = {}
+    if name not in TEXTURED:
+        shade = np.asarray(COLOURS[colour]) * rng.uniform(0.85, 1.1) + rng.uniform(-0.03, 0.03, 3)
+        look["rgbaColor"] = [*np.clip(shade, 0, 1), 1]
+    shape = p.createVisualShape(p.GEOM_MESH, fileName=world.files[name], meshScale=[scale] * 3, **look)
+    yaw = rng.uniform(0, 2 * np.pi)
+    return int(p.createMultiBody(0, -1, shape, [*place, 0], p.getQuaternionFromEuler([0, 0, yaw])))
+
+
+def _clutter(p: Any, rng: np.random.Generator, places: list[Any]) -> int:
+    """A grey block that nobody asks for, somewhere between the things; it may hide one."""
+    half = rng.uniform(0.015, 0.04, 3)
+    shape = p.createVisualShape(p.GEOM_BOX, halfExtents=[*half], rgbaColor=[*[rng.uniform(0.3, 0.6)] * 3, 1])
+    while True:
+        place = rng.uniform(-REACH - 0.1, REACH + 0.1, 2)
+        if all(np.hypot(*(place - other)) > APART * 0.6 for other in places):
+            break
+    yaw = p.getQuaternionFromEuler([0, 0, rng.uniform(0, np.pi)])
+    return int(p.createMultiBody(0, -1, shape, [*place, half[2]], yaw))
+
+
+def _light(rng: np.random.Generator, new_style: bool) -> dict[str, Any]:
+    sideways, ambient = (3.0, (0.25, 0.35)) if new_style else (1.5, (0.45, 0.65))
+    return {
+        "lightDirection": [*rng.uniform(-sideways, sideways, 2), rng.uniform(1.5, 3)],
+        "lightAmbientCoeff": rng.uniform(*ambient),
+        "lightDiffuseCoeff": rng.uniform(0.3, 0.5),
+        "lightSpecularCoeff": 0.05,
+        "shadow": 1,
+    }
+
+
+def _camera(rng: np.random.Generator, yaw: float) -> dict[str, Any]:
+    """Where a camera stands; one in four is so near that some things may be out of its picture."""
+    near = rng.random() < 0.25
+    return {
+        "target": [*rng.uniform(-0.12, 0.12, 2), 0.03] if near else [*rng.uniform(-0.05, 0.05, 2), 0.03],
+        "distance": rng.uniform(0.62, 0.8) if near else rng.uniform(0.85, 1.1),
+        "yaw": yaw,
+        "pitch": rng.uniform(-62, -32),
+        "fov": rng.uniform(36, 46),
+        "shape": SHAPES[rng.choice(3, p=[0.6, 0.25, 0.15])],
+    }
+
+
+def _take(
+    p: Any, camera: dict[str, Any], light: dict[str, Any], bodies: dict[int, int], count: int, size: int
+) -> Picture | None:
+    """One picture, or None if it would be a toss-up."""
+    width, height = (round(size * share**0.5) for share in camera["shape"])
+    view = p.computeViewMatrixFromYawPitchRoll(
+        camera["target"], camera["distance"], camera["yaw"], camera["pitch"], 0, 2
+    )
+    lens = p.computeProjectionMatrixFOV(camera["fov"], width / height, 0.05, 10)
+    _, _, rgba, _, mask = p.getCameraImage(width, height, view, lens, renderer=p.ER_TINY_RENDERER, **light)
+    boxes = boxes_of(np.reshape(mask, (height, width)), bodies, count)
+    return None if boxes is None else (np.reshape(rgba, (height, width, 4)).astype(np.uint8)[..., :3], boxes)
+
+
+def boxes_of(mask: Any, bodies: dict[int, int], count: int) -> tuple[Corners | None, ...] | None:
+    """Each thing's box from the mask (height, width) of body ids; None for the whole view if it shows too little of
+    one thing, or nothing at all.
+    """
+    boxes: list[Corners | None] = [None] * count
+    for k, body in bodies.items():
+        rows, columns = np.nonzero(mask == body)
+        if rows.size and rows.size < MIN_PIXELS_SHARE * mask.size:
+            return None
+        if rows.size:
+            boxes[k] = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
+    return tuple(boxes) if any(boxes) else None
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Render simulated tabletop scenes.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scenes", type=int, default=10_000)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=144, help="square root of a picture's area in pixels")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    for flag in ("scenes", "size", "processes"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} must be at least 1")
+    try:
+        render(args.folder, args.first_seed, args.scenes, args.size, args.processes)
+    except GemvgError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

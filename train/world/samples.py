@@ -1,0 +1,150 @@
+"""Rendered scenes -> training samples and evaluation questions: which pictures, which questions, mirrored or not.
+
+A run is one list of draws, and draw k is fixed by (seed, k): the same pictures and questions come whether or not the
+run was interrupted. Held-out questions are fixed by their scene's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gemvg_edge.answer import AnswerFormat, write_answer
+from train.collate import Sample, Turn
+from train.data.record import Kind, Record
+from train.dense_head import SeenObject
+from train.world.picture_sets import ROLES, PictureSet, Role, choose_pictures, mirror, relative
+from train.world.questions import Question, ask
+from train.world.scenes import Scene
+from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
+
+ROLE_SHARES: dict[Role, float] = {"single": 0.1, "views": 0.3, "time": 0.3, "relatives": 0.3}
+# Of each role's questions; what a role does not allow falls to referential ones.
+KIND_SHARES: dict[Role, dict[Kind, float]] = {
+    "single": {"referential": 0.5, "reasoning": 0.45, "understanding": 0.05},
+    "views": {"referential": 0.25, "spatial": 0.4, "reasoning": 0.3, "understanding": 0.05},
+    "time": {"referential": 0.2, "temporal": 0.65, "reasoning": 0.1, "understanding": 0.05},
+    "relatives": {"referential": 0.2, "semantic": 0.65, "reasoning": 0.1, "understanding": 0.05},
+}
+KIND_ROLES: dict[Kind, tuple[Role, ...]] = {
+    "referential": ("views", "time", "relatives"),
+    "semantic": ("relatives",),
+    "spatial": ("views",),
+    "temporal": ("time",),
+    "reasoning": ("views", "time", "relatives"),
+}
+SEEN_NAMES = {name: k for k, name in enumerate((*NAMES, *HELD_OUT_NAMES))}
+SEEN_COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
+
+
+@dataclass(frozen=True)
+class WorldSample(Sample):
+    """A sample that also knows all that its pictures show, for the dense head."""
+
+    seen: tuple[tuple[SeenObject, ...], ...]
+    wanted: tuple[tuple[int, ...], ...]  # of each question: which of the seen objects, counted over all pictures
+    marked: tuple[tuple[int, ...], ...]  # of each question: the seen objects that it marks
+
+
+def draw_sample(
+    scenes: Mapping[int, Scene],
+    folder: Path,
+    questions: int,
+    cot_share: float,
+    answer_format: AnswerFormat,
+    rng: np.random.Generator,
+) -> WorldSample:
+    """One set of pictures with several questions, `cot_share` of which ask for reasoning."""
+    seeds = list(scenes)
+    scene = scenes[seeds[rng.integers(len(seeds))]]
+    role = ROLES[rng.choice(len(ROLES), p=[ROLE_SHARES[role] for role in ROLES])]
+    partner = relative(scene, scenes)
+    if role == "relatives" and partner is None:
+        role = "views"
+    pictures = choose_pictures(scene, partner, role, rng)
+    if rng.random() < 0.5:
+        pictures = mirror(pictures)
+    shares = KIND_SHARES[role]
+    asked: list[Question] = []
+    while len(asked) < questions:
+        kind = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
+        question = ask(pictures, kind, rng) or ask(pictures, "referential", rng)
+        if question is not None and all(question.text != other.text for other in asked[-3:]):
+            asked.append(question)
+    turns = []
+    for question in asked:
+        thinking = question.thinking if question.thinking and rng.random() < cot_share else None
+        answer = question.words or write_answer(question.boxes, pictures.sizes, answer_format, thinking)
+        turns.append(Turn(question.text, answer, thinking is not None))
+    order = {seen: k for k, seen in enumerate(pictures.seen)}
+    wanted = tuple(tuple(order[s] for s in sorted(q.targets, key=lambda s: s.box)) for q in asked)
+    marked = tuple((order[q.marked],) if q.marked else () for q in asked)
+    return WorldSample(open_pictures(pictures, folder), turns, _seen_objects(pictures), wanted, marked)
+
+
+def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
+    """The set's pictures, mirrored if the set is."""
+    images = [Image.open(folder / view.file) for view in pictures.views]
+    return [ImageOps.mirror(image) for image in images] if pictures.mirrored else list(images)
+
+
+def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[PictureSet, Question] | None:
+    """The question of a kind that evaluation asks of a held-out scene: fixed by the scene's seed."""
+    rng = np.random.default_rng([scene.seed, 3])
+    for _ in range(20):
+        role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
+        if role == "relatives" and partner is None:
+            continue
+        pictures = choose_pictures(scene, partner, role, rng)
+        question = ask(pictures, kind, rng)
+        if question is not None:
+            return pictures, question
+    return None
+
+
+def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list[Record]:
+    """One question a scene, kinds in turn, as records."""
+    by_seed = {scene.seed: scene for scene in scenes}
+    kinds = list(KIND_ROLES)
+    records = []
+    for number, scene in enumerate(scenes):
+        # Relatives are neighbours: going on every second scene lets a kind meet both of a pair.
+        asked = held_out_question(scene, relative(scene, by_seed), kinds[number % len(kinds)])
+        if asked is not None:
+            records.append(as_record(*asked, folder, source))
+    return records
+
+
+def as_record(pictures: PictureSet, question: Question, folder: Path, source: str, cot: bool = False) -> Record:
+    """A question about a set that is not mirrored, as a record."""
+    return Record(
+        images=tuple(folder / view.file for view in pictures.views),
+        sizes=tuple(pictures.sizes),
+        query=question.text,
+        boxes=question.boxes,
+        kind=question.kind,
+        source=f"{source}:{question.task}",
+        mode="cot" if cot else "direct",
+        thinking=question.thinking if cot else "",
+        words=question.words,
+    )
+
+
+def _seen_objects(pictures: PictureSet) -> tuple[tuple[SeenObject, ...], ...]:
+    rows = []
+    for image, (w, h) in enumerate(pictures.sizes):
+        rows.append(
+            tuple(
+                SeenObject(
+                    SEEN_NAMES[seen.name],
+                    SEEN_COLOURS[seen.colour],
+                    (seen.box.x1 / w, seen.box.y1 / h, seen.box.x2 / w, seen.box.y2 / h),
+                )
+                for seen in pictures.in_image(image)
+            )
+        )
+    return tuple(rows)
