@@ -13,9 +13,10 @@ from PIL import Image
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
+from tests.test_data_coco import good
 from train.data.mgrounding import read_mgrounding
 from train.data.mig_bench import KIND_OF_TASK, Item, asked_image, parse_item, read_mig_bench
-from train.data.record import Fault, Record, Tally, keep_good
+from train.data.record import Fault, Record, Tally
 
 FIXTURE = Path(__file__).parents[2] / "shared" / "fixtures" / "mig_bench" / "revised_MIG_bench.json"
 PREFIX = "./MGrounding-630k/"
@@ -26,12 +27,6 @@ def paint(path: Path, size: tuple[int, int] = SIZE) -> None:
     """A plain picture of (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(path)
-
-
-def good(items: Iterable[Record | Fault]) -> tuple[list[Record], Tally]:
-    """The good records and the tally."""
-    tally = Tally()
-    return list(keep_good(items, tally)), tally
 
 
 def talk(images: list[str], *turns: str) -> dict[str, Any]:

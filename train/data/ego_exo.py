@@ -1,16 +1,18 @@
 """Ego-Exo4D relations (one object in the wearer's and in the room's cameras) -> spatial records.
 
+    FOLDER/<take>/<camera>/<frame>.jpg    one frame a second; the wearer's camera has "aria" in its name
+    FOLDER/relations_train.json           {"annotations": {take: {"object_masks": {object: {camera:
+                                              {"annotation": {frame: {"width", "height", "encodedMask"}}}}}}}}
+  or, once process_data.py has unpacked the masks,
     FOLDER/split.json                     {"train": [take, ..], "val": [..], "test": [..]}
     FOLDER/<take>/annotation.json         {"masks": {object: {camera: {frame: {"size": [h, w], "counts": ".."}}}}}
-    FOLDER/<take>/<camera>/<frame>.jpg    one frame a second; the wearer's camera has "aria" in its name
 
-Format: what process_data.py of github.com/EGO4D/ego-exo4d-relation (correspondence/SegSwap/data) makes of the videos and
-of relations_train.json, whose masks are packed once more; run it first, and copy its split.json. Its pictures are
-smaller than the masks, so boxes are scaled. What it maps to (ours):
+Format: github.com/EGO4D/ego-exo4d-relation, whose correspondence/SegSwap/data/process_data.py makes the pictures from
+the videos; they are smaller than the masks, so boxes are scaled. What it maps to (ours):
 
-    an object at one moment, in the wearer's and 1..3 other cameras; it is shown in one and asked in the others    spatial
+    an object at one moment, in the wearer's and 1..3 other cameras; shown in one, asked in the others    spatial
 
-A camera without a mask at that moment is not shown: whether the object is hidden there or was not annotated is unknown.
+A camera without a mask at that moment is not shown: the object may be hidden there, or not annotated.
 """
 
 from __future__ import annotations
@@ -22,42 +24,61 @@ from typing import Any
 
 import numpy as np
 
+from gemvg_edge.errors import GemvgError
 from train.data.annotations import MALFORMED, read_json
-from train.data.masks import Corners, mask_box
+from train.data.masks import Corners, mask_box, unpack
 from train.data.pictures import measure
 from train.data.record import Fault, Record
 from train.data.sightings import MOST, OTHER_CAMERA, Sighting, follow
 
-LAYOUT = "make the folder with process_data.py of github.com/EGO4D/ego-exo4d-relation and copy its split.json into it"
+LAYOUT = "make the folder with process_data.py of github.com/EGO4D/ego-exo4d-relation, with its split.json in it"
 
 
 def read_ego_exo(folder: Path, split: str = "train", seed: int = 0) -> Iterator[Record | Fault]:
     """Every object at every moment that the wearer's and another camera have masks of."""
-    takes = read_json(folder / "split.json", dict, LAYOUT).get(split)
-    if not isinstance(takes, list):
-        yield Fault(str(folder / "split.json"), f"no split {split!r}")
-        return
-    for take in sorted(map(str, takes)):
-        file = folder / take / "annotation.json"
-        if not file.is_file():
-            yield Fault(str(file), "a missing take")
+    for take, where, masks in _list_takes(folder, split):
+        if isinstance(masks, Fault):
+            yield masks
             continue
-        masks = read_json(file, dict, LAYOUT).get("masks")
         # A generator a take, so that a take that is missing here does not change the others.
         rng = np.random.default_rng([seed, *take.encode()])
         try:
             moments = list(_list_moments(masks))
         except MALFORMED as error:
-            yield Fault(str(file), f"not laid out as Ego-Exo4D relations ({type(error).__name__})")
+            yield Fault(where, f"not laid out as Ego-Exo4D relations ({type(error).__name__})")
             continue
         for name, frame, views in moments:
-            if record := _follow_views(file.parent, name, frame, views, rng):
+            if record := _follow_views(folder / take, name, frame, views, rng):
                 yield record
+
+
+def _list_takes(folder: Path, split: str) -> Iterator[tuple[str, str, Any]]:
+    """(take, where it stands, its masks or a fault) in either layout."""
+    relations = folder / f"relations_{split}.json"
+    if relations.is_file():
+        takes = read_json(relations, dict, LAYOUT).get("annotations")
+        if not isinstance(takes, dict):
+            raise GemvgError(f"{relations} has no object 'annotations'; {LAYOUT}")
+        for take, content in sorted(takes.items()):
+            yield take, f"{relations}, take {take}", content.get("object_masks") if isinstance(content, dict) else None
+        return
+    listed = read_json(folder / "split.json", dict, LAYOUT).get(split)
+    if not isinstance(listed, list):
+        raise GemvgError(f"{folder / 'split.json'} has no list {split!r}; {LAYOUT}")
+    for take in sorted(map(str, listed)):
+        file = folder / take / "annotation.json"
+        found = file.is_file()
+        yield (
+            take,
+            str(file),
+            read_json(file, dict, LAYOUT).get("masks") if found else Fault(str(file), "a missing take"),
+        )
 
 
 def _list_moments(masks: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(object, frame, camera -> mask) wherever the wearer's camera and another one have a mask."""
-    for name, cameras in sorted(masks.items()):
+    for name, views in sorted(masks.items()):
+        cameras = {camera: view.get("annotation", view) for camera, view in views.items()}
         for ego in sorted(camera for camera in cameras if "aria" in camera):
             for frame in sorted(cameras[ego], key=int):
                 others = sorted(c for c in cameras if "aria" not in c and cameras[c].get(frame))
@@ -87,8 +108,9 @@ def _scaled_box(picture: Path, mask: Any) -> Corners | Fault | None:
     if isinstance(size, Fault):
         return size
     try:
-        height, width = (int(extent) for extent in mask["size"])
-        corners = mask_box(mask["counts"], height, width)
+        packed = "encodedMask" in mask
+        height, width = map(int, (mask["height"], mask["width"]) if packed else mask["size"])
+        corners = mask_box(unpack(mask["encodedMask"]) if packed else mask["counts"], height, width)
         across, down = size[0] / width, size[1] / height
     except (*MALFORMED, ZeroDivisionError):
         return Fault(str(picture), "a malformed mask")

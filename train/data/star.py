@@ -28,7 +28,7 @@ from train.data.masks import Corners
 from train.data.record import Fault, Record
 from train.data.sightings import OTHER_TIME, Sighting, follow, spread
 
-LAYOUT = "put STAR_train.json, object_classes.txt (from classes.zip) and frames/ together (github.com/csbobby/STAR_Benchmark)"
+LAYOUT = "put STAR_train.json, object_classes.txt and frames/ of github.com/csbobby/STAR_Benchmark into the folder"
 Video = dict[str, dict[str, Corners]]  # label -> frame -> box
 
 
