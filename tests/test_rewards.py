@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -134,6 +135,7 @@ def test_pairs_are_the_best_as_a_whole() -> None:
 
 
 def test_weights() -> None:
+    assert [field.name for field in fields(RewardWeights)] == [field.name for field in fields(Terms)]
     assert Terms(1, 0, 0, 0).total(RewardWeights(3, 1, 0, 0)) == 0.75
     assert Terms(0, 1, 0.5, 0).total(RewardWeights(1, 1, 2, 0)) == 0.5
 

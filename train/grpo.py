@@ -1,0 +1,274 @@
+"""GRPO on grounding records with TRL's GRPOTrainer: groups of sampled answers, scored by rewards.py.
+
+    python -m train.grpo --model runs/cot-sft --data data/rl.jsonl --out runs/gemvg --steps 1000
+    accelerate launch --config_file zero3.yaml -m train.grpo ... --vllm     # the 7B on several GPUs
+
+Folder in, folder out, as in sft.py: any Qwen2-VL checkpoint goes in, the same layout comes out, with `training.json`
+saying how, and a killed run that is started again with the same settings goes on from its last checkpoint.
+
+GeM-VG is known to mix reasoning and direct answers in this stage, not how. Ours: each group of answers is asked for
+one of the two (`--cot-share`), never for both, so that a group's rewards compare. Further than plain GRPO:
+  * a group whose rewards are all equal is left out of the loss, its normaliser and the KL term (after DAPO, which
+    samples others in its place; we do not, so such a step is smaller);
+  * `--difficulty` multiplies a group's advantages by exp(1 - its mean IoU reward). UniVG-R1 multiplies the loss, and
+    takes the mean over all that a device holds; ours is each group's own, so it does not depend on the batch's layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from importlib.util import find_spec
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import Qwen2VLForConditionalGeneration
+from trl import GRPOConfig, GRPOTrainer
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import load_image
+from gemvg_edge.prompt import END_OF_TURN
+from train.checkpoint import CheckpointSettings, read_settings
+from train.data.record import Mode, Record, Tally, keep_good, read_records
+from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
+from train.resume import claim_work_folder, last_checkpoint, load_weights, settings_as_json, work_folder
+from train.rewards import RewardWeights, Terms, score
+
+TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
+COPIED = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """What a run is made of; the command line has one flag a field."""
+
+    model: Path
+    data: Path
+    out: Path
+    steps: int = 1000
+    batch: int = 16  # groups a step, over all devices
+    generations: int = 8  # answers a group (UniVG-R1)
+    device_batch: int = 8  # answers that a device holds in one forward pass
+    learning_rate: float = 1e-6  # UniVG-R1, MG-Thinker
+    beta: float = 0.01  # weight of the KL term (MG-Thinker); 0 needs no reference model
+    temperature: float = 1.0  # MG-Thinker
+    max_new_tokens: int = 512
+    cot_share: float = 0.5  # how many of the groups are asked to reason; ours
+    difficulty: bool = False
+    freeze_vision: bool = True  # UniVG-R1
+    lora_rank: int = 0  # 0 trains the weights themselves
+    optimizer: str = "adamw_torch"
+    activation_checkpointing: bool = False
+    vllm: bool = False
+    save_steps: int = 50
+    seed: int = 0
+    bf16: bool = True
+
+
+class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer that opens pictures when they are asked about and weighs whole groups."""
+
+    def __init__(self, *, difficulty: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.difficulty = difficulty
+        self._scores = torch.empty(0)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Resume's weights; see load_weights. Adapters and FSDP's files keep their names, so Trainer reads those."""
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_weights(self.model, Path(resume_from_checkpoint))
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._scores = super()._calculate_rewards(*args, **kwargs)  # (answers of all devices, terms)
+        return self._scores
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, then what is this stage's own about whole groups; a group may lie across devices."""
+        opened = {row["draw"]: [load_image(path) for path in row["record"].images] for row in inputs}
+        inputs = [{**row, "images": opened[row["draw"]]} for row in inputs]
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        scores = self._scores.view(-1, self.num_generations, len(TERMS))  # (groups, answers, terms)
+        kept = has_spread(scores @ self.reward_weights.to(scores.device))
+        weight = kept.float()
+        if self.difficulty:
+            weight = weight * torch.exp(1 - scores[..., TERMS.index("iou")].mean(dim=1))
+        first = self.accelerator.process_index * len(inputs)
+        mine = slice(first, first + len(inputs))
+        output["advantages"] = output["advantages"] * weight.repeat_interleave(self.num_generations)[mine]
+        mask = output["completion_mask"] * kept.repeat_interleave(self.num_generations)[mine, None]
+        output["completion_mask"] = mask
+        output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        self._metrics["train"]["groups/dropped"].append(1 - kept.float().mean().item())
+        self._metrics["train"]["groups/weight"].append(weight.mean().item())
+        return output
+
+
+def has_spread(rewards: torch.Tensor) -> torch.Tensor:
+    """Which groups (groups, answers) have rewards that differ by more than rounding."""
+    return rewards.amax(dim=1) - rewards.amin(dim=1) > 1e-6
+
+
+def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[float]]]:
+    """The four terms as TRL calls and logs them, in the order of RewardWeights.
+
+    They read the token ids: TRL's own text has lost the box tokens, which are special in Qwen2-VL's tokenizer.
+    """
+
+    def named(term: str) -> Callable[..., list[float]]:
+        def reward(
+            completion_ids: list[list[int]], record: list[Record], mode: list[Mode], log_metric: Any, **others: Any
+        ) -> list[float]:
+            values = []
+            for ids, wanted, how in zip(completion_ids, record, mode, strict=True):
+                text = settings.tokenizer.decode(ids, skip_special_tokens=False)
+                finished = text.endswith((END_OF_TURN, END_OF_TEXT))
+                terms = score(text, wanted.boxes, wanted.sizes, settings.answer_format, how, finished=finished)
+                values.append(float(attrgetter(term)(terms)))
+                log_metric(f"{term}/{how}", values[-1])
+            return values
+
+        reward.__name__ = term
+        return reward
+
+    return [named(term) for term in TERMS]
+
+
+def read_wanted(data: Path) -> tuple[list[Record], list[str]]:
+    """The records that can be rewarded, and lines that say how many there are and why others are not."""
+    tally = Tally()
+    good = list(keep_good(read_records(data), tally))
+    records = [record for record in good if record.kind != "understanding"]
+    if not records:
+        raise GemvgError(f"{data} has no record with boxes; GRPO has nothing to reward")
+    return records, [*tally.lines(), f"{len(good) - len(records)} of them left out: answered in words, not in boxes"]
+
+
+def train(run: GrpoSettings) -> None:
+    """Run (or resume) the whole stage and write the checkpoint folder."""
+    if run.vllm and not find_spec("vllm"):
+        raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
+    settings = read_settings(run.model)
+    config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
+    records, lines = read_wanted(run.data)
+    if config.process_index == 0:
+        print("\n".join(lines))
+    work = claim_work_folder(run.out, settings_as_json(run))
+    trainer = make_trainer(run, config, settings, records)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    _save(trainer, run, work)
+
+
+def make_trainer(
+    run: GrpoSettings, config: GRPOConfig, settings: CheckpointSettings, records: Sequence[Record]
+) -> GroundingGRPOTrainer:
+    """The trainer with its model, data and rewards."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+    model.model.visual.requires_grad_(not run.freeze_vision)
+    return GroundingGRPOTrainer(
+        difficulty=run.difficulty,
+        model=model,
+        reward_funcs=reward_functions(settings),
+        args=config,
+        train_dataset=group_dataset(records, settings, run.steps * run.batch, run.cot_share, run.seed),
+        processing_class=group_processor(run.model, settings),
+        peft_config=_lora(run.lora_rank) if run.lora_rank else None,
+    )
+
+
+def _lora(rank: int) -> LoraConfig:
+    decoder = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=decoder, task_type="CAUSAL_LM")
+
+
+def trainer_config(run: GrpoSettings) -> GRPOConfig:
+    """The run as TRL takes it: on-policy, one update a generation, every token of the kept groups counting the same."""
+    held = run.device_batch * int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
+    if run.batch * run.generations % held:
+        raise GemvgError(
+            f"{run.batch} groups of {run.generations} answers cannot be shared out {held} at a time; "
+            "change --batch, --generations or --device-batch"
+        )
+    weights = astuple(RewardWeights())
+    return GRPOConfig(
+        output_dir=str(work_folder(run.out)),
+        max_steps=run.steps,
+        per_device_train_batch_size=run.device_batch,
+        gradient_accumulation_steps=run.batch * run.generations // held,
+        num_generations=run.generations,
+        max_completion_length=run.max_new_tokens,
+        temperature=run.temperature,
+        beta=run.beta,
+        reward_weights=[weight / sum(weights) for weight in weights],
+        learning_rate=run.learning_rate,
+        lr_scheduler_type="constant",
+        optim=run.optimizer,
+        bf16=run.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        activation_checkpointing=run.activation_checkpointing,
+        use_vllm=run.vllm,
+        shuffle_dataset=False,  # drawn already
+        save_steps=run.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=["tensorboard"],
+        seed=run.seed,
+    )
+
+
+def _save(trainer: GroundingGRPOTrainer, run: GrpoSettings, work: Path) -> None:
+    """Write the checkpoint, beside the target first so that a crash leaves no half folder."""
+    final, partial_folder = work / "final", run.out.with_name(run.out.name + ".partial")
+    trainer.save_model(str(final))  # on every process: sharded weights are gathered
+    if not trainer.accelerator.is_main_process:
+        return
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    if run.lora_rank:
+        base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+        PeftModel.from_pretrained(base, final).merge_and_unload().save_pretrained(partial_folder)
+    else:
+        partial_folder.mkdir()
+        for file in [final / "config.json", *final.glob("model*.safetensors*")]:
+            shutil.move(file, partial_folder / file.name)
+    for name in COPIED:
+        if (run.model / name).is_file():
+            shutil.copyfile(run.model / name, partial_folder / name)
+    record = {**settings_as_json(run), "log": trainer.state.log_history[:: max(1, run.steps // 500)]}
+    (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(run.out, ignore_errors=True)
+    partial_folder.rename(run.out)
+    shutil.rmtree(work)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="GRPO on grounding records.")
+    for field in fields(GrpoSettings):
+        flag = "--" + field.name.replace("_", "-")
+        if field.type == "Path":
+            parser.add_argument(flag, type=Path, required=True)
+        elif field.type == "bool":
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        else:
+            kind = {"int": int, "float": float, "str": str}[str(field.type)]
+            parser.add_argument(flag, type=kind, default=field.default)
+    run = GrpoSettings(**vars(parser.parse_args(arguments)))
+    try:
+        train(run)
+    except (GemvgError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
