@@ -130,7 +130,7 @@ def test_voc_faults_are_named(tmp_path: Path, objects: list[Any], text: str, rea
 
 def shape(label: str, points: list[Any], kind: str | None = "rectangle") -> dict[str, Any]:
     """A shape as labelme saves it."""
-    found = {"label": label, "points": points, "group_id": None, "flags": {}}
+    found: dict[str, Any] = {"label": label, "points": points, "group_id": None, "flags": {}}
     return found if kind is None else {**found, "shape_type": kind}
 
 

@@ -35,9 +35,9 @@ COMMON_IN = "these pictures share one kind of object; find it in image {image}"
 
 
 def read_coco(
-    folder: Path, split: str = "train2017", seed: int = 0, leave_out: frozenset[str] = frozenset()
+    folder: Path, split: str = "train2017", seed: int = 0, leave_out: frozenset[str] = frozenset(), rounds: int = 1
 ) -> Iterator[Record | Fault]:
-    """One referential and, where one can be made, one semantic record a picture, in an order fixed by the seed.
+    """A referential and, where one can be made, a semantic record a picture and round, in an order fixed by the seed.
 
     `leave_out` holds picture keys (see `picture_key`) that must not be shown.
     """
@@ -47,7 +47,9 @@ def read_coco(
             yield item
         else:
             pictures.append(item)
-    yield from compose_pictures(pictures, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        yield from compose_pictures(pictures, rng)
 
 
 def picture_key(name: str) -> str:

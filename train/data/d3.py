@@ -25,6 +25,7 @@ import numpy as np
 
 from gemvg_edge.boxes import Box
 from train.data.annotations import MALFORMED, identity, numbers, read_pickle
+from train.data.coco import picture_key
 from train.data.labelled import LabelledPicture, ask_for, check_picture
 from train.data.pictures import measure_as
 from train.data.record import Fault, Record
@@ -33,7 +34,7 @@ LAYOUT = "unpack d3_images.zip and d3_pkl.zip of github.com/shikras/d-cube side 
 
 
 def read_d3(folder: Path, seed: int = 0, leave_out: frozenset[str] = frozenset()) -> Iterator[Record | Fault]:
-    """Each description once on each picture of its group; `leave_out` holds file stems that must not be shown."""
+    """Each description once on each picture of its group; `leave_out` holds picture keys."""
     sentences, annotations, images, groups = (
         read_pickle(folder / "d3_pkl" / f"{name}.pkl", dict, LAYOUT)
         for name in ("sentences", "annotations", "images", "groups")
@@ -79,7 +80,7 @@ def _label(
         path, size = folder / entry["file_name"], (int(entry["width"]), int(entry["height"]))
     except MALFORMED:
         return Fault(f"{folder}: image {key}", "a malformed image entry")
-    if path.stem in leave_out:
+    if picture_key(path.name) in leave_out:
         return Fault(str(path), "a picture of a benchmark, left out")
     measured = measure_as(path, size)
     if isinstance(measured, Fault):

@@ -1,0 +1,83 @@
+"""One data set -> records, as training reads them.
+
+    python -m train.data.convert mgrounding data/MGrounding-630k --out data/mgrounding.jsonl
+
+Which folder a data set needs, and what it maps to, stands at the top of its reader. Malformed records are counted,
+named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from train.data.coco import read_coco
+from train.data.d3 import read_d3
+from train.data.ego_exo import read_ego_exo
+from train.data.mgrounding import read_mgrounding
+from train.data.mig_bench import read_mig_bench
+from train.data.mvtrack import read_mvtrack
+from train.data.record import Fault, Record, Tally, keep_good, write_records
+from train.data.refcoco import read_refcoco
+from train.data.star import read_star
+from train.data.voc_labelme import read_labelme, read_voc
+
+NAMES = ("mgrounding", "mig-bench", "d3", "coco", "refcoco", "ego-exo", "mvtrack", "star", "voc", "labelme")
+
+
+def read(name: str, folder: Path, seed: int) -> Iterator[Record | Fault]:
+    """The training split of a data set, all of one that has no splits."""
+    match name:
+        case "mgrounding":
+            return read_mgrounding(folder)
+        case "mig-bench":
+            return read_mig_bench(folder)
+        case "d3":
+            return read_d3(folder, seed)
+        case "coco":
+            return read_coco(folder, seed=seed)
+        case "refcoco":
+            return read_refcoco(folder)
+        case "ego-exo":
+            return read_ego_exo(folder, seed=seed)
+        case "mvtrack":
+            return read_mvtrack(folder, seed=seed)
+        case "star":
+            return read_star(folder, seed=seed)
+        case "voc":
+            return read_voc(folder)
+        case "labelme":
+            return read_labelme(folder)
+    raise GemvgError(f"{name!r} is no data set that can be read; use one of {', '.join(NAMES)}")
+
+
+def convert(name: str, folder: Path, seed: int, out: Path) -> None:
+    """Read, write and say what came of it; the last line is one JSON object."""
+    tally = Tally()
+    items = tqdm(read(name, folder, seed), desc=name, unit=" records", disable=None)
+    written = write_records(keep_good(items, tally), out)
+    print("\n".join(tally.lines()))
+    print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Convert one data set to records.")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="for data sets whose records are composed")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        convert(args.name, args.folder, args.seed, args.out)
+    except (GemvgError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
