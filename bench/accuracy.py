@@ -1,15 +1,17 @@
-"""Box accuracy of checkpoints (through PyTorch) and bundles (through the runtime) on held-out scenes.
+"""Box accuracy of checkpoints (through PyTorch) and bundles (through the runtime) on held-out questions.
 
-    python -m bench.accuracy --task tabletop [--limit N] [--model CHECKPOINT|BUNDLE ...] [--save FILE]
+    python -m bench.accuracy [--limit N] [--model CHECKPOINT|BUNDLE ...] [--think] [--split new-names] [--save FILE]
+    python -m bench.accuracy --records mine.jsonl --model BUNDLE
 
-Held-out scenes are rendered the first time, by seed, so every machine scores the same 300. Several models answer the
-same questions in one run; each row then says how many answers equal the first model's letter by letter. Ends with one
-JSON line.
+Held-out scenes are rendered the first time, by seed, so every machine scores the same questions; the five kinds come
+in turn. Several models answer the same questions in one run; each row then says how many answers equal the first
+model's letter by letter. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,39 +22,45 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.results import save_result
-from bench.scoring import score
-from gemvg_edge.boxes import Box
+from bench.scoring import count, score_counts
+from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounder import DEFAULT_BUNDLE, Grounder
-from train.queries import Query, held_out_question
-from train.tabletop import HELD_OUT_SEED, read_scenes, render
+from gemvg_edge.images import load_image
+from train.data.record import Record
+from train.data.samples import read_all
+from train.world.render import render
+from train.world.samples import held_out_records
+from train.world.scenes import HELD_OUT_SEED, NEW_NAMES_SEED, NEW_STYLE_SEED, read_scenes
 
-SCENES = 300
-CAMERAS = 2
-HELD_OUT = Path("data/tabletop/heldout")
+QUESTIONS = 500
+SPLITS = {"held-out": HELD_OUT_SEED, "new-names": NEW_NAMES_SEED, "new-style": NEW_STYLE_SEED}
+HELD_OUT = Path("data/world")
+SIZE = 144
 
-Ask = Callable[[Sequence[Image.Image], str], tuple[str, Sequence[Box]]]
-
-
-def held_out(folder: Path, limit: int) -> list[tuple[list[Image.Image], Query]]:
-    """The first `limit` held-out scenes' pictures and questions; renders what is missing."""
-    render(folder, HELD_OUT_SEED, -(-limit // 250) * 250, cameras=3, size=192, processes=2)
-    questions = []
-    for scene in read_scenes(folder)[:limit]:
-        views, query = held_out_question(scene, CAMERAS)
-        questions.append(([Image.open(folder / view.file).convert("RGB") for view in views], query))
-    return questions
+# Pictures and query -> text, what it says, and how many tokens were decoded.
+Ask = Callable[[Sequence[Image.Image], str], tuple[str, Answer, int]]
 
 
-def open_model(folder: Path) -> Ask:
+def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
+    """The first `limit` held-out questions of a split; renders the scenes that are missing."""
+    # A few scenes do not allow the question that would be asked of them, and relatives come in twos.
+    scenes = -(-(limit + limit // 20 + 2) // 50) * 50
+    render(folder / split, SPLITS[split], scenes, SIZE, os.cpu_count() or 1)
+    records = held_out_records(read_scenes(folder / split)[:scenes], folder / split, "tabletop")
+    return records[:limit]
+
+
+def open_model(folder: Path, think: bool = False) -> Ask:
     """A function that answers with a checkpoint or a bundle, whichever the folder is."""
     if (folder / MANIFEST).is_file():
         grounder = Grounder.open(folder)
 
-        def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Sequence[Box]]:
-            grounding = grounder.ground(images, query)
-            return grounding.text, grounding.boxes
+        def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
+            grounding = grounder.ground(images, query, think=think)
+            answer = Answer(grounding.boxes, grounding.thinking, grounding.problem)
+            return grounding.text, answer, grounding.timings.answer_tokens
 
         return ask
     if not (folder / "config.json").is_file():
@@ -62,61 +70,84 @@ def open_model(folder: Path) -> Ask:
 
     reference = TorchGrounder.open(folder)
 
-    def ask_reference(images: Sequence[Image.Image], query: str) -> tuple[str, Sequence[Box]]:
-        text, answer = reference.ground(images, query)
-        return text, answer.boxes
+    def ask_reference(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
+        text, answer = reference.ground(images, query, think=think)
+        return text, answer, len(reference.settings.tokenizer.encode(text, add_special_tokens=False).ids) + 1
 
     return ask_reference
 
 
-def evaluate(
-    ask: Ask, questions: Sequence[tuple[list[Image.Image], Query]], name: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Scores over all and by kind of question, milliseconds a question, and the texts."""
-    texts, predicted = [], []
-    started = time.perf_counter()
-    for images, query in tqdm(questions, desc=name, leave=False):
-        text, boxes = ask(images, query.text)
+def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, Any], list[str]]:
+    """Scores over all and by kind and task, milliseconds and decoded tokens a question, and the texts."""
+    texts, predicted, tokens = [], [], 0
+    seconds = 0.0
+    for record in tqdm(records, desc=name, leave=False):
+        images = [load_image(path) for path in record.images]
+        started = time.perf_counter()
+        text, answer, decoded = ask(images, record.query)
+        seconds += time.perf_counter() - started
         texts.append(text)
-        predicted.append(boxes)
-    seconds = time.perf_counter() - started
-    truth = [query.boxes for _, query in questions]
-    kinds = [query.kind if query.boxes else "no target" for _, query in questions]
-    by_kind = {}
-    for kind in sorted(set(kinds)):
-        chosen = [k for k in range(len(kinds)) if kinds[k] == kind]
-        by_kind[kind] = asdict(score([predicted[k] for k in chosen], [truth[k] for k in chosen]))
-    return {**asdict(score(predicted, truth)), "ms": 1e3 * seconds / len(truth), "kinds": by_kind}, texts
+        predicted.append(answer.boxes)
+        tokens += decoded
+    counts = count(predicted, [record.boxes for record in records])
+    parts = {"kinds": [r.kind for r in records], "tasks": [r.source.partition(":")[2] for r in records]}
+    by_part = {
+        part: {
+            label: asdict(score_counts(counts[[k for k, other in enumerate(labels) if other == label]]))
+            for label in sorted(set(labels))
+        }
+        for part, labels in parts.items()
+    }
+    empty = [k for k, record in enumerate(records) if not record.boxes]
+    row = {
+        **asdict(score_counts(counts)),
+        "ms": 1e3 * seconds / len(records),
+        "tokens": tokens / len(records),
+        "no_target": asdict(score_counts(counts[empty])),
+        **by_part,
+    }
+    return {**row, "counts": counts}, texts
 
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Box accuracy on held-out scenes.")
-    parser.add_argument("--task", choices=["tabletop"], default="tabletop")
+    parser = argparse.ArgumentParser(description="Box accuracy on held-out questions.")
     parser.add_argument("--model", type=Path, nargs="+", default=[DEFAULT_BUNDLE], help="checkpoints and bundles")
-    parser.add_argument("--limit", type=int, default=SCENES, help="how many scenes")
-    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the held-out scenes are, or are rendered to")
+    parser.add_argument("--limit", type=int, default=QUESTIONS, help="how many questions")
+    parser.add_argument("--split", choices=list(SPLITS), default="held-out")
+    parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")
+    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
+    parser.add_argument("--records", type=Path, help="ask these records instead of held-out scenes")
     parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/accuracy.json")
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
     try:
-        models = [(folder, open_model(folder)) for folder in args.model]
+        models = [(folder, open_model(folder, args.think)) for folder in args.model]
+        records = read_all(args.records)[: args.limit] if args.records else held_out(args.data, args.limit, args.split)
     except GemvgError as error:
         parser.error(str(error))
-    questions = held_out(args.data, args.limit)
     rows: list[dict[str, Any]] = []
     first: list[str] = []
     for folder, ask in models:
-        row, texts = evaluate(ask, questions, folder.name)
+        row, texts = evaluate(ask, records, folder.name)
+        del row["counts"]
         first = first or texts
         same = sum(a == b for a, b in zip(first, texts, strict=True))
         rows.append({"model": folder.name, **row, "same_text": same})
-        print(
-            f"{folder.name:<28} F1@0.5 {row['f1']:.3f}  mean IoU {row['mean_iou']:.3f}  image accuracy "
-            f"{row['image_accuracy']:.3f}  same text as the first {same}/{len(texts)}  {row['ms']:.0f} ms a question"
-        )
-    save_result({"task": args.task, **rows[0], "models": rows}, args.save)
+        print_row(folder.name, rows[-1])
+    save_result({"split": args.split, "think": args.think, **rows[0], "models": rows}, args.save)
+
+
+def print_row(name: str, row: dict[str, Any]) -> None:
+    """One model's scores for people."""
+    print(
+        f"{name:<24} F1@0.5 {row['f1']:.3f} [{row['f1_interval'][0]:.3f}, {row['f1_interval'][1]:.3f}]  mean IoU "
+        f"{row['mean_iou']:.3f}  image accuracy {row['image_accuracy']:.3f}  {row['ms']:.0f} ms, "
+        f"{row['tokens']:.1f} tokens a question"
+    )
+    for part in ("kinds", "tasks"):
+        print("    " + "  ".join(f"{label} {scores['f1']:.2f}" for label, scores in row[part].items()))
 
 
 if __name__ == "__main__":

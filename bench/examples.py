@@ -14,31 +14,41 @@ import tempfile
 from dataclasses import astuple
 from pathlib import Path
 
-import numpy as np
-
 from bench.readme import ROOT
-from train.queries import ask
-from train.tabletop import read_scenes, render
+from train.data.record import Kind
+from train.world.render import render
+from train.world.samples import held_out_question
+from train.world.scenes import read_scenes
 
 SIZE = 320  # larger than what the model sees, as a camera's pictures are
-# Seed of the scene (held-out ones start at a million) and of the question asked of it.
-SCENES = ((1_000_506, 4), (1_000_541, 3), (1_000_531, 2), (1_000_521, 1), (1_000_540, 1), (1_000_518, 3))
+# Seed of the scene (held-out ones start at a million) and the kind of the question asked of it.
+SCENES: tuple[tuple[int, Kind], ...] = (
+    (1_000_506, "referential"),
+    (1_000_541, "semantic"),
+    (1_000_531, "spatial"),
+    (1_000_521, "temporal"),
+    (1_000_540, "reasoning"),
+    (1_000_518, "referential"),
+)
 
 
 def write_examples(target: Path) -> None:
     """Write sceneN-a.png, sceneN-b.png and scenes.json."""
     target.mkdir(parents=True, exist_ok=True)
     records = []
-    for n, (seed, question) in enumerate(SCENES, 1):
+    for n, (seed, kind) in enumerate(SCENES, 1):
         with tempfile.TemporaryDirectory() as folder:
-            render(Path(folder), seed, scenes=1, cameras=2, size=SIZE, processes=1)
-            (scene,) = read_scenes(Path(folder))
-            query = ask(scene, scene.views, np.random.default_rng([seed, question]))
+            render(Path(folder), seed - seed % 2, scenes=2, size=SIZE, processes=1)
+            scenes = {scene.seed: scene for scene in read_scenes(Path(folder))}
+            asked = held_out_question(scenes[seed], scenes[seed ^ 1], kind)
+            if asked is None:
+                raise ValueError(f"scene {seed} does not allow a {kind} question; choose another")
+            pictures, question = asked
             names = [f"scene{n}-{letter}.png" for letter in "ab"]
-            for name, view in zip(names, scene.views, strict=True):
+            for name, view in zip(names, pictures.views, strict=True):
                 shutil.copyfile(Path(folder, view.file), target / name)
-        boxes = [astuple(box) for box in query.boxes]
-        records.append({"seed": seed, "images": names, "query": query.text, "boxes": boxes})
+        boxes = [astuple(box) for box in question.boxes]
+        records.append({"seed": seed, "kind": kind, "images": names, "query": question.text, "boxes": boxes})
     (target / "scenes.json").write_text(json.dumps(records, indent=1) + "\n")
 
 

@@ -1,11 +1,20 @@
-"""Box scores of one model over many questions. Pure functions; knows neither models nor files."""
+"""Box scores of one model over many questions, with bootstrap intervals. Knows neither models nor files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from gemvg_edge.boxes import Box, match_boxes
+
+RESAMPLES = 2000
+Counts = npt.NDArray[
+    np.float64
+]  # (questions, 5): hits, boxes claimed, boxes wanted, IoU of hits added up, right images
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -13,33 +22,76 @@ class Scores:
     """`f1` counts boxes over all questions (IoU at least the threshold, right image, one to one).
 
     `mean_iou` is over matched boxes; `image_accuracy` is the share of questions whose predicted boxes lie in exactly
-    the images that the true boxes lie in (both empty counts as right).
+    the images that the true boxes lie in (both empty counts as right). The intervals are 95 % bootstrap intervals over
+    questions.
     """
 
     n: int
     f1: float
+    f1_interval: Interval
     precision: float
     recall: float
     mean_iou: float
+    mean_iou_interval: Interval
     image_accuracy: float
+    image_accuracy_interval: Interval
+
+
+def count(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5) -> Counts:
+    """What each question's predicted boxes add to the scores."""
+    rows = []
+    for p, t in zip(predicted, truth, strict=True):
+        overlaps = [overlap for _, _, overlap in match_boxes(p, t, threshold)]
+        right_images = {box.image for box in p} == {box.image for box in t}
+        rows.append((len(overlaps), len(p), len(t), sum(overlaps), right_images))
+    return np.asarray(rows, np.float64).reshape(-1, 5)
 
 
 def score(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5) -> Scores:
     """Score each question's predicted boxes against its true ones."""
-    overlaps = [
-        overlap for p, t in zip(predicted, truth, strict=True) for _, _, overlap in match_boxes(p, t, threshold)
-    ]
-    hits, claimed, wanted = len(overlaps), sum(map(len, predicted)), sum(map(len, truth))
-    same_images = [{b.image for b in p} == {b.image for b in t} for p, t in zip(predicted, truth, strict=True)]
+    return score_counts(count(predicted, truth, threshold))
+
+
+def score_counts(counts: Counts) -> Scores:
+    """The same from what `count` gave."""
+    n, total = len(counts), counts.sum(axis=0)
+    again = _resample(counts)
     return Scores(
-        n=len(truth),
-        f1=_share(2 * hits, claimed + wanted),
-        precision=_share(hits, claimed),
-        recall=_share(hits, wanted),
-        mean_iou=_share(sum(overlaps), hits),
-        image_accuracy=_share(sum(same_images), len(truth)),
+        n=n,
+        f1=float(_f1(total)),
+        f1_interval=_interval(_f1(again)),
+        precision=float(_share(total[0], total[1])),
+        recall=float(_share(total[0], total[2])),
+        mean_iou=float(_share(total[3], total[0])),
+        mean_iou_interval=_interval(_share(again[:, 3], again[:, 0])),
+        image_accuracy=float(_share(total[4], np.float64(n))),
+        image_accuracy_interval=_interval(again[:, 4] / max(1, n)),
     )
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def f1_gain(before: Counts, after: Counts) -> tuple[float, Interval]:
+    """How much F1 two models differ on the same questions, and the paired bootstrap's 95 % interval of that."""
+    both = _resample(np.concatenate([before, after], axis=1))
+    gain = _f1(after.sum(axis=0)) - _f1(before.sum(axis=0))
+    return float(gain), _interval(_f1(both[:, 5:]) - _f1(both[:, :5]))
+
+
+def _resample(counts: Counts) -> Counts:
+    """Sums (RESAMPLES, columns) over questions drawn with replacement; the draw is fixed."""
+    n = len(counts)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) if n else np.zeros((1, 0))
+    sums: Counts = weights @ counts
+    return sums
+
+
+def _f1(counts: Counts) -> Counts:
+    return _share(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
+
+
+def _share(part: Counts, whole: Counts) -> Counts:
+    return np.divide(part, whole, out=np.zeros_like(part, np.float64), where=whole != 0)
+
+
+def _interval(values: Counts) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -56,9 +56,10 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns), same in alike.items():
             directions = []
             for p in same:
+                gradient = _gradient(p)
                 momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                directions.append(torch.lerp(p.grad, momentum, group["momentum"]))  # Nesterov's look ahead
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                directions.append(torch.lerp(gradient, momentum, group["momentum"]))  # Nesterov's look ahead
             updates = orthogonalise(torch.stack(directions))
             size = 0.2 * max(rows, columns) ** 0.5
             for p, update in zip(same, updates, strict=True):
@@ -69,8 +70,9 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
         state["step"] += 1
-        state["mean"].lerp_(p.grad, 1 - beta1)
-        state["square"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+        gradient = _gradient(p)
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         step = float(state["step"])
         denominator = (state["square"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
         p.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1**step))
@@ -87,13 +89,21 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     for _ in range(STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    result: torch.Tensor = (x.mT if tall else x).to(matrices.dtype)
+    return result
+
+
+def _gradient(p: torch.Tensor) -> torch.Tensor:
+    if p.grad is None:
+        raise ValueError("a parameter without a gradient was asked to step")
+    return p.grad
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Matrices inside layers for Muon; embeddings, heads, convolutions, norms and biases for AdamW."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
             inside = p.ndim == 2 and id(p) not in tables and "lm_head" not in name and "dense_head" not in name

@@ -27,6 +27,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
 
     def __init__(self, *, settings: CheckpointSettings, dense_weight: float = 0.0, muon: bool = False, **kwargs: Any):
         self.muon = muon  # asked for while Trainer sets itself up
+        self.optimizer: torch.optim.Optimizer | None = None
         super().__init__(**kwargs)
         tokenizer = settings.tokenizer
         self.locations = settings.answer_format.locations

@@ -12,7 +12,7 @@ Knows scenes and boxes, neither pixels nor tokens. The wordings are ours, as is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,15 +69,16 @@ class Question:
 
 def ask(pictures: PictureSet, kind: Kind, rng: np.random.Generator) -> Question | None:
     """One random question of a kind, or None if these pictures do not allow the one that the dice chose."""
-    tasks = {
+    tasks: dict[Kind, list[Callable[[PictureSet, np.random.Generator], Question | None]]] = {
         "referential": [_referential],
         "semantic": [_shared, _kind, _same_colour, _only] if pictures.role == "relatives" else [],
         "spatial": [_same] if pictures.role == "views" else [],
         "temporal": [_moved, _missing, _new, _track] if pictures.role == "time" else [],
         "understanding": [_count],
         "reasoning": [_ordinal, _extreme, _not] + [_only] * (pictures.role == "views"),
-    }[kind]
-    return tasks[rng.integers(len(tasks))](pictures, rng) if tasks else None
+    }
+    allowed = tasks[kind]
+    return allowed[rng.integers(len(allowed))](pictures, rng) if allowed else None
 
 
 def _referential(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -302,8 +303,8 @@ def corpus() -> list[str]:
         texts += [f"the {ordinal} object from the {side} in image 1" for side in ("left", "right")] * 20
     texts += [f"the {side}most {colour} object in image 1" for side in ("left", "right") for colour in COLOURS]
     things = [f"{colour} {name}, {colour} {name}. " for name in (*NAMES, *HELD_OUT_NAMES) for colour in COLOURS]
-    labels = ("Found", "Both", "Alike", "Same", "Moved", "Missing", "New", "Others", "Only", "Left", "Right", "Marked")
-    labels += tuple(ordinal.capitalize() for ordinal in ORDINALS)
+    labels = ["Found", "Both", "Alike", "Same", "Moved", "Missing", "New", "Others", "Only", "Left", "Right", "Marked"]
+    labels += [ordinal.capitalize() for ordinal in ORDINALS]
     ends = [f"{label}: {thing}" for label in labels for thing in (*things[::9], *["nothing. "] * 3)]
     texts += [f"how many {colour} objects are in image 1?" for colour in COLOURS]
     return texts + [f"Image-{n}: {thing}" for thing in things for n in (1, 2)] + ends

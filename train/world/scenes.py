@@ -78,5 +78,5 @@ def _from_json(record: dict[str, Any]) -> Scene:
         for v in record["views"]
     )
     things = tuple((name, colour) for name, colour in record["things"])
-    changes = (tuple(record[key]) for key in ("moved", "removed", "added"))
-    return Scene(record["seed"], things, *changes, views)
+    moved, removed, added = (tuple(record[key]) for key in ("moved", "removed", "added"))
+    return Scene(record["seed"], things, moved, removed, added, views)

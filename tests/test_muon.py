@@ -1,0 +1,79 @@
+"""Muon against torch's own, and AdamW's half against torch's AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from train.muon import Muon, orthogonalise, parameter_groups
+
+
+class Net(nn.Module):
+    """Two equal matrices, one of another shape, a table, a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 16)
+        self.up, self.across, self.down = nn.Linear(16, 24), nn.Linear(16, 24, bias=False), nn.Linear(24, 16)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """A loss."""
+        x = self.norm(self.table(ids))
+        return self.down(self.up(x).relu() * self.across(x)).square().sum(dim=1).mean()
+
+
+def run(make: Callable[[Net], list[torch.optim.Optimizer]], steps: int = 5) -> dict[str, torch.Tensor]:
+    """Parameters after some steps along gradients that do not depend on the steps before."""
+    torch.manual_seed(0)
+    net = Net()
+    optimizers = make(net)
+    for _ in range(steps):
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        for optimizer in optimizers:
+            optimizer.step()
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
+def test_both_halves_are_torch_s() -> None:
+    def torch_s(net: Net) -> list[torch.optim.Optimizer]:
+        matrices, others = (group["params"] for group in parameter_groups(net))
+        assert [p.shape for p in matrices] == [(24, 16), (24, 16), (16, 24)]
+        return [
+            torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
+        ]
+
+    ours = run(lambda net: [Muon(parameter_groups(net), lr=0.01, weight_decay=0.1)])
+    for name, theirs in run(torch_s).items():
+        # Newton-Schulz runs in bfloat16, and batched products round otherwise.
+        torch.testing.assert_close(ours[name], theirs, atol=1e-3, rtol=0, msg=name)
+
+
+def test_orthogonalised_matrices_have_even_singular_values() -> None:
+    matrices = torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+    torch.testing.assert_close(orthogonalise(matrices.mT), orthogonalise(matrices).mT, atol=0.02, rtol=0)
+
+
+def test_its_state_is_saved_and_loaded() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    first = Muon(parameter_groups(net), lr=0.01)
+    net(torch.arange(64)).backward()
+    first.step()
+    saved, weights = deepcopy(first.state_dict()), {k: v.clone() for k, v in net.state_dict().items()}
+    first.step()
+    wanted = {k: v.clone() for k, v in net.state_dict().items()}
+    net.load_state_dict(weights)
+    second = Muon(parameter_groups(net), lr=0.01)
+    second.load_state_dict(saved)
+    second.step()
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], msg=name)

@@ -1,0 +1,222 @@
+"""Questions of the simulated world: each answer is worked out again from the scene's raw boxes, by other code."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemvg_edge.answer import AnswerFormat, read_answer
+from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps
+from train.data.record import check
+from train.world.picture_sets import ROLES, PictureSet, choose_pictures, mirror
+from train.world.questions import PHRASES, Question, ask, corpus
+from train.world.render import render
+from train.world.samples import (
+    KIND_ROLES,
+    KIND_SHARES,
+    ROLE_SHARES,
+    as_record,
+    draw_sample,
+    held_out_question,
+    held_out_records,
+)
+from train.world.scenes import Scene, read_scenes
+from train.world.things import COLOURS, NAMES
+
+LOCATIONS = AnswerFormat("locations", 129)
+Asked = list[tuple[PictureSet, Question]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, first_seed=8_000, scenes=40, size=96, processes=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(folder: Path) -> dict[int, Scene]:
+    return {scene.seed: scene for scene in read_scenes(folder)}
+
+
+@pytest.fixture(scope="module")
+def asked(scenes: dict[int, Scene]) -> Asked:
+    """A few thousand questions of all kinds, half of them about mirrored pictures."""
+    rng, found = np.random.default_rng(0), []
+    for scene in scenes.values():
+        for kind, roles in (*KIND_ROLES.items(), ("understanding", ROLES)):
+            for role in roles:
+                for _ in range(10):
+                    pictures = choose_pictures(scene, scenes[scene.seed ^ 1], role, rng)
+                    pictures = mirror(pictures) if rng.random() < 0.5 else pictures
+                    question = ask(pictures, kind, rng)
+                    if question:
+                        found.append((pictures, question))
+    return found
+
+
+def raw(pictures: PictureSet, image: int) -> dict[int, Box]:
+    """Thing number -> box in one picture."""
+    boxes = pictures.views[image].boxes
+    return {k: Box(image, *corners) for k, corners in enumerate(boxes) if corners}
+
+
+def things(pictures: PictureSet, image: int) -> list[tuple[str, str, Box]]:
+    scene = pictures.scenes[image]
+    return [(*scene.things[k], box) for k, box in raw(pictures, image).items()]
+
+
+def numbers(text: str) -> list[int]:
+    """The 0-based images that a question names."""
+    return [int(n) - 1 for n in re.findall(r"image (\d)", text)]
+
+
+def shown(pictures: PictureSet, question: Question) -> tuple[int, int]:
+    """(image, thing) of the box that the question shows: the one that lies best under it."""
+    corners = [int(v) for v in re.findall(r"\d+", re.findall(r"<\|box_start\|>(.*?)<\|box_end\|>", question.text)[0])]
+    best = (9.0, 0, 0)
+    for image, size in enumerate(pictures.sizes):
+        box = from_steps(image, corners, size, RELATIVE_FRAME)
+        for k, true in raw(pictures, image).items():
+            gap = abs(box.x1 - true.x1) + abs(box.y1 - true.y1) + abs(box.x2 - true.x2) + abs(box.y2 - true.y2)
+            best = min(best, (gap, image, k))
+    assert best[0] < 1, "the question shows no thing's box"
+    return best[1], best[2]
+
+
+def expected(pictures: PictureSet, question: Question) -> list[Box]:
+    text, task, scene = question.text, question.task, pictures.scene
+    words = re.findall(r"[a-z]+", text)
+    images = numbers(text)
+    if task in ("object", "colour", "name"):
+        names = [n for n in (*NAMES,) if task != "colour" and (n in words or n + "s" in words)]
+        colours = [c for c in COLOURS if c in words]
+        where = images or range(pictures.count)
+        return [
+            box
+            for i in where
+            for name, colour, box in things(pictures, i)
+            if (not names or name in names) and (not colours or colour in colours)
+        ]
+    if task in ("moved", "missing", "new"):
+        wanted = {"moved": scene.moved, "missing": scene.removed, "new": scene.added}[task]
+        return [box for i in (0, 1) for k, box in raw(pictures, i).items() if k in wanted]
+    if task == "shared":
+        kinds = [{(n, c) for n, c, _ in things(pictures, i)} for i in (0, 1)]
+        return [box for i in (0, 1) for n, c, box in things(pictures, i) if (n, c) in kinds[0] & kinds[1]]
+    if task == "only":
+        i = images[0]
+        if pictures.role == "views":
+            return [box for k, box in raw(pictures, i).items() if k not in raw(pictures, 1 - i)]
+        other = {(n, c) for n, c, _ in things(pictures, 1 - i)}
+        return [box for n, c, box in things(pictures, i) if (n, c) not in other]
+    if task in ("same", "track", "kind", "same colour"):
+        i, k = shown(pictures, question)
+        j, (name, colour) = 1 - i, pictures.scenes[i].things[k]
+        if task in ("same", "track"):
+            return [box for other, box in raw(pictures, j).items() if other == k]
+        return [box for n, c, box in things(pictures, j) if (n == name if task == "kind" else c == colour)]
+    row = sorted(things(pictures, images[0]), key=lambda thing: thing[2].x1 + thing[2].x2)
+    if task == "ordinal":
+        nth = next(k for k, word in enumerate(("first", "second", "third", "fourth")) if word in words)
+        return [(row if "left" in words else row[::-1])[nth][2]]
+    if task == "extreme":
+        fit = [box for n, c, box in row if n in words or c in words]
+        return [fit[0] if "leftmost" in words else fit[-1]]
+    assert task == "not"
+    return [box for _, colour, box in row if colour not in words]
+
+
+def test_answers_follow_from_the_scene(asked: Asked) -> None:
+    tasks: Counter[str] = Counter()
+    for pictures, question in asked:
+        tasks[question.task] += 1
+        if question.task != "count":
+            assert list(question.boxes) == sorted(expected(pictures, question)), question.text
+    assert set(tasks) == set(PHRASES)
+    assert min(tasks.values()) > 20, tasks
+
+
+def test_counts_are_right(asked: Asked) -> None:
+    for pictures, question in asked:
+        if question.task == "count":
+            colour = next(c for c in COLOURS if c in question.text)
+            row = things(pictures, numbers(question.text)[0])
+            assert question.words == str(sum(c == colour for _, c, _ in row))
+
+
+def test_reasoning_lists_what_the_pictures_show_and_names_the_answer(asked: Asked) -> None:
+    for pictures, question in asked:
+        if not question.thinking:
+            continue
+        for image, text in re.findall(r"Image-(\d): (.*?)\. ", question.thinking):
+            row = sorted(things(pictures, int(image) - 1), key=lambda thing: thing[2].x1 + thing[2].x2)
+            assert sorted(text.split(", ")) == sorted([f"{c} {n}" for n, c, _ in row] or ["nothing"])
+        found = {f"{seen.colour} {seen.name}" for seen in question.targets}
+        assert set(question.thinking.rstrip(".").split(": ")[-1].split(", ")) == (found or {"nothing"})
+
+
+def test_some_questions_have_no_target_and_some_have_several(asked: Asked) -> None:
+    by_kind: dict[str, list[int]] = {}
+    for _, question in asked:
+        by_kind.setdefault(question.kind, []).append(len(question.boxes))
+    for kind in ("referential", "semantic", "temporal"):  # a view seldom hides what another shows
+        share = np.mean(np.asarray(by_kind[kind]) == 0)
+        assert 0.03 < share < 0.5, (kind, share)
+    assert max(by_kind["referential"]) > 2
+
+
+def test_the_tokenizer_s_corpus_has_every_word(asked: Asked) -> None:
+    known = set(re.findall(r"[A-Za-z]+", " ".join(corpus()))) | set(re.findall(r"[a-z]+", "box start end"))
+    for _, question in asked:
+        assert set(re.findall(r"[A-Za-z]+", f"{question.text} {question.thinking}")) <= known
+
+
+def test_mirroring_twice_changes_nothing(asked: Asked) -> None:
+    for pictures, _ in asked[::50]:
+        again = mirror(mirror(pictures))
+        assert [view.boxes for view in again.views] == [view.boxes for view in pictures.views]
+        assert mirror(pictures).views[0].boxes != pictures.views[0].boxes
+
+
+def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path, scenes: dict[int, Scene]) -> None:
+    thinking = 0
+    for draw in range(30):
+        samples = [draw_sample(scenes, folder, 4, 0.5, LOCATIONS, np.random.default_rng([5, draw])) for _ in range(2)]
+        first, second = samples
+        assert first.turns == second.turns
+        assert all(np.array_equal(a, b) for a, b in zip(first.images, second.images, strict=True))
+        sizes = [image.size for image in first.images]
+        for turn, wanted in zip(first.turns, first.wanted, strict=True):
+            answer = read_answer(turn.answer, sizes, LOCATIONS)
+            assert len(answer.boxes) == len(wanted)
+            assert answer.problem is None or turn.answer.isdigit()
+            assert bool(answer.thinking) == turn.think
+            thinking += turn.think
+    assert 30 < thinking < 90
+    assert sum(ROLE_SHARES.values()) == pytest.approx(1)
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in KIND_SHARES.values())
+
+
+def test_held_out_questions_are_fixed_and_come_in_turn(folder: Path, scenes: dict[int, Scene]) -> None:
+    records = held_out_records(list(scenes.values()), folder, "tabletop")
+    assert records == held_out_records(list(scenes.values()), folder, "tabletop")
+    assert all(check(record) is None for record in records)
+    kinds = Counter(record.kind for record in records)
+    assert set(kinds) == set(KIND_ROLES)
+    assert len(records) >= 36
+    assert min(kinds.values()) >= 5
+
+
+def test_a_question_as_a_record_carries_its_reasoning(folder: Path, scenes: dict[int, Scene]) -> None:
+    scene = scenes[8_000]
+    asked = held_out_question(scene, scenes[8_001], "semantic")
+    assert asked is not None
+    record = as_record(*asked, folder, "tabletop", cot=True)
+    assert record.mode == "cot"
+    assert record.thinking == asked[1].thinking
+    assert held_out_question(scene, None, "semantic") is None

@@ -1,0 +1,132 @@
+"""The simulated world: scenes depend on their seed alone, and truth matches the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gemvg_edge.errors import GemvgError
+from train.world.meshes import BORROWED, borrow_mesh
+from train.world.render import MIN_PIXELS_SHARE, boxes_of, render
+from train.world.scenes import NEW_NAMES_SEED, NEW_STYLE_SEED, Scene, read_scenes
+from train.world.things import HELD_OUT_NAMES, NAMES, plan_scene
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    render(folder, first_seed=7_000, scenes=12, size=144, processes=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(folder: Path) -> list[Scene]:
+    return read_scenes(folder)
+
+
+def test_a_scene_depends_on_its_seed_alone(folder: Path, scenes: list[Scene], tmp_path: Path) -> None:
+    render(tmp_path, first_seed=7_005, scenes=2, size=144, processes=1)
+    assert read_scenes(tmp_path) == scenes[5:7]
+    file = scenes[5].views[0].file
+    assert np.array_equal(np.asarray(Image.open(tmp_path / file)), np.asarray(Image.open(folder / file)))
+
+
+def test_finished_shards_are_kept(folder: Path) -> None:
+    shard = next(folder.glob("scenes-*.jsonl"))
+    written = shard.stat().st_mtime_ns
+    render(folder, first_seed=7_000, scenes=12, size=144, processes=1)
+    assert shard.stat().st_mtime_ns == written
+
+
+def test_a_short_shard_is_rendered_anew(tmp_path: Path) -> None:
+    render(tmp_path, first_seed=7_000, scenes=1, size=64, processes=1)
+    render(tmp_path, first_seed=7_000, scenes=2, size=64, processes=1)
+    assert [scene.seed for scene in read_scenes(tmp_path)] == [7_000, 7_001]
+
+
+def test_scenes_of_other_settings_are_not_mixed(folder: Path) -> None:
+    with pytest.raises(GemvgError, match=r"was rendered with .*'size': 144.* not .*'size': 64"):
+        render(folder, first_seed=7_000, scenes=12, size=64, processes=1)
+
+
+def test_boxes_lie_in_the_picture_and_around_the_colour(folder: Path, scenes: list[Scene]) -> None:
+    checked = 0
+    for scene in scenes:
+        for view in scene.views:
+            pixels = np.asarray(Image.open(folder / view.file), np.float64)
+            assert pixels.shape == (view.height, view.width, 3)
+            for (_, colour), box in zip(scene.things, view.boxes, strict=True):
+                if box is None:
+                    continue
+                x1, y1, x2, y2 = map(int, box)
+                assert 0 <= x1 < x2 <= view.width
+                assert 0 <= y1 < y2 <= view.height
+                if colour in ("red", "green", "blue"):
+                    inside = pixels[y1:y2, x1:x2].mean(axis=(0, 1))
+                    channel = ("red", "green", "blue").index(colour)
+                    shade = pixels.mean(axis=(0, 1))
+                    assert (inside - shade)[channel] > max(np.delete(inside - shade, channel)), (scene.seed, colour)
+                    checked += 1
+    assert checked > 10
+
+
+def test_what_happened_shows_in_the_boxes(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        before, after = ([v.boxes for v in scene.views[start : start + 2]] for start in (0, 2))
+        assert all(boxes[k] is None for boxes in before for k in scene.added)
+        assert all(boxes[k] is None for boxes in after for k in scene.removed)
+        still = set(range(len(scene.things))) - {*scene.moved, *scene.added, *scene.removed}
+        for k in still:  # views 0 and 2 are one camera's; a thing that came may hide part of another
+            if before[0][k] and after[0][k] and not scene.moved and not scene.added and not scene.removed:
+                assert before[0][k] == after[0][k]
+        for k in scene.moved:
+            assert before[0][k] is None or before[0][k] != after[0][k]
+
+
+def test_plans_change_something_and_leave_something() -> None:
+    plans = [plan_scene(seed) for seed in range(600)]
+    assert all(len(plan.things) - len(plan.removed) - len(plan.added) >= 1 for plan in plans)
+    assert all(not {*plan.moved} & {*plan.removed} for plan in plans)
+    for part in ("moved", "removed", "added"):
+        assert 60 < sum(bool(getattr(plan, part)) for plan in plans) < 500, part
+    related = sum(bool({*plans[k].things} & {*plans[k + 1].things}) for k in range(0, 600, 2))
+    strangers = sum(bool({*plans[k].things} & {*plans[k + 3].things}) for k in range(0, 596, 2))
+    assert related > 200 > 2 * strangers
+
+
+def test_held_out_names_are_only_in_their_split() -> None:
+    def names(first: int) -> set[str]:
+        return {name for seed in range(first, first + 300) for name, _ in plan_scene(seed).things}
+
+    assert names(0) == names(1_000_000) == names(NEW_STYLE_SEED) == set(NAMES)
+    assert set(HELD_OUT_NAMES) < names(NEW_NAMES_SEED)
+
+
+def test_a_thing_that_barely_shows_spoils_the_view() -> None:
+    mask = np.zeros((50, 50), np.int64)
+    mask[10:20, 5:30] = 7
+    assert boxes_of(mask, {0: 7, 1: 8}, 3) == ((5.0, 10.0, 30.0, 20.0), None, None)
+    few = int(MIN_PIXELS_SHARE * mask.size) - 1
+    mask[0, :few] = 8
+    assert boxes_of(mask, {0: 7, 1: 8}, 3) is None
+    assert boxes_of(np.zeros((50, 50)), {0: 7}, 1) is None
+
+
+@pytest.mark.parametrize("name", BORROWED)
+def test_borrowed_meshes_stand_on_the_table(name: str, tmp_path: Path) -> None:
+    lines = Path(borrow_mesh(name, tmp_path)).read_text().splitlines()
+    points = np.asarray([line.split()[1:] for line in lines if line.startswith("v ")], float)
+    assert points[:, 2].min() == pytest.approx(0, abs=1e-5)
+    assert 0.1 < (points.max(axis=0) - points.min(axis=0)).max() < 0.11
+    assert not any(line.startswith("vn ") or "//" in line for line in lines)
+
+
+def test_a_folder_without_scenes_says_how_to_render_them(tmp_path: Path) -> None:
+    with pytest.raises(GemvgError, match=r"python -m train\.world\.render"):
+        read_scenes(tmp_path)
+    (tmp_path / "scenes-00000000.jsonl").write_text('{"seed": 1}\n')
+    with pytest.raises(GemvgError, match=r"scenes-00000000\.jsonl, line 1 is not a scene"):
+        read_scenes(tmp_path)
