@@ -1,0 +1,235 @@
+"""Distillation: a student learns true answers and, where both write the same tokens, its teacher's whole distribution.
+
+    python -m train.distill --teacher checkpoints/tabletop --model runs/student --data data/world/train --out runs/small
+    python -m train.distill --teacher Qwen2-VL-7B --model Qwen2-VL-2B --data records.jsonl --out runs/2b --kl-weight 1
+
+It is train.sft with one more loss: the forward KL divergence from the teacher's next-token distribution to the
+student's, on answer tokens. That needs the same prompt, pictures and answer in the same tokens; `disagreement` says
+what is not. A location student of a digit teacher has other tokens, so it learns from answers only: the true ones, or
+with `--teacher-answers answers.jsonl` the teacher's own to the queries of --data, which it writes first.
+TRL's DistillationTrainer is not used: it has the student write an answer at every step, and takes prompts from the
+tokenizer's chat template, where our questions share their pictures (collate.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import Qwen2VLForConditionalGeneration
+from transformers.trainer_utils import get_last_checkpoint
+
+from gemvg_edge.answer import read_answer
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.prompt import END_OF_TURN
+from train import sft
+from train.checkpoint import CheckpointSettings, read_settings
+from train.collate import IGNORED, collate
+from train.data.record import Record, read_records, write_records
+from train.data.samples import read_all, record_sample
+from train.processor import load_processor
+from train.stage import claim_work_folder, parse_settings
+from train.trainer import GroundingTrainer
+
+SHARD = 256  # answers of the teacher that a kill may cost
+MAX_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(sft.SftSettings):
+    """A fine-tuning run, its teacher, and how much that one's distribution counts beside the true answers."""
+
+    teacher: Path
+    teacher_answers: Path | None = None  # .jsonl to learn from in place of --data; written first if it is not there
+    kl_weight: float = 1.0
+    temperature: float = 1.0
+
+
+class DistillingTrainer(GroundingTrainer):
+    """GroundingTrainer with the teacher's distribution as a second loss; `common` are the token ids that both have."""
+
+    def __init__(self, *, teacher: Any, common: torch.Tensor, kl_weight: float, temperature: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        device = self.accelerator.device
+        self.teacher, self.common = teacher.eval().requires_grad_(False).to(device), common.to(device)
+        self.kl_weight, self.temperature = kl_weight, temperature
+
+    def answer_loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict[str, Any], kept: torch.Tensor
+    ) -> torch.Tensor:
+        """The student's own loss plus the divergence from the teacher, which is logged by itself too."""
+        with torch.no_grad(), self.accelerator.autocast():
+            hidden = self.teacher.model(**inputs, use_cache=False).last_hidden_state
+            taught = self.teacher.lm_head(hidden[:, :-1][kept])  # (answer tokens, teacher's vocabulary)
+        divergence = teacher_divergence(logits, taught, self.common, self.temperature)
+        own = super().answer_loss(logits, targets, inputs, kept)
+        for name, value in (("own_loss", own), ("kl_loss", divergence)):
+            self._metrics["train"][name].append(value.item())
+        return own + self.kl_weight * divergence
+
+
+def teacher_divergence(
+    student: torch.Tensor, teacher: torch.Tensor, common: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Mean KL(teacher || student) of logits (n, vocabulary), both over the common tokens alone.
+
+    Times the square of the temperature, so that its gradients keep their size (https://arxiv.org/abs/1503.02531).
+    """
+    wanted = torch.log_softmax(teacher[:, common].float() / temperature, dim=1)
+    said = torch.log_softmax(student[:, common].float() / temperature, dim=1)
+    return functional.kl_div(said, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def disagreement(teacher: CheckpointSettings, student: CheckpointSettings) -> str | None:
+    """Why the teacher's next token says nothing about the student's, or None if it does."""
+    if teacher.answer_format != student.answer_format:
+        return f"the teacher answers in {teacher.answer_format}, the student in {student.answer_format}"
+    if teacher.template != student.template:
+        return "their prompt templates differ (grounding.prompt in config.json)"
+    budget = student.preprocessing.min_pixels, student.preprocessing.max_pixels  # a teacher reads any size
+    if replace(teacher.preprocessing, min_pixels=budget[0], max_pixels=budget[1]) != student.preprocessing:
+        return "their pictures are cut into other patches (preprocessor_config.json)"
+    ours, theirs = json.loads(student.tokenizer.to_str()), json.loads(teacher.tokenizer.to_str())
+    if any(ours[part] != theirs[part] for part in ("model", "normalizer", "pre_tokenizer")):
+        return "their tokenizers split text differently (tokenizer.json)"
+    if _added(student) != _added(teacher):
+        return "their tokenizers have other added tokens (tokenizer.json)"
+    return None
+
+
+def _added(settings: CheckpointSettings) -> dict[str, int]:
+    """Added tokens that may occur: a model that answers in digits never reads or writes a location."""
+    tokens = {token.content: number for number, token in settings.tokenizer.get_added_tokens_decoder().items()}
+    if settings.answer_format.coordinates == "locations":
+        return tokens
+    return {name: number for name, number in tokens.items() if not name.startswith("<loc_")}
+
+
+def common_tokens(teacher: Tokenizer, student: Tokenizer) -> torch.Tensor:
+    """Ids, in order, of the tokens that both have under the same id; rows that only pad a table are none."""
+    ours, theirs = student.get_vocab(with_added_tokens=True), teacher.get_vocab(with_added_tokens=True)
+    return torch.tensor(sorted(number for name, number in ours.items() if theirs.get(name) == number))
+
+
+def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
+    """Records with the teacher's greedy answers in place of the true ones; those that cannot be read are left out.
+
+    Written in shards, which a second run after a kill finds and keeps. Answers in words stay the true ones.
+    """
+    if data.suffix != ".jsonl":
+        raise GemvgError(f"there is no {out}, and only records can be answered: give a .jsonl as --data")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise GemvgError(f"there is no {out}; run this command in a single process until it is written")
+    settings, records = read_settings(teacher), read_all(data)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(teacher, dtype="auto").eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    shards, work = [], out.with_name(out.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    made_of, mine = work / "made_of.txt", f"{teacher.resolve()}\n{data.resolve()}\n"
+    if made_of.is_file() and made_of.read_text() != mine:
+        raise GemvgError(f"{work} has another teacher's answers, or to other records; delete it, see {made_of}")
+    made_of.write_text(mine)
+    for first in tqdm(range(0, len(records), SHARD), "teacher's answers"):
+        shards.append(work / f"{first:08d}.jsonl")
+        if not shards[-1].is_file():
+            answered = (_answered(model, settings, record) for record in records[first : first + SHARD])
+            write_records((record for record in answered if record is not None), shards[-1])
+    kept = write_records((r for shard in shards for r in read_records(shard) if isinstance(r, Record)), out)
+    if not kept:
+        out.unlink()
+        raise GemvgError(f"{teacher} gave no answer that can be read; is it trained on grounding?")
+    print(f"{out}: {kept} of {len(records)} answers can be read", file=sys.stderr)
+    shutil.rmtree(work)
+
+
+@torch.no_grad()
+def _answered(model: Any, settings: CheckpointSettings, record: Record) -> Record | None:
+    if record.kind == "understanding":
+        return record
+    sample = record_sample(record, settings.answer_format)
+    batch = collate([replace(sample, turns=[sample.turns[0]._replace(answer="")])], settings, pad_id=0)
+    length = int((batch["labels"][0] == IGNORED).sum())  # the labels are the turn's end alone
+    ids = batch["input_ids"][:, :length]
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": batch["mm_token_type_ids"][:, :length],
+        "pixel_values": batch["pixel_values"],
+        "image_grid_thw": batch["image_grid_thw"],
+    }
+    end = settings.tokenizer.token_to_id(END_OF_TURN)
+    said = model.generate(
+        **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+        max_new_tokens=MAX_NEW_TOKENS, do_sample=False, temperature=None, top_p=None, top_k=None,
+        eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    text = settings.tokenizer.decode(said[0, length:].tolist(), skip_special_tokens=False)
+    answer = read_answer(text, record.sizes, settings.answer_format)
+    if answer.problem or (record.mode == "cot" and not answer.thinking):
+        return None
+    return replace(record, boxes=answer.boxes, thinking=answer.thinking if record.mode == "cot" else "")
+
+
+def train(run: DistillSettings) -> None:
+    """Run (or resume) the whole stage and write the student's checkpoint folder."""
+    if run.kl_weight < 0 or run.temperature <= 0:
+        raise GemvgError(
+            f"--kl-weight {run.kl_weight}, --temperature {run.temperature}: "
+            "the weight must be 0 or more, the temperature more than 0"
+        )
+    sft.check(run)
+    if run.teacher_answers:
+        if not run.teacher_answers.is_file():
+            write_teacher_answers(run.teacher, run.data, run.teacher_answers)
+        run = replace(run, data=run.teacher_answers)
+    teacher, settings = read_settings(run.teacher), read_settings(run.model)
+    reason = disagreement(teacher, settings) if run.kl_weight else "--kl-weight is 0"
+    if reason:
+        print(f"learning from the answers alone: {reason}", file=sys.stderr)
+        sft.train(replace(run, kl_weight=0.0))  # so that training.json says what was done
+        return
+    work = claim_work_folder(run)
+    # Before the trainer's settings exist: under DeepSpeed's ZeRO-3 these would have it split over the GPUs.
+    teacher_model = Qwen2VLForConditionalGeneration.from_pretrained(run.teacher, dtype="auto")
+    dataset, processor = sft.load_data(run, settings), load_processor(run.model)
+    trainer = DistillingTrainer(
+        teacher=teacher_model,
+        common=common_tokens(teacher.tokenizer, settings.tokenizer),
+        kl_weight=run.kl_weight,
+        temperature=run.temperature,
+        settings=settings,
+        dense_weight=run.dense_weight,
+        muon=run.muon,
+        model=sft.load_model(run),
+        args=sft.trainer_config(run, grouped="length" in dataset.column_names),
+        train_dataset=dataset,
+        processing_class=processor,
+        data_collator=partial(sft.collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
+        peft_config=sft.lora(run.lora_rank),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
+    sft.finish(trainer, run)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    run = parse_settings(DistillSettings, "Distillation of a teacher into a student, on grounding samples.")
+    try:
+        train(run)
+    except GemvgError as error:
+        print(f"train.distill: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
