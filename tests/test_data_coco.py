@@ -26,7 +26,7 @@ OBJECTS: dict[int, list[tuple[str, list[float]]]] = {
     3: [("dog", [0, 0, 30.5, 20]), ("dog", [2, 2, 4, 4])],
     4: [],
 }
-NAMES = {18: "dog", 17: "cat", 1: "person"}
+NAMES = {18: "dog", 0: "cat", 1: "person"}
 
 
 def paint(path: Path, size: tuple[int, int] = (64, 48), **save: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -186,3 +187,8 @@ def test_conversions_that_cannot_be_made(
     assert not out.exists()
     with pytest.raises(GemvgError, match="'imagenet' is no data set that can be read; use one of mgrounding,"):
         convert.read("imagenet", tmp_path, 0)
+
+
+def test_reading_data_needs_no_torch() -> None:
+    code = "import sys, train.data.compose, train.data.convert, train.data.inspect; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

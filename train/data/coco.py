@@ -62,7 +62,9 @@ def label_pictures(folder: Path, split: str, leave_out: frozenset[str]) -> Itera
     file = folder / "annotations" / f"instances_{split}.json"
     content = read_json(file, dict, LAYOUT)
     images, annotations = entries(content, "images", file), entries(content, "annotations", file)
-    names = {identity(entry): entry.get("name") for entry in entries(content, "categories", file) if identity(entry)}
+    names = {
+        identity(entry): entry.get("name") for entry in entries(content, "categories", file) if isinstance(entry, dict)
+    }
     known = {identity(entry) for entry in images}
     objects: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
     unsure: dict[Any, set[str]] = defaultdict(set)

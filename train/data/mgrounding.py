@@ -118,7 +118,7 @@ def _read_turn(
     if problem == _NO_BOX:
         return Record(paths, sizes, question, (), "understanding", NAME, words=answer)
     if problem:
-        return Fault(where, problem)
+        return Fault(where, re.sub(r"\d+", "..", problem))  # faults are counted by their words
     return Record(paths, sizes, question, boxes, kind, NAME)
 
 

@@ -39,7 +39,7 @@ def write_sheet(records: Sequence[Record], file: Path) -> None:
 
 def words_of(record: Record) -> str:
     """What stands under a record's pictures."""
-    boxes = f"{len(record.boxes)} boxes" if record.kind != "understanding" else f"answer: {record.words}"
+    boxes = f"boxes: {len(record.boxes)}" if record.kind != "understanding" else f"answer: {record.words}"
     thinking = f"\nthinking: {record.thinking}" if record.thinking else ""
     return f"{record.query}\n{record.kind}, {record.mode}, {record.source}, {boxes}{thinking}"
 
@@ -50,8 +50,7 @@ def _pictures(record: Record) -> Image.Image | str:
         images = [load_image(path) for path in record.images]
     except GemvgError as error:
         return str(error)
-    numbers = "     ".join(f"image {k + 1}" for k in range(len(images)))
-    return draw_boxes(images, record.boxes, numbers)
+    return draw_boxes(images, record.boxes, "" if len(images) == 1 else f"images 1 to {len(images)}, left to right")
 
 
 def _figure(record: Record) -> str:
