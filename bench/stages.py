@@ -1,0 +1,119 @@
+"""Score every stage of a training pipeline on held-out questions, asked directly and with reasoning.
+
+    python -m bench.stages runs/tiny stage1 stage2 grpo student [--limit 1000] [--save bench/results/stages.json]
+
+`runs/tiny/NAME` is a checkpoint; each is exported to a float32 bundle (whose answers are those of the checkpoint, see
+export.verify) and asked the same questions. What was scored is kept beside the checkpoints and not asked again, so a
+killed run goes on. Gains between stages come with the paired bootstrap's interval. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
+from bench.results import save_result
+from bench.scoring import f1_gain
+from export.to_onnx import main as export
+from gemvg_edge.errors import GemvgError
+
+LIMIT = 1000
+# (better, start): the gains that the table tells.
+GAINS = (("stage2", "stage1"), ("grpo", "stage2"), ("grpo-direct", "stage2"), ("grpo-cot", "stage2"))
+
+
+def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -> dict[str, Any]:
+    """One checkpoint's scores in one mode; read from beside it if its weights were scored before."""
+    mode = "cot" if think else "direct"
+    file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
+    key = {"weights": _digest(folder), "limit": limit}
+    if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
+        row: dict[str, Any] = kept["row"]
+        return row
+    bundle = folder.parent / "bundles" / f"{folder.name}-{key['weights'][:12]}"
+    if not bundle.is_dir():
+        bundle.parent.mkdir(exist_ok=True)
+        if export([str(folder), str(bundle)]):
+            raise GemvgError(f"{folder} cannot be exported; see above")
+    records = held_out(data, limit, split)
+    row, _ = evaluate(open_model(bundle, think), records, f"{folder.name} {mode}")
+    row = {"stage": folder.name, "mode": mode, "split": split, "parameters": parameters(folder), **row}
+    row["counts"] = row["counts"].tolist()
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"key": key, "row": row}))
+    os.replace(partial, file)
+    return row
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers a checkpoint's weights have."""
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as shard:
+            total += sum(int(np.prod(shard.get_slice(name).get_shape())) for name in shard.keys())  # noqa: SIM118
+    return total
+
+
+def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """F1 of a stage less that of the stage it started from, in each mode that both were scored in."""
+    by_key = {(row["stage"], row["mode"]): np.asarray(row["counts"]) for row in rows if row["split"] == "held-out"}
+    told = []
+    for better, start in GAINS:
+        for mode in ("direct", "cot"):
+            if (better, mode) in by_key and (start, mode) in by_key:
+                gain, interval = f1_gain(by_key[start, mode], by_key[better, mode])
+                told.append({"stage": better, "start": start, "mode": mode, "gain": gain, "interval": interval})
+    return told
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"]):
+        if not file.is_file():
+            raise GemvgError(f"{folder} is not a checkpoint: it has no {file.name}")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Score every stage of a training pipeline.")
+    parser.add_argument("folder", type=Path, help="where the stages' checkpoints are")
+    parser.add_argument("stages", nargs="+", help="their names, in order; NAME:direct asks in one mode only")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="how many held-out questions")
+    parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=["held-out"])
+    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
+    parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/stages.json")
+    args = parser.parse_args()
+    if args.limit < 1:
+        parser.error("--limit must be at least 1")
+    rows = []
+    try:
+        for stage in args.stages:
+            name, _, only = stage.partition(":")
+            for mode in (only,) if only else ("direct", "cot"):
+                for split in args.splits:
+                    rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
+                    print_row(f"{name} {mode} {split}", rows[-1])
+    except GemvgError as error:
+        parser.error(str(error))
+    told = gains(rows)
+    for gain in told:
+        low, high = gain["interval"]
+        print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+    kept = [{key: value for key, value in row.items() if key not in ("counts", "ms")} for row in rows]
+    save_result({"rows": kept, "gains": told}, args.save)
+
+
+if __name__ == "__main__":
+    main()

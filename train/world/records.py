@@ -1,0 +1,64 @@
+"""Rendered scenes -> records, for the stages that read records: GRPO, train.data.inspect, bench.accuracy --records.
+
+    python -m train.world.records data/world/train runs/rl.jsonl --count 4000 --seed 0 [--cot-share 0.5]
+
+One question a record; kinds come in equal shares. Pictures stay where they are, so the file holds paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from train.data.record import Record, write_records
+from train.world.picture_sets import choose_pictures, relative
+from train.world.questions import ask
+from train.world.samples import KIND_ROLES, as_record
+from train.world.scenes import read_scenes
+
+
+def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iterator[Record]:
+    """`count` records, fixed by the seed."""
+    scenes = {scene.seed: scene for scene in read_scenes(folder)}
+    seeds, kinds = list(scenes), list(KIND_ROLES)
+    for number in range(count):
+        rng, kind = np.random.default_rng([seed, 4, number]), kinds[number % len(kinds)]
+        asked = None
+        while asked is None:
+            scene = scenes[seeds[rng.integers(len(seeds))]]
+            role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
+            partner = relative(scene, scenes)
+            if role == "relatives" and partner is None:
+                continue
+            pictures = choose_pictures(scene, partner, role, rng)
+            asked = ask(pictures, kind, rng)
+        yield as_record(pictures, asked, folder, "tabletop", cot=rng.random() < cot_share)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Write records from rendered scenes.")
+    parser.add_argument("scenes", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--cot-share", type=float, default=0.0, help="of the records that carry reasoning")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.count < 1 or not 0 <= args.cot_share <= 1:
+        parser.error("--count must be at least 1 and --cot-share between 0 and 1")
+    try:
+        records = world_records(args.scenes, args.count, args.cot_share, args.seed)
+        write_records(tqdm(records, total=args.count, unit="record"), args.out)
+    except GemvgError as error:
+        print(f"train.world.records: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
