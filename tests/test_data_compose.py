@@ -111,6 +111,7 @@ def test_pictures_of_mc_bench_are_left_out(tmp_path: Path, capsys: pytest.Captur
     folders, bench = write_sources(tmp_path), tmp_path / "MC-Bench"
     test_data_coco.paint(bench / "mc-bench_images" / "COCO" / "COCO_train2014_000000000003.jpg")
     test_data_coco.paint(bench / "mc-bench_images" / "winogavil_images" / "1.jpg")
+    (bench / "mc-bench_images" / "D3").write_text("a file of that name is no picture of D3")
     names = [{"file_name": "D3/0.jpg"}, {"file_name": "BLINK_val_multiview/2.jpg"}]
     (bench / "mc-bench_v0.2_val.json").write_text(json.dumps({"images": names}))
     assert mc_bench_pictures(bench) == {"000000000003", "0"}

@@ -96,9 +96,11 @@ def test_the_subset_gives_the_kind(tmp_path: Path, subset: str, kind: str) -> No
 
 
 def test_pictures_in_a_sentence_are_named(tmp_path: Path) -> None:
-    question = "Find what <image> shows in <image>."
-    records, _ = read(tmp_path, talk(GROUP, question, "Image-2: <|box_start|>(0,0),(500,500)<|box_end|>"))
+    answer = "Image-2: <|box_start|>(0,0),(500,500)<|box_end|>"
+    records, _ = read(tmp_path, talk(GROUP, "Find what <image> shows in <image>.", answer))
     assert records[0].query == "Find what Image-1 shows in Image-2."
+    records, _ = read(tmp_path, talk(GROUP, "<image>\nFind it in <image>.", answer))
+    assert records[0].query == "Find it in Image-2."
 
 
 def test_files_of_the_subsets_and_unpacked_archives(tmp_path: Path) -> None:

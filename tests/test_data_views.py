@@ -167,6 +167,8 @@ def test_star_follows_things_through_the_video(tmp_path: Path) -> None:
     write_star(tmp_path, **{"000200": {"bbox_labels": ["o010"], "bbox": [[3, 4, 9, 9]]}})
     queries = [record.query for record in good(read_star(tmp_path))[0]]
     assert sum("cup or glass or bottle" in query for query in queries) == 1
+    write_star(tmp_path, **{"000200": {"bbox_labels": ["o007"], "bbox": [[3, 4, 9, 9]]}})
+    assert not any("notebook" in record.query for record in good(read_star(tmp_path))[0])  # which of two, elsewhere?
 
 
 @pytest.mark.parametrize(
