@@ -198,10 +198,11 @@ def train(run: DistillSettings) -> None:
         print(f"learning from the answers alone: {reason}", file=sys.stderr)
         sft.train(replace(run, kl_weight=0.0))  # so that training.json says what was done
         return
+    dataset = sft.load_data(run, settings)
     work = claim_work_folder(run)
+    processor = load_processor(run.model)
     # Before the trainer's settings exist: under DeepSpeed's ZeRO-3 these would have it split over the GPUs.
     teacher_model = Qwen2VLForConditionalGeneration.from_pretrained(run.teacher, dtype="auto")
-    dataset, processor = sft.load_data(run, settings), load_processor(run.model)
     trainer = DistillingTrainer(
         teacher=teacher_model,
         common=common_tokens(teacher.tokenizer, settings.tokenizer),
@@ -211,7 +212,7 @@ def train(run: DistillSettings) -> None:
         dense_weight=run.dense_weight,
         muon=run.muon,
         model=sft.load_model(run),
-        args=sft.trainer_config(run, grouped="length" in dataset.column_names),
+        args=sft.trainer_config(run),
         train_dataset=dataset,
         processing_class=processor,
         data_collator=partial(sft.collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
