@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
 
 from gemvg_edge.errors import GemvgError
 from train import sft
+from train.data.record import write_records
 from train.dense_head import spread
-from train.sft import SftSettings, answer_loss, train
+from train.sft import SftSettings, train
 from train.small_model import write_small_model
-from train.tabletop import render
+from train.trainer import GroundingTrainer, answer_loss
+from train.world.records import world_records
+from train.world.render import render
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> SftSettings:
     folder = tmp_path_factory.mktemp("sft")
     write_small_model(folder / "start", seed=1)
-    render(folder / "data", first_seed=0, scenes=4, cameras=3, size=128, processes=1)
+    render(folder / "data", first_seed=0, scenes=4, size=128, processes=1)
+    write_records(world_records(folder / "data", 8, cot_share=0.5, seed=0), folder / "records.jsonl")
     return SftSettings(
         model=folder / "start", data=folder / "data", out=folder / "out", steps=4, batch=2, questions=2, save_steps=2,
-        warmup_steps=1, bf16=False, curriculum_share=0.5,
+        warmup_steps=1, bf16=False, cot_share=0.5, dense_weight=0.3, muon=True,
     )  # fmt: skip
 
 
@@ -46,16 +52,24 @@ class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
             raise KeyboardInterrupt
 
 
-def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", ["data", "records.jsonl"])
+def test_a_killed_run_ends_where_an_unbroken_one_does(
+    run: SftSettings, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On scenes with the dense head and Muon; on records, grouped by length, with AdamW."""
+    run = replace(run, data=run.data.with_name(data), out=run.out.with_name(f"whole-{data}"))
+    if data == "records.jsonl":
+        run = replace(run, dense_weight=0.0, muon=False)
     train(run)
     unbroken = weights(run.out)
     assert any(not torch.equal(unbroken[name], start) for name, start in weights(run.model).items())
     assert json.loads((run.out / "training.json").read_text())["steps"] == 4
+    with Image.open(run.out / "curves.png") as curves:
+        assert curves.width > 300
 
-    broken = replace(run, out=run.out.with_name("broken"))
-    trainer = sft.GroundingTrainer
+    broken = replace(run, out=run.out.with_name(f"broken-{data}"))
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "GroundingTrainer", lambda **kwargs: trainer(callbacks=[StopAt(3)], **kwargs))
+        patch.setattr(sft, "GroundingTrainer", lambda **kwargs: GroundingTrainer(callbacks=[StopAt(3)], **kwargs))
         with pytest.raises(KeyboardInterrupt):
             train(broken)
     assert not broken.out.exists()
@@ -64,6 +78,40 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, monkeypa
     train(broken)
     for name, tensor in weights(broken.out).items():
         torch.testing.assert_close(tensor, unbroken[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_lora_trains_adapters_and_writes_a_plain_checkpoint(run: SftSettings) -> None:
+    adapted = replace(run, out=run.out.with_name("lora"), dense_weight=0.0, muon=False, lora_rank=4, steps=2)
+    train(adapted)
+    before, after = weights(run.model), weights(adapted.out)
+    assert before.keys() == after.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("_proj" in name and "language_model" in name for name in changed), changed
+
+
+def test_a_frozen_vision_tower_stays(run: SftSettings) -> None:
+    frozen = replace(run, out=run.out.with_name("frozen"), dense_weight=0.0, freeze_vision=True, steps=2)
+    train(frozen)
+    before, after = weights(run.model), weights(frozen.out)
+    assert {"visual" in name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {False}
+
+
+BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
+    (lambda run: replace(run, steps=0), "--steps must be at least 1, not 0"),
+    (lambda run: replace(run, cot_share=2.0), "--cot-share must be between 0 and 1"),
+    (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
+    (lambda run: replace(run, model=run.data), "data is not a checkpoint in the Hugging Face"),
+    (lambda run: replace(run, data=run.model), "start has no scenes"),
+    (lambda run: replace(run, data=run.data / "none.jsonl", dense_weight=0.0), "none.jsonl: no such file"),
+    (lambda run: replace(run, out=run.data / "settings.json"), "settings.json is a file"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_settings_are_told(run: SftSettings, change: Callable[[SftSettings], SftSettings], message: str) -> None:
+    with pytest.raises(GemvgError, match=message):
+        train(change(run))
 
 
 def test_location_targets_reward_near_misses() -> None:
@@ -87,11 +135,3 @@ def test_spread_is_a_distribution_around_the_centre() -> None:
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(3))
     assert soft[[0, 2]].argmax(dim=1).tolist() == [0, 9]
     assert soft[1, 4] == soft[1, 5]
-
-
-def test_a_run_without_the_dense_head(run: SftSettings) -> None:
-    plain = replace(run, out=run.out.with_name("plain"), dense_weight=0.0, steps=2)
-    train(plain)
-    before, after = weights(plain.model), weights(plain.out)
-    assert before.keys() == after.keys()
-    assert any(not torch.equal(after[name], start) for name, start in before.items())

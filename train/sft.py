@@ -11,6 +11,7 @@ From random weights it needs `--dense-weight`: see dense_head.py. Several GPUs: 
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from gemvg_edge.errors import GemvgError
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import collate
 from train.curves import draw_curves
-from train.data.samples import read_all, record_lengths, record_sample
+from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
 from train.processor import load_processor
 from train.stage import claim_work_folder, parse_settings, work_folder, write_out
@@ -67,15 +68,15 @@ def train(run: SftSettings) -> None:
     """Run (or resume) the whole stage and write the checkpoint folder."""
     check(run)
     settings = read_settings(run.model)
-    work = claim_work_folder(run)
     dataset = load_data(run, settings)
+    work = claim_work_folder(run)
     processor = load_processor(run.model)
     trainer = GroundingTrainer(
         settings=settings,
         dense_weight=run.dense_weight,
         muon=run.muon,
         model=load_model(run),
-        args=trainer_config(run, grouped="length" in dataset.column_names),
+        args=trainer_config(run),
         train_dataset=dataset,
         processing_class=processor,
         data_collator=partial(collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
@@ -109,26 +110,27 @@ def load_model(run: SftSettings) -> Any:
 
 def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
     """One row a draw; a row becomes a sample (pictures and all) when it is asked for."""
+    # Each device takes its batches in turn from this one list, in the order it has.
+    draws = run.steps * run.batch * run.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
     if run.data.suffix == ".jsonl":
         records = read_all(run.data)
-        lengths = record_lengths(records, settings)
-        dataset = Dataset.from_dict({"draw": range(len(records)), "length": lengths})
+        order = grouped_order(record_lengths(records, settings), run.batch, draws, run.seed)
 
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-            return {"sample": [record_sample(records[k], settings.answer_format) for k in rows["draw"]]}
+            return {"sample": [record_sample(records[order[k]], settings.answer_format) for k in rows["draw"]]}
     else:
         scenes = {scene.seed: scene for scene in read_scenes(run.data)}
-        dataset = Dataset.from_dict({"draw": range(run.steps * run.batch * run.accumulate)})
 
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-            draws = (np.random.default_rng([run.seed, draw]) for draw in rows["draw"])
+            dice = (np.random.default_rng([run.seed, draw]) for draw in rows["draw"])
             each = (run.questions, run.cot_share, settings.answer_format)
-            return {"sample": [draw_sample(scenes, run.data, *each, rng) for rng in draws]}
+            return {"sample": [draw_sample(scenes, run.data, *each, rng) for rng in dice]}
 
     def with_images(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         loaded = load(rows)
         return {"images": [sample.images for sample in loaded["sample"]], **loaded}  # TRL looks for pictures
 
+    dataset = Dataset.from_dict({"draw": range(draws)})
     dataset.set_transform(with_images)
     return dataset
 
@@ -149,8 +151,8 @@ def lora(rank: int) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
 
 
-def trainer_config(run: SftSettings, grouped: bool) -> SFTConfig:
-    """TRL's settings of a run; `grouped` puts records of about one length together."""
+def trainer_config(run: SftSettings) -> SFTConfig:
+    """TRL's settings of a run."""
     return SFTConfig(
         output_dir=str(work_folder(run.out)),
         max_steps=run.steps,
@@ -168,7 +170,7 @@ def trainer_config(run: SftSettings, grouped: bool) -> SFTConfig:
         activation_checkpointing=run.checkpointing,
         max_length=None,
         remove_unused_columns=False,
-        train_sampling_strategy="group_by_length" if grouped else "sequential",
+        train_sampling_strategy="sequential",
         dataloader_num_workers=1,
         dataloader_prefetch_factor=4,
         save_steps=run.save_steps,

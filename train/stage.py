@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import CONFIG
 
 # What belongs to a checkpoint beside its weights and config.
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
@@ -53,8 +52,6 @@ def work_folder(out: Path) -> Path:
 
 def claim_work_folder(run: Any) -> Path:
     """The work folder of a run; refused if a run with other settings left it."""
-    if not (run.model / CONFIG).is_file():
-        raise GemvgError(f"{run.model} is not a checkpoint: it has no {CONFIG}")
     if run.out.is_file():
         raise GemvgError(f"{run.out} is a file; give a folder that may be written")
     work = work_folder(run.out)

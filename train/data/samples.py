@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from gemvg_edge.answer import AnswerFormat, write_answer
@@ -15,6 +16,7 @@ from train.checkpoint import CheckpointSettings
 from train.collate import Sample, Turn
 from train.data.record import Record, Tally, keep_good, read_records
 
+STRETCH = 50  # batches that are sorted by length together
 CHARACTERS_A_TOKEN = 4  # of English text, roughly; lengths only decide which records share a batch
 
 
@@ -40,6 +42,26 @@ def record_sample(record: Record, answer_format: AnswerFormat) -> Sample:
     """One record with its pictures opened; EXIF turns are undone, as the runtime does."""
     images: list[Image.Image] = [load_image(path) for path in record.images]
     return Sample(images, [record_turn(record, answer_format)])
+
+
+def grouped_order(lengths: Sequence[int], batch: int, draws: int, seed: int) -> list[int]:
+    """Which record each of `draws` draws takes: every pass is shuffled, and batches hold records of about one length.
+
+    As transformers' LengthGroupedSampler does it (sorted within stretches of many batches, the batches shuffled), but
+    fixed by the seed alone, so that a resumed run goes on with the same draws.
+    """
+    stretch, order = batch * STRETCH, list[int]()
+    while len(order) < draws:
+        rng = np.random.default_rng([seed, len(order)])
+        shuffled = [int(k) for k in rng.permutation(len(lengths))]
+        batches = []
+        for start in range(0, len(shuffled), stretch):
+            alike = sorted(shuffled[start : start + stretch], key=lambda k: -lengths[k])
+            batches += [alike[first : first + batch] for first in range(0, len(alike), batch)]
+        whole = [group for group in batches if len(group) == batch]
+        rest = [group for group in batches if len(group) < batch]  # last, or all later batches would straddle two
+        order += [k for n in rng.permutation(len(whole)) for k in whole[n]] + [k for group in rest for k in group]
+    return order[:draws]
 
 
 def record_lengths(records: Sequence[Record], settings: CheckpointSettings) -> list[int]:

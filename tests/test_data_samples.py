@@ -1,0 +1,67 @@
+"""Records as training samples, and the order they are drawn in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.boxes import Box
+from gemvg_edge.errors import GemvgError
+from train.collate import Turn
+from train.data.record import Record, write_records
+from train.data.samples import grouped_order, read_all, record_sample, record_turn
+
+BOXES = (Box(0, 10, 0, 50, 20), Box(1, 0, 5, 10, 10))
+
+
+def record(folder: Path, **changes: object) -> Record:
+    for name in "ab":
+        Image.new("RGB", (100, 20)).save(folder / f"{name}.png")
+    fields: dict = {
+        "images": (folder / "a.png", folder / "b.png"), "sizes": ((100, 20), (100, 20)), "query": "the red mug",
+        "boxes": BOXES, "kind": "referential", "source": "test",
+    }  # fmt: skip
+    return Record(**fields | changes)
+
+
+def test_a_record_becomes_a_turn_of_its_mode(tmp_path: Path) -> None:
+    direct, digits = record(tmp_path), AnswerFormat()
+    text = "Image-1: <|box_start|>(100,0),(500,1000)<|box_end|>\nImage-2: <|box_start|>(0,250),(100,500)<|box_end|>"
+    assert record_turn(direct, digits) == Turn("the red mug", text, False)
+    cot = record(tmp_path, mode="cot", thinking="two mugs")
+    wanted = f"<think>two mugs</think><answer>{text}</answer>"
+    assert record_turn(cot, digits) == Turn("the red mug", wanted, True)
+    words = record(tmp_path, kind="understanding", words="two", boxes=())
+    assert record_turn(words, digits) == Turn("the red mug", "two", False)
+    locations = record_turn(direct, AnswerFormat("locations", 11)).answer
+    assert locations.startswith("Image-1: <|box_start|><loc_1><loc_0><loc_5><loc_10><|box_end|>")
+    sample = record_sample(direct, digits)
+    assert [image.size for image in sample.images] == [(100, 20), (100, 20)]
+
+
+def test_bad_records_are_left_out_and_none_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good, bad = record(tmp_path), record(tmp_path, boxes=(Box(2, 0, 0, 5, 5),))
+    write_records([good, bad], tmp_path / "some.jsonl")
+    assert read_all(tmp_path / "some.jsonl") == [good]
+    assert "1 x a box in a picture that is not there" in capsys.readouterr().err
+    write_records([bad], tmp_path / "none.jsonl")
+    with pytest.raises(GemvgError, match=r"none\.jsonl has no record to train on"):
+        read_all(tmp_path / "none.jsonl")
+
+
+def test_draws_pass_over_all_records_in_batches_of_one_length() -> None:
+    lengths = np.random.default_rng(0).integers(10, 1000, 803).tolist()
+    order = grouped_order(lengths, batch=8, draws=1606, seed=3)
+    assert order == grouped_order(lengths, batch=8, draws=1606, seed=3) != grouped_order(lengths, 8, 1606, seed=4)
+    assert order[:1000] == grouped_order(lengths, batch=8, draws=1000, seed=3), "a longer run begins alike"
+    assert set(Counter(order[:803]).values()) == set(Counter(order[803:]).values()) == {1}
+    assert order[:803] != order[803:]
+    spread = [np.ptp([lengths[k] for k in order[start : start + 8]]) for start in range(0, 800, 8)]
+    assert np.median(spread) < 40
+    firsts = [lengths[order[start]] for start in range(0, 800, 8)]
+    assert firsts != sorted(firsts, reverse=True), "batches themselves are shuffled"
