@@ -137,7 +137,7 @@ def add_locations(checkpoint: Path, out: Path, count: int) -> None:
             pieces = encode(old, texts[str(new.id_to_token(token))])
             grown[token] = table[pieces].float().mean(dim=0).to(table.dtype)
         if not present:  # then they are the first new tokens
-            scale = table[:first_new].float().std()
+            scale = table[:first_new].std().float()
             grown[first_new : first_new + count] += (waves(count, table.shape[1]) * scale).to(table.dtype)
         return grown
 
