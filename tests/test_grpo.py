@@ -232,17 +232,22 @@ def test_what_cannot_be_run_is_refused(
     write_records([words], tmp_path / "words.jsonl")
     with pytest.raises(GemvgError, match="no record with boxes"):
         train(replace(run, data=tmp_path / "words.jsonl"))
-    with pytest.raises(SystemExit):
-        main(["--model", str(run.model), "--data", str(tmp_path / "gone.jsonl"), "--out", str(tmp_path / "out")])
+    gone, out = tmp_path / "gone.jsonl", tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["grpo", f"--model={run.model}", f"--data={gone}", f"--out={out}"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
     assert "gone.jsonl: no such file" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
-def test_the_small_model_from_the_command_line(run: GrpoSettings, tmp_path: Path) -> None:
+def test_the_small_model_from_the_command_line(
+    run: GrpoSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_small_model(tmp_path / "small", seed=0)
     flags = ["--steps=1", "--batch=1", "--generations=2", "--device-batch=2", "--max-new-tokens=3", "--cot-share=1"]
     folders = [f"--model={tmp_path / 'small'}", f"--data={run.data}", f"--out={tmp_path / 'out'}"]
-    main([*folders, *flags])
+    monkeypatch.setattr("sys.argv", ["grpo", *folders, *flags])
+    main()
     read_settings(tmp_path / "out")
     assert weights(tmp_path / "out").keys() == weights(tmp_path / "small").keys()
     assert json.loads((tmp_path / "out" / "training.json").read_text())["cot_share"] == 1

@@ -16,10 +16,8 @@ one of the two (`--cot-share`), never for both, so that a group's rewards compar
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from importlib.util import find_spec
@@ -36,16 +34,14 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_settings
+from train.curves import draw_curves
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
-from train.resume import claim_work_folder, last_checkpoint, load_weights, settings_as_json, work_folder
+from train.resume import last_checkpoint
 from train.rewards import RewardWeights, Terms, score
+from train.stage import claim_work_folder, load_weights, parse_settings, work_folder, write_out
 
 TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
-COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "generation_config.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, Path(resume_from_checkpoint))
+            load_weights(self.model, resume_from_checkpoint, extra_prefix="dense_head.")
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._scores = super()._calculate_rewards(*args, **kwargs)  # (answers of all devices, terms)
@@ -96,7 +92,8 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, then what is this stage's own about whole groups; a group may lie across devices."""
-        opened = {row["draw"]: [load_image(path) for path in row["record"].images] for row in inputs}
+        records = {row["draw"]: row["record"] for row in inputs}
+        opened = {draw: [load_image(path) for path in record.images] for draw, record in records.items()}
         inputs = [{**row, "images": opened[row["draw"]]} for row in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         scores = self._scores.view(-1, self.num_generations, len(TERMS))  # (groups, answers, terms)
@@ -162,12 +159,12 @@ def train(run: GrpoSettings) -> None:
     settings = read_settings(run.model)
     config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
     records, lines = read_wanted(run.data)
-    if config.process_index == 0:
+    if config.process_index == 0:  # the others read what it writes
         print("\n".join(lines))
-    work = claim_work_folder(run.out, settings_as_json(run))
+        claim_work_folder(run)
     trainer = make_trainer(run, config, settings, records)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    _save(trainer, run, work)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work_folder(run.out)))
+    _save(trainer, run)
 
 
 def make_trainer(
@@ -227,47 +224,29 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
     )
 
 
-def _save(trainer: GroundingGRPOTrainer, run: GrpoSettings, work: Path) -> None:
-    """Write the checkpoint, beside the target first so that a crash leaves no half folder."""
-    final, partial_folder = work / "final", run.out.with_name(run.out.name + ".partial")
-    trainer.save_model(str(final))  # on every process: sharded weights are gathered
-    if not trainer.accelerator.is_main_process:
-        return
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    if run.lora_rank:
-        base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
-        PeftModel.from_pretrained(base, final).merge_and_unload().save_pretrained(partial_folder)
-    else:
-        partial_folder.mkdir()
-        for file in [final / "config.json", *final.glob("model*.safetensors*")]:
-            shutil.move(file, partial_folder / file.name)
-    for name in COPIED:
-        if (run.model / name).is_file():
-            shutil.copyfile(run.model / name, partial_folder / name)
-    record = {**settings_as_json(run), "log": trainer.state.log_history[:: max(1, run.steps // 500)]}
-    (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(run.out, ignore_errors=True)
-    partial_folder.rename(run.out)
-    shutil.rmtree(work)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="GRPO on grounding records.")
-    for field in fields(GrpoSettings):
-        flag = "--" + field.name.replace("_", "-")
-        if field.type == "Path":
-            parser.add_argument(flag, type=Path, required=True)
-        elif field.type == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+def _save(trainer: GroundingGRPOTrainer, run: GrpoSettings) -> None:
+    """Write the checkpoint folder and its learning curves; adapters are merged into the weights that they belong to."""
+    final = work_folder(run.out) / "final"
+    trainer.save_model(str(final))  # by every process: it gathers weights that lie spread over them
+    if trainer.accelerator.is_main_process:
+        if run.lora_rank:
+            base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+            model = PeftModel.from_pretrained(base, final).merge_and_unload()
         else:
-            kind = {"int": int, "float": float, "str": str}[str(field.type)]
-            parser.add_argument(flag, type=kind, default=field.default)
-    run = GrpoSettings(**vars(parser.parse_args(arguments)))
+            model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
+        log = [entry for entry in trainer.state.log_history if "reward" in entry]
+        write_out(model, run, log[:: max(1, len(log) // 40)])
+        draw_curves(log, run.out / "curves.png")
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    run = parse_settings(GrpoSettings, "GRPO on grounding records.")
     try:
         train(run)
-    except (GemvgError, FileNotFoundError) as error:
-        parser.error(str(error))
+    except GemvgError as error:
+        print(f"train.grpo: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
