@@ -13,12 +13,11 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
 
 from gemvg_edge.errors import GemvgError
-from train import sft
 from train.data.record import write_records
 from train.dense_head import spread
 from train.sft import SftSettings, train
 from train.small_model import write_small_model
-from train.trainer import GroundingTrainer, answer_loss
+from train.trainer import answer_loss
 from train.world.records import world_records
 from train.world.render import render
 
@@ -53,9 +52,7 @@ class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not foll
 
 
 @pytest.mark.parametrize("data", ["data", "records.jsonl"])
-def test_a_killed_run_ends_where_an_unbroken_one_does(
-    run: SftSettings, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: str) -> None:
     """On scenes with the dense head and Muon; on records, grouped by length, with AdamW."""
     run = replace(run, data=run.data.with_name(data), out=run.out.with_name(f"whole-{data}"))
     if data == "records.jsonl":
@@ -68,10 +65,8 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
         assert curves.width > 300
 
     broken = replace(run, out=run.out.with_name(f"broken-{data}"))
-    with monkeypatch.context() as patch:
-        patch.setattr(sft, "GroundingTrainer", lambda **kwargs: GroundingTrainer(callbacks=[StopAt(3)], **kwargs))
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, callbacks=[StopAt(3)])
     assert not broken.out.exists()
     with pytest.raises(GemvgError, match="other settings"):
         train(replace(broken, learning_rate=1.0))
@@ -95,6 +90,27 @@ def test_a_frozen_vision_tower_stays(run: SftSettings) -> None:
     train(frozen)
     before, after = weights(run.model), weights(frozen.out)
     assert {"visual" in name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {False}
+
+
+class KeepLosses(TrainerCallback):  # type: ignore[misc]
+    """Remembers the loss that the Trainer reports."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_log(self, *args: object, logs: dict[str, float], **kwargs: object) -> None:
+        """The Trainer calls it with each log."""
+        self.losses += [logs["train_loss"]] if "train_loss" in logs else []
+
+
+def test_accumulated_batches_do_not_add_up_their_losses(run: SftSettings) -> None:
+    losses = []
+    for batch, accumulate in ((2, 1), (1, 2)):
+        out, kept = run.out.with_name(f"accumulate-{accumulate}"), KeepLosses()
+        settings = replace(run, out=out, dense_weight=0.0, batch=batch, accumulate=accumulate, steps=1)
+        train(settings, callbacks=[kept])
+        losses += kept.losses
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)  # the same samples, weighed by question or by batch
 
 
 BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [

@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.trainer_utils import get_last_checkpoint
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
@@ -37,8 +35,7 @@ from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED, collate
 from train.data.record import Record, read_records, write_records
 from train.data.samples import read_all, record_sample
-from train.processor import load_processor
-from train.stage import claim_work_folder, parse_settings
+from train.stage import parse_settings
 from train.trainer import GroundingTrainer
 
 SHARD = 256  # answers of the teacher that a kill may cost
@@ -198,28 +195,11 @@ def train(run: DistillSettings) -> None:
         print(f"learning from the answers alone: {reason}", file=sys.stderr)
         sft.train(replace(run, kl_weight=0.0))  # so that training.json says what was done
         return
-    dataset = sft.load_data(run, settings)
-    work = claim_work_folder(run)
-    processor = load_processor(run.model)
     # Before the trainer's settings exist: under DeepSpeed's ZeRO-3 these would have it split over the GPUs.
     teacher_model = Qwen2VLForConditionalGeneration.from_pretrained(run.teacher, dtype="auto")
-    trainer = DistillingTrainer(
-        teacher=teacher_model,
-        common=common_tokens(teacher.tokenizer, settings.tokenizer),
-        kl_weight=run.kl_weight,
-        temperature=run.temperature,
-        settings=settings,
-        dense_weight=run.dense_weight,
-        muon=run.muon,
-        model=sft.load_model(run),
-        args=sft.trainer_config(run),
-        train_dataset=dataset,
-        processing_class=processor,
-        data_collator=partial(sft.collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
-        peft_config=sft.lora(run.lora_rank),
-    )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
-    sft.finish(trainer, run)
+    common = common_tokens(teacher.tokenizer, settings.tokenizer)
+    extra = {"teacher": teacher_model, "common": common, "kl_weight": run.kl_weight, "temperature": run.temperature}
+    sft.train(run, DistillingTrainer, **extra)
 
 
 def main() -> None:

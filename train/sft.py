@@ -64,14 +64,17 @@ class SftSettings:
     bf16: bool = True
 
 
-def train(run: SftSettings) -> None:
-    """Run (or resume) the whole stage and write the checkpoint folder."""
+def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTrainer, **extra: Any) -> None:
+    """Run (or resume) the whole stage and write the checkpoint folder; `extra` is what a trainer class of its own
+    needs (train.distill).
+    """
     check(run)
     settings = read_settings(run.model)
     dataset = load_data(run, settings)
     work = claim_work_folder(run)
     processor = load_processor(run.model)
-    trainer = GroundingTrainer(
+    trainer = trainer_class(
+        **extra,
         settings=settings,
         dense_weight=run.dense_weight,
         muon=run.muon,

@@ -25,6 +25,9 @@ from train.world.samples import WorldSample
 class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not followed by mypy
     """SFTTrainer over batches of train.collate; `muon` chooses the optimizer."""
 
+    # Ours is a mean over a batch; Trainer, seeing that the model takes any argument, would take it for a scaled sum.
+    loss_is_scaled_for_ga = False
+
     def __init__(self, *, settings: CheckpointSettings, dense_weight: float = 0.0, muon: bool = False, **kwargs: Any):
         self.muon = muon  # asked for while Trainer sets itself up
         self.optimizer: torch.optim.Optimizer | None = None
