@@ -56,7 +56,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: st
     """On scenes with the dense head and Muon; on records, grouped by length, with AdamW."""
     run = replace(run, data=run.data.with_name(data), out=run.out.with_name(f"whole-{data}"))
     if data == "records.jsonl":
-        run = replace(run, dense_weight=0.0, muon=False)
+        run = replace(run, dense_weight=0.0, muon=False, schedule="cosine")
     train(run)
     unbroken = weights(run.out)
     assert any(not torch.equal(unbroken[name], start) for name, start in weights(run.model).items())
@@ -116,6 +116,7 @@ def test_accumulated_batches_do_not_add_up_their_losses(run: SftSettings) -> Non
 BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, steps=0), "--steps must be at least 1, not 0"),
     (lambda run: replace(run, cot_share=2.0), "--cot-share must be between 0 and 1"),
+    (lambda run: replace(run, schedule="linear"), "--schedule must be one of wsd, cosine, not linear"),
     (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
     (lambda run: replace(run, model=run.data), "data is not a checkpoint in the Hugging Face"),
     (lambda run: replace(run, data=run.model), "start has no scenes"),

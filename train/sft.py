@@ -37,6 +37,8 @@ from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
 from train.world.scenes import read_scenes
 
+SCHEDULES = {"wsd": "warmup_stable_decay", "cosine": "cosine"}
+
 
 @dataclass(frozen=True)
 class SftSettings:
@@ -51,8 +53,9 @@ class SftSettings:
     questions: int = 8  # about each set of pictures; rendered scenes only
     cot_share: float = 0.0  # of the questions; rendered scenes only, a record says itself whether it reasons
     learning_rate: float = 8e-4
+    schedule: str = "wsd"  # constant, then down at the end; or "cosine"
     warmup_steps: int = 100
-    decay_share: float = 0.4  # of the steps, at the end
+    decay_share: float = 0.4  # of the steps; wsd only
     weight_decay: float = 0.02
     muon: bool = False
     dense_weight: float = 0.0
@@ -96,6 +99,8 @@ def check(run: SftSettings) -> None:
             raise GemvgError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(run, name)}")
     if not 0 <= run.cot_share <= 1:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
+    if run.schedule not in SCHEDULES:
+        raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule}")
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
         raise GemvgError("--dense-weight needs rendered scenes as --data and no --lora-rank")
 
@@ -156,14 +161,15 @@ def lora(rank: int) -> Any:
 
 def trainer_config(run: SftSettings) -> SFTConfig:
     """TRL's settings of a run."""
+    decay = {"num_decay_steps": int(run.steps * run.decay_share), "min_lr_ratio": 0.02}
     return SFTConfig(
         output_dir=str(work_folder(run.out)),
         max_steps=run.steps,
         per_device_train_batch_size=run.batch,
         gradient_accumulation_steps=run.accumulate,
         learning_rate=run.learning_rate,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(run.steps * run.decay_share), "min_lr_ratio": 0.02},
+        lr_scheduler_type=SCHEDULES[run.schedule],
+        lr_scheduler_kwargs=decay if run.schedule == "wsd" else {},
         warmup_steps=run.warmup_steps,
         weight_decay=run.weight_decay,
         adam_beta2=0.98,

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# GeM-VG's three stages on Qwen2-VL-7B, then a 2B student with location tokens, on one node of eight 80 GB GPUs.
+#
+# Not yet run on hardware. What has run is every command below at a small scale on a CPU, and two steps of each at the 7B's
+# true widths with two layers (tests marked `slow`). Numbers have their source behind them; "ours" means that no source
+# says it and nobody has tuned it. GeM-VG published none of its settings (arXiv 2601.04777; AAAI-26).
+#
+# Several nodes: give accelerate --num_machines, --machine_rank, --main_process_ip and --num_processes 8 x nodes on each, put
+# RUNS on a file system that all share, and divide --batch or --accumulate by the number of nodes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+BASE=${BASE:?folder of Qwen2-VL-7B-Instruct}
+BASE_2B=${BASE_2B:?folder of Qwen2-VL-2B-Instruct}
+DATA=${DATA:?folder with one folder a data set: mgrounding d3 coco ego-exo mvtrack star refcoco mc-bench cot.jsonl}
+RUNS=${RUNS:-runs/7b}
+PYTHON=${PYTHON:-.venv/bin/python}
+GPUS=${GPUS:-8}
+
+# 401,408 pixels a picture: UniVG-R1 and Vision-R1. It is the checkpoint's own preprocessor_config.json that says so.
+MAX_PIXELS=401408
+launch() { "$PYTHON" -m accelerate.commands.launch --num_processes "$GPUS" --mixed_precision bf16 \
+    --use_deepspeed --zero_stage 3 --zero3_save_16bit_model true "$@"; }
+budget() { "$PYTHON" -c 'import json, sys; f = sys.argv[1] + "/preprocessor_config.json"; c = json.load(open(f))
+c["max_pixels"] = int(sys.argv[2]); c.pop("size", None); json.dump(c, open(f, "w"), indent=1)' "$1" "$MAX_PIXELS"; }
+
+# Data. MG-Data-240K's shares (97K / 77K / 20K / 46K) are known, its sources too; which source feeds which kind is ours.
+mkdir -p "$RUNS"
+[ -f "$RUNS/mg240k.jsonl" ] || "$PYTHON" -m train.data.compose --d3 "$DATA/d3" --coco "$DATA/coco" --ego-exo "$DATA/ego-exo" \
+    --mvtrack "$DATA/mvtrack" --star "$DATA/star" --exclude-mc-bench "$DATA/mc-bench" --size 240000 --out "$RUNS/mg240k.jsonl"
+for name in mgrounding refcoco; do
+    [ -f "$RUNS/$name.jsonl" ] || "$PYTHON" -m train.data.convert "$name" "$DATA/$name" --out "$RUNS/$name.jsonl"
+done
+"$PYTHON" -m train.data.inspect "$RUNS/mg240k.jsonl" --sheet "$RUNS/mg240k.html"
+
+# Stage 1: short answers and multi-image understanding (MGrounding-630k's free-form part has that).
+#   learning rate 5e-6, cosine, warm-up 1.5 %, batch 2 x 3 x 8 = 48, one epoch, vision tower frozen: Migician's stage 1.
+[ -f "$RUNS/stage1.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage1.jsonl" "$RUNS/mg240k.jsonl" "$RUNS/mgrounding.jsonl"
+budget "$BASE"
+launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/stage1" \
+    --steps 18000 --batch 2 --accumulate 3 --learning-rate 5e-6 --schedule cosine --warmup-steps 270 --weight-decay 0 \
+    --freeze-vision --checkpointing --save-steps 500
+
+# Stage 2: reasoning and direct answers mixed, single-image grounding kept (RefCOCO).
+#   4e-6, cosine, warm-up 5 %, batch 48: Migician's stage 2. Where the reasoning comes from is not known; cot.jsonl is yours to
+#   bring (records of mode "cot"). MG-Thinker used 25K from a larger model, kept where reasoning raised the IoU.
+#   210K records: Migician's cap; the shares in it are ours.
+[ -f "$RUNS/stage2.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage2.jsonl" "$DATA/cot.jsonl:60000" \
+    "$RUNS/refcoco.jsonl:50000" "$RUNS/mg240k.jsonl:100000"
+launch -m train.sft --model "$RUNS/stage1" --data "$RUNS/stage2.jsonl" --out "$RUNS/stage2" \
+    --steps 4400 --batch 2 --accumulate 3 --learning-rate 4e-6 --schedule cosine --warmup-steps 220 --weight-decay 0 \
+    --checkpointing --save-steps 500
+
+# Stage 3: GRPO, half of the groups reasoning (ours), rewards of train/rewards.py.
+#   8 answers a group, 1e-6, vision frozen: UniVG-R1. KL weight 0.01, temperature 1: MG-Thinker. 512 tokens: Vision-R1.
+launch -m train.grpo --model "$RUNS/stage2" --data "$RUNS/mg240k.jsonl" --out "$RUNS/gemvg" \
+    --steps 2000 --batch 16 --generations 8 --device-batch 4 --learning-rate 1e-6 --beta 0.01 --temperature 1 \
+    --max-new-tokens 512 --cot-share 0.5 --vllm --checkpointing --save-steps 100
+
+# The edge student: 2B, learning the teacher's distribution while both write digits, then its own location tokens.
+#   weight 1 and temperature 1, batch 48, 1e-5: ours. 1000 locations: Rex-Omni's bins.
+budget "$BASE_2B"
+launch -m train.distill --teacher "$RUNS/gemvg" --model "$BASE_2B" --data "$RUNS/stage2.jsonl" --out "$RUNS/2b" \
+    --steps 10000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
+    --checkpointing --save-steps 500
+"$PYTHON" -m train.vocabulary "$RUNS/2b" "$RUNS/2b-grown" --locations 1000
+launch -m train.sft --model "$RUNS/2b-grown" --data "$RUNS/mg240k.jsonl" --out "$RUNS/2b-locations" \
+    --steps 5000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
+    --checkpointing --save-steps 500
+"$PYTHON" -m export.to_onnx "$RUNS/2b-locations" "$RUNS/2b-locations.int4" --weights int4

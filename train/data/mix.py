@@ -1,0 +1,63 @@
+"""Several record files -> one, each in full or as a random part of it: the mixture that a stage trains on.
+
+    python -m train.data.mix runs/stage2.jsonl cot.jsonl mg240k.jsonl:100000 refcoco.jsonl:50000 [--seed 0]
+
+Paths of pictures are written anew, so the files may lie in different folders. Bad records are counted and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from train.data.record import Record, Tally, keep_good, read_records, write_records
+from train.data.reservoir import Reservoir
+
+
+def mix(parts: Sequence[tuple[Path, int | None]], seed: int, tally: Tally) -> Iterator[Record]:
+    """The records of every (file, how many; None for all), file after file; training shuffles them."""
+    for number, (file, count) in enumerate(parts):
+        good = keep_good(read_records(file), tally)
+        if count is None:
+            yield from good
+        else:
+            pool = Reservoir[Record](count, np.random.default_rng([seed, number]))
+            for record in good:
+                pool.offer(record)
+            yield from pool.items
+
+
+def read_part(text: str) -> tuple[Path, int | None]:
+    """`file` or `file:count`."""
+    name, colon, count = text.rpartition(":")
+    if not colon:
+        return Path(text), None
+    if not count.isdigit() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: after the colon goes how many records to take, at least 1")
+    return Path(name), int(count)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Mix record files.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("parts", type=read_part, nargs="+", metavar="FILE[:COUNT]")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    tally = Tally()
+    try:
+        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out)
+    except GemvgError as error:
+        print(f"train.data.mix: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args.out}: {count} records written;", *tally.lines(), sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
