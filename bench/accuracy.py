@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from bench.results import save_result
-from bench.scoring import count, score_counts
+from bench.scoring import Counts, count, score_counts
 from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
@@ -93,7 +93,7 @@ def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, 
     parts = {"kinds": [r.kind for r in records], "tasks": [r.source.partition(":")[2] for r in records]}
     by_part = {
         part: {
-            label: asdict(score_counts(counts[[k for k, other in enumerate(labels) if other == label]]))
+            label: _brief(counts[[k for k, other in enumerate(labels) if other == label]])
             for label in sorted(set(labels))
         }
         for part, labels in parts.items()
@@ -103,10 +103,16 @@ def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, 
         **asdict(score_counts(counts)),
         "ms": 1e3 * seconds / len(records),
         "tokens": tokens / len(records),
-        "no_target": asdict(score_counts(counts[empty])),
+        "no_target": _brief(counts[empty]),
         **by_part,
     }
     return {**row, "counts": counts}, texts
+
+
+def _brief(counts: Counts) -> dict[str, Any]:
+    """The scores of a part that a table tells."""
+    scores = asdict(score_counts(counts))
+    return {key: scores[key] for key in ("n", "f1", "f1_interval", "image_accuracy")}
 
 
 def main() -> None:
@@ -136,7 +142,7 @@ def main() -> None:
         same = sum(a == b for a, b in zip(first, texts, strict=True))
         rows.append({"model": folder.name, **row, "same_text": same})
         print_row(folder.name, rows[-1])
-    save_result({"split": args.split, "think": args.think, **rows[0], "models": rows}, args.save)
+    save_result({"split": args.split, "think": args.think, "models": rows}, args.save)
 
 
 def print_row(name: str, row: dict[str, Any]) -> None:

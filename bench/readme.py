@@ -34,9 +34,9 @@ def accuracy(result: Result) -> str:
     rows = [
         [
             f"`{row['model']}`",
-            f"{row['f1']:.3f}",
-            f"{row['mean_iou']:.3f}",
-            f"{row['image_accuracy']:.3f}",
+            _with_interval(row, "f1"),
+            _with_interval(row, "mean_iou"),
+            _with_interval(row, "image_accuracy"),
             f"{row['same_text']} / {row['n']}",
             f"{row['ms']:.0f}",
         ]
@@ -49,11 +49,39 @@ def accuracy(result: Result) -> str:
 def kinds(result: Result) -> str:
     """The shipped model's scores by kind of question."""
     shipped = result["models"][-1]
+    parts = {**shipped["kinds"], **{f"- {task}": row for task, row in shipped["tasks"].items()}}
     rows = [
-        [kind, str(row["n"]), "-" if kind == "no target" else f"{row['f1']:.3f}", f"{row['image_accuracy']:.3f}"]
-        for kind, row in shipped["kinds"].items()
+        [kind, str(row["n"]), _with_interval(row, "f1"), f"{row['image_accuracy']:.3f}"] for kind, row in parts.items()
     ]
-    return table(["kind of question", "questions", "F1@0.5", "image accuracy"], rows)
+    none = shipped["no_target"]
+    rows.append(["all that have no target", str(none["n"]), "-", f"{none['image_accuracy']:.3f}"])
+    return table(["kind of question, and task", "questions", "F1@0.5", "image accuracy"], rows)
+
+
+def stages(result: Result) -> str:
+    """Every training stage in both modes, by kind, with 95 % intervals."""
+    rows, kinds_of = [], list(result["rows"][0]["kinds"])
+    for row in result["rows"]:
+        split = "" if row["split"] == "held-out" else f", {row['split']}"
+        rows.append(
+            [
+                f"`{row['stage']}`{split}",
+                row["mode"],
+                f"{row['parameters'] / 1e6:.2f}",
+                _with_interval(row, "f1"),
+                f"{row['mean_iou']:.3f}",
+                f"{row['image_accuracy']:.3f}",
+                *(f"{row['kinds'][kind]['f1']:.2f}" for kind in kinds_of),
+                f"{row['tokens']:.1f}",
+            ]
+        )
+    head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of, "tokens"]
+    lines = [
+        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain['gain']:+.3f} "
+        f"[{gain['interval'][0]:+.3f}, {gain['interval'][1]:+.3f}], paired over the questions."
+        for gain in result["gains"]
+    ]
+    return "\n".join([table(head, rows), "", *lines, *[""] * bool(lines), _machine(result)])
 
 
 def memory(result: Result) -> str:
@@ -82,6 +110,7 @@ def vision_layout(result: Result) -> str:
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy.json", accuracy),
     "kinds": ("accuracy.json", kinds),
+    "stages": ("stages.json", stages),
     "memory": ("memory.json", memory),
     "vision layout": ("vision_layout.json", vision_layout),
 }
@@ -96,6 +125,11 @@ def render(page: str) -> str:
         return f"<!-- results: {match[1]} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- results: ([\w ]+) -->\n.*?<!-- end -->", write, page, flags=re.DOTALL)
+
+
+def _with_interval(row: Result, name: str) -> str:
+    low, high = row[f"{name}_interval"]
+    return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _machine(result: Result) -> str:
