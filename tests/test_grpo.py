@@ -123,6 +123,19 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
     assert logs[0][0]["reward"] > 0
 
 
+def test_a_run_killed_after_its_last_step_is_only_written(run: GrpoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = changed(run, seed=5)
+    monkeypatch.setattr(grpo, "score", by_letters)
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, "write_out", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    monkeypatch.setattr(GroundingGRPOTrainer, "training_step", None)
+    train(run)
+    start = weights(run.model)
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in weights(run.out).items())
+
+
 def test_probabilities_are_those_of_the_runtimes_prompt(run: GrpoSettings) -> None:
     """Prompts of one and of three pictures lie padded in one batch; each must score as it does alone."""
     trainer, settings = trainer_of(changed(run, seed=2)), read_settings(run.model)
@@ -223,6 +236,9 @@ def test_it_learns_what_is_rewarded(run: GrpoSettings, monkeypatch: pytest.Monke
 def test_what_cannot_be_run_is_refused(
     run: GrpoSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for wrong in (replace(run, generations=1), replace(run, steps=0), replace(run, cot_share=2)):
+        with pytest.raises(GemvgError, match="--generations must|--cot-share must"):
+            train(wrong)
     with pytest.raises(GemvgError, match="cannot be shared out 3 at a time"):
         train(replace(run, device_batch=3))
     monkeypatch.setattr(grpo, "find_spec", lambda name: None)

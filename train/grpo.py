@@ -154,6 +154,10 @@ def read_wanted(data: Path) -> tuple[list[Record], list[str]]:
 
 def train(run: GrpoSettings) -> None:
     """Run (or resume) the whole stage and write the checkpoint folder."""
+    if run.generations < 2 or min(run.steps, run.batch, run.device_batch, run.max_new_tokens, run.save_steps) < 1:
+        raise GemvgError("--generations must be at least 2, and every other count at least 1")
+    if not 0 <= run.cot_share <= 1:
+        raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
     settings = read_settings(run.model)
