@@ -90,7 +90,10 @@ def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, 
         predicted.append(answer.boxes)
         tokens += decoded
     counts = count(predicted, [record.boxes for record in records])
-    parts = {"kinds": [r.kind for r in records], "tasks": [r.source.partition(":")[2] for r in records]}
+    parts: dict[str, list[str]] = {
+        "kinds": [record.kind for record in records],
+        "tasks": [record.source.partition(":")[2] for record in records],
+    }
     by_part = {
         part: {
             label: _brief(counts[[k for k, other in enumerate(labels) if other == label]])

@@ -64,7 +64,7 @@ def score_counts(counts: Counts) -> Scores:
         recall=float(_share(total[0], total[2])),
         mean_iou=float(_share(total[3], total[0])),
         mean_iou_interval=_interval(_share(again[:, 3], again[:, 0])),
-        image_accuracy=float(_share(total[4], np.float64(n))),
+        image_accuracy=float(total[4] / max(1, n)),
         image_accuracy_interval=_interval(again[:, 4] / max(1, n)),
     )
 

@@ -35,11 +35,12 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     """One checkpoint's scores in one mode; read from beside it if its weights were scored before."""
     mode = "cot" if think else "direct"
     file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
-    key = {"weights": _digest(folder), "limit": limit}
+    weights = _digest(folder)
+    key = {"weights": weights, "limit": limit}
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         row: dict[str, Any] = kept["row"]
         return row
-    bundle = folder.parent / "bundles" / f"{folder.name}-{key['weights'][:12]}"
+    bundle = folder.parent / "bundles" / f"{folder.name}-{weights[:12]}"
     if not bundle.is_dir():
         bundle.parent.mkdir(exist_ok=True)
         if export([str(folder), str(bundle)]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +15,14 @@ from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
 from gemvg_edge.bundle import DECODER_DATA, EMBEDDING, TOKENIZER, VISION_DATA, open_bundle
 from gemvg_edge.grounder import DEFAULT_BUNDLE
-from train.queries import Query
+from train.data.record import Record
 
 CHECKPOINT = ROOT / "checkpoints" / "tabletop"
 EXAMPLES = ROOT / "examples" / "images"
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> list:
+def questions(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return held_out(tmp_path_factory.mktemp("heldout"), 40)
 
 
@@ -31,6 +30,8 @@ def test_the_shipped_model_finds_things(questions: list) -> None:
     scores, _ = evaluate(open_model(DEFAULT_BUNDLE), questions, "shipped")
     assert scores["f1"] >= 0.6
     assert scores["image_accuracy"] >= 0.6
+    assert set(scores["kinds"]) == {"referential", "semantic", "spatial", "temporal", "reasoning"}
+    assert scores["tokens"] > 4
 
 
 def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path: Path) -> None:
@@ -55,16 +56,14 @@ def test_sizes_stay_small() -> None:
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= 20e6
 
 
-def example_questions() -> Iterator[tuple[list[Path], Query]]:
-    for record in json.loads((EXAMPLES / "scenes.json").read_text()):
-        boxes = tuple(Box(*box) for box in record["boxes"])
-        yield [EXAMPLES / name for name in record["images"]], Query(record["query"], boxes, "")
+EXAMPLES_ASKED = json.loads((EXAMPLES / "scenes.json").read_text())
 
 
-@pytest.mark.parametrize(("images", "query"), list(example_questions()), ids=lambda value: getattr(value, "text", ""))
-def test_the_shipped_pictures_are_answered_right(images: list[Path], query: Query) -> None:
-    found = Grounder.open().ground(images, query.text).boxes
-    assert len(found) == len(query.boxes) == len(match_boxes(found, query.boxes))
+@pytest.mark.parametrize("asked", EXAMPLES_ASKED, ids=lambda asked: asked["kind"])
+def test_the_shipped_pictures_are_answered_right(asked: dict) -> None:
+    boxes = [Box(*box) for box in asked["boxes"]]
+    found = Grounder.open().ground([EXAMPLES / name for name in asked["images"]], asked["query"]).boxes
+    assert len(found) == len(boxes) == len(match_boxes(found, boxes))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

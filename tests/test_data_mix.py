@@ -23,7 +23,7 @@ def test_files_from_several_folders_are_mixed(tmp_path: Path) -> None:
         ]
         write_records(records, folder / "all.jsonl")
     command = [sys.executable, "-m", "train.data.mix"]
-    out, parts = tmp_path / "mixed.jsonl", [tmp_path / "a" / "all.jsonl", f"{tmp_path / 'b' / 'all.jsonl'}:10"]
+    out, parts = tmp_path / "mixed.jsonl", [str(tmp_path / "a" / "all.jsonl"), f"{tmp_path / 'b' / 'all.jsonl'}:10"]
     done = subprocess.run([*command, out, *parts], capture_output=True, text=True, check=True)
     assert "13 records written" in done.stdout
     mixed = [record for record in read_records(out) if isinstance(record, Record)]

@@ -63,7 +63,8 @@ def test_pointers_start_at_the_question_and_at_each_box() -> None:
     labels[0, [0, 1, 2, 3, 8, 9]] = ignored
     labels[1, [0, 1, 2, 3, 5, 6, 9, 10]] = ignored  # the box token in a question asks for nothing
     cells = torch.tensor([3, 5, 6])
-    wanted, marked = [[[0, 1], []], [[], [2]]], [[[], []], [[1], []]]  # 3 ends the box that a question shows
+    wanted: list[list[list[int]]] = [[[0, 1], []], [[], [2]]]
+    marked: list[list[list[int]]] = [[[], []], [[1], []]]  # 3 ends the box that a question shows
     pointers = find_pointers(ids, labels, ignored, (box, 3), cells, wanted, marked, tokens=8)
     assert pointers.rows.tolist() == [0, 0, 0, 1, 1, 1]
     assert pointers.places.tolist() == [3, 4, 6, 3, 6, 7]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from bench.examples import SCENES, write_examples
 from bench.readme import ROOT
-from train.tabletop import HELD_OUT_SEED
+from train.world.samples import KIND_ROLES
+from train.world.scenes import HELD_OUT_SEED
 
 IMAGES = ROOT / "examples" / "images"
 
@@ -20,6 +21,7 @@ def test_examples_come_from_their_seeds(tmp_path: Path) -> None:
     written, shipped = (json.loads((folder / "scenes.json").read_text()) for folder in (tmp_path, IMAGES))
     assert [{**scene, "boxes": None} for scene in written] == [{**scene, "boxes": None} for scene in shipped]
     assert len(SCENES) == 6
+    assert {kind for _, kind in SCENES} == set(KIND_ROLES)
     assert all(scene["seed"] >= HELD_OUT_SEED for scene in shipped)
     for ours, theirs in zip(written, shipped, strict=True):
         # The software renderer may round an edge otherwise on another processor.

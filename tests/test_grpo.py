@@ -127,7 +127,7 @@ def test_a_run_killed_after_its_last_step_is_only_written(run: GrpoSettings, mon
     run = changed(run, seed=5)
     monkeypatch.setattr(grpo, "score", by_letters)
     with monkeypatch.context() as patch:
-        patch.setattr(grpo, "write_out", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(grpo, "finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(run)
     monkeypatch.setattr(GroundingGRPOTrainer, "training_step", None)

@@ -23,7 +23,8 @@ class Net(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """A loss."""
         x = self.norm(self.table(ids))
-        return self.down(self.up(x).relu() * self.across(x)).square().sum(dim=1).mean()
+        loss: torch.Tensor = self.down(self.up(x).relu() * self.across(x)).square().sum(dim=1).mean()
+        return loss
 
 
 def run(make: Callable[[Net], list[torch.optim.Optimizer]], steps: int = 5) -> dict[str, torch.Tensor]:

@@ -34,12 +34,10 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_settings
-from train.curves import draw_curves
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
-from train.resume import last_checkpoint
 from train.rewards import RewardWeights, Terms, score
-from train.stage import claim_work_folder, load_weights, parse_settings, work_folder, write_out
+from train.stage import claim_work_folder, finish, last_checkpoint, load_weights, parse_settings, work_folder
 
 TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
 
@@ -64,7 +62,7 @@ class GrpoSettings:
     freeze_vision: bool = True  # UniVG-R1
     lora_rank: int = 0  # 0 trains the weights themselves
     optimizer: str = "adamw_torch"
-    activation_checkpointing: bool = False
+    checkpointing: bool = False
     vllm: bool = False
     save_steps: int = 50
     seed: int = 0
@@ -163,12 +161,12 @@ def train(run: GrpoSettings) -> None:
     settings = read_settings(run.model)
     config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
     records, lines = read_wanted(run.data)
-    if config.process_index == 0:  # the others read what it writes
-        print("\n".join(lines))
-        claim_work_folder(run)
+    if config.process_index == 0:
+        print("\n".join(lines), file=sys.stderr)
+    claim_work_folder(run)
     trainer = make_trainer(run, config, settings, records)
     trainer.train(resume_from_checkpoint=last_checkpoint(work_folder(run.out)))
-    _save(trainer, run)
+    finish(trainer, run, "reward")
 
 
 def make_trainer(
@@ -217,7 +215,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         optim=run.optimizer,
         bf16=run.bf16,
         use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=run.activation_checkpointing,
+        activation_checkpointing=run.checkpointing,
         use_vllm=run.vllm,
         shuffle_dataset=False,  # drawn already
         save_steps=run.save_steps,
@@ -226,21 +224,6 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         report_to=["tensorboard"],
         seed=run.seed,
     )
-
-
-def _save(trainer: GroundingGRPOTrainer, run: GrpoSettings) -> None:
-    """Write the checkpoint folder and its learning curves; adapters are merged into the weights that they belong to."""
-    final = work_folder(run.out) / "final"
-    trainer.save_model(str(final))  # by every process: it gathers weights that lie spread over them
-    if trainer.accelerator.is_main_process:
-        if run.lora_rank:
-            base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
-            model = PeftModel.from_pretrained(base, final).merge_and_unload()
-        else:
-            model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
-        log = [entry for entry in trainer.state.log_history if "reward" in entry]
-        write_out(model, run, log[:: max(1, len(log) // 40)])
-        draw_curves(log, run.out / "curves.png")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment
 
 from gemvg_edge.answer import BOX_END, Answer, AnswerFormat, read_answer, write_answer
 from gemvg_edge.boxes import Box, iou

@@ -22,17 +22,15 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import Qwen2VLForConditionalGeneration
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import collate
-from train.curves import draw_curves
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
 from train.processor import load_processor
-from train.stage import claim_work_folder, parse_settings, work_folder, write_out
+from train.stage import claim_work_folder, finish, last_checkpoint, parse_settings, work_folder
 from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
 from train.world.scenes import read_scenes
@@ -76,20 +74,21 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     dataset = load_data(run, settings)
     work = claim_work_folder(run)
     processor = load_processor(run.model)
+    config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
     trainer = trainer_class(
         **extra,
         settings=settings,
         dense_weight=run.dense_weight,
         muon=run.muon,
         model=load_model(run),
-        args=trainer_config(run),
+        args=config,
         train_dataset=dataset,
         processing_class=processor,
         data_collator=partial(collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
         peft_config=lora(run.lora_rank),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
-    finish(trainer, run)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    finish(trainer, run, "answer_loss")
 
 
 def check(run: SftSettings) -> None:
@@ -188,20 +187,6 @@ def trainer_config(run: SftSettings) -> SFTConfig:
         report_to=["tensorboard"],
         seed=run.seed,
     )
-
-
-def finish(trainer: GroundingTrainer, run: SftSettings) -> None:
-    """Write the checkpoint without what training alone needed, and its learning curves."""
-    trainer.accelerator.wait_for_everyone()
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if run.lora_rank:
-        model = model.merge_and_unload()
-    if run.dense_weight:
-        del model.dense_head
-    if trainer.is_world_process_zero():
-        log = [entry for entry in trainer.state.log_history if "answer_loss" in entry]
-        write_out(model, run, log[:: max(1, len(log) // 40)])
-        draw_curves(log, run.out / "curves.png")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,9 +18,14 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
+from train.curves import draw_curves
 
 # What belongs to a checkpoint beside its weights and config.
-COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json",
+)  # fmt: skip
+LOGGED = 40  # entries of the log that training.json keeps, about
 TYPES = {"int": int, "float": float, "str": str, "Path": Path, "Path | None": Path}
 
 Settings = TypeVar("Settings")
@@ -51,16 +57,36 @@ def work_folder(out: Path) -> Path:
 
 
 def claim_work_folder(run: Any) -> Path:
-    """The work folder of a run; refused if a run with other settings left it."""
+    """The work folder of a run; refused if a run with other settings left it. Of several processes the first claims."""
     if run.out.is_file():
         raise GemvgError(f"{run.out} is a file; give a folder that may be written")
     work = work_folder(run.out)
-    record, mine = work / "settings.json", json.dumps(settings_json(run), indent=1)
-    if record.is_file() and record.read_text() != mine:
+    record, mine = work / "settings.json", settings_json(run)
+    if record.is_file() and json.loads(record.read_text()) != mine:
         raise GemvgError(f"{work} belongs to a run with other settings; delete it, or give the settings in {record}")
-    work.mkdir(parents=True, exist_ok=True)
-    record.write_text(mine)
+    if os.environ.get("RANK", "0") == "0":
+        work.mkdir(parents=True, exist_ok=True)
+        partial = record.with_suffix(".partial")
+        partial.write_text(json.dumps(mine, indent=1))
+        os.replace(partial, record)
     return work
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last.
+
+    transformers' get_last_checkpoint takes the newest folder, and a run killed while saving could never go on.
+    """
+    by_step = sorted(work.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]), reverse=True)
+    return next((str(folder) for folder in by_step if _is_whole(folder)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def load_weights(model: Any, checkpoint: str, extra_prefix: str) -> None:
@@ -76,16 +102,33 @@ def load_weights(model: Any, checkpoint: str, extra_prefix: str) -> None:
     model.load_state_dict(state)
 
 
-def write_out(model: Any, run: Any, log: list[dict[str, Any]]) -> None:
-    """Write the stage's checkpoint folder beside its target first, so that a crash leaves no half folder."""
+def finish(trainer: Any, run: Any, figure: str) -> None:
+    """Write the stage's checkpoint folder with its learning curves, beside its target first; the work folder goes.
+
+    `figure` is what the log's entries of training have. Adapters are merged into the weights that they belong to, and
+    what only training needed (a dense head) is not read back.
+    """
+    final = work_folder(run.out) / "final"
+    trainer.save_model(str(final))  # by every process: it gathers weights that lie spread over them
+    if not trainer.accelerator.is_main_process:
+        return
+    if run.lora_rank:
+        from peft import PeftModel
+
+        base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, final).merge_and_unload()
+    else:
+        model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
+    log = [entry for entry in trainer.state.log_history if figure in entry]
     partial_folder = run.out.with_name(run.out.name + ".partial")
     shutil.rmtree(partial_folder, ignore_errors=True)
     model.save_pretrained(partial_folder)
     for name in COMPANIONS:
         if (run.model / name).is_file():
             shutil.copyfile(run.model / name, partial_folder / name)
-    record = {**settings_json(run), "log": log}
+    record = {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]}
     (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    draw_curves(log, partial_folder / "curves.png")
     shutil.rmtree(run.out, ignore_errors=True)
     partial_folder.rename(run.out)
-    shutil.rmtree(work_folder(run.out), ignore_errors=True)
+    shutil.rmtree(work_folder(run.out))

@@ -39,6 +39,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         self.merge = settings.preprocessing.merge_size
         self.dense_weight = dense_weight
         self._seen_tokens = self._hidden = torch.empty(0)
+        embed_patches_by_matrix(self.model.get_base_model() if kwargs.get("peft_config") else self.model)
         if dense_weight:
             layers = self.model.model.language_model.layers
             self.model.model.visual.register_forward_hook(self._keep_tokens)
@@ -111,6 +112,19 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
             self._metrics["train"][name].append(value.item())
         del losses["visual_spread"]
         return torch.stack(list(losses.values())).sum()
+
+
+def embed_patches_by_matrix(model: Any) -> None:
+    """Have the vision tower embed patches by a matrix product, which a convolution that never overlaps is.
+
+    The same numbers, but on a CPU the gradient of torch's 3-D convolution took a tenth of a whole training step.
+    """
+    projection = model.model.visual.patch_embed.proj
+
+    def embed(patches: torch.Tensor) -> torch.Tensor:
+        return functional.linear(patches.to(projection.weight.dtype), projection.weight.flatten(1))
+
+    model.model.visual.patch_embed.forward = embed
 
 
 def answer_loss(logits: torch.Tensor, targets: torch.Tensor, first_location: int, locations: int) -> torch.Tensor:

@@ -67,15 +67,18 @@ class Question:
         return tuple(sorted(seen.box for seen in self.targets))
 
 
+Task = Callable[[PictureSet, np.random.Generator], Question | None]
+
+
 def ask(pictures: PictureSet, kind: Kind, rng: np.random.Generator) -> Question | None:
     """One random question of a kind, or None if these pictures do not allow the one that the dice chose."""
-    tasks: dict[Kind, list[Callable[[PictureSet, np.random.Generator], Question | None]]] = {
+    tasks: dict[Kind, list[Task]] = {
         "referential": [_referential],
         "semantic": [_shared, _kind, _same_colour, _only] if pictures.role == "relatives" else [],
         "spatial": [_same] if pictures.role == "views" else [],
         "temporal": [_moved, _missing, _new, _track] if pictures.role == "time" else [],
         "understanding": [_count],
-        "reasoning": [_ordinal, _extreme, _not] + [_only] * (pictures.role == "views"),
+        "reasoning": [_ordinal, _extreme, _not, *([_only] if pictures.role == "views" else [])],
     }
     allowed = tasks[kind]
     return allowed[rng.integers(len(allowed))](pictures, rng) if allowed else None
