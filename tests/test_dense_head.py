@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.dense_head import POINTER_WIDTH, DenseHead, Pointers, SeenObject, dense_targets, find_pointers
+from train.dense_head import (
+    POINTER_WIDTH,
+    DenseHead,
+    PointerHead,
+    Pointers,
+    SeenObject,
+    dense_targets,
+    find_pointers,
+)
 
 GRIDS = [(1, 8, 12), (1, 6, 4)]  # 4 x 6 and 3 x 2 cells of 2 x 2 patches
 OBJECTS = [
@@ -65,26 +73,43 @@ def test_pointers_start_at_the_question_and_at_each_box() -> None:
     cells = torch.tensor([3, 5, 6])
     wanted: list[list[list[int]]] = [[[0, 1], []], [[], [2]]]
     marked: list[list[list[int]]] = [[[], []], [[1], []]]  # 3 ends the box that a question shows
-    pointers = find_pointers(ids, labels, ignored, (box, 3), cells, wanted, marked, tokens=8)
-    assert pointers.rows.tolist() == [0, 0, 0, 1, 1, 1]
-    assert pointers.places.tolist() == [3, 4, 6, 3, 6, 7]
-    assert pointers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 5, 6, 6]
-    assert pointers.cells[0].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0]
+    answers, marks = find_pointers(ids, labels, ignored, (box, 3), cells, wanted, marked, tokens=8)
+    assert answers.rows.tolist() == [0, 0, 0, 1, 1]
+    assert answers.places.tolist() == [3, 4, 6, 6, 7]
+    assert answers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 6, 6]
+    assert answers.cells[0].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0]
+    assert (marks.rows.tolist(), marks.places.tolist()) == ([1], [3])
+    assert marks.cells.argmax(dim=1).tolist() == [5]
 
 
 def test_pointing_at_the_right_token_costs_least() -> None:
-    head = DenseHead(POINTER_WIDTH, names=3, colours=3)
+    head = PointerHead(POINTER_WIDTH)
     torch.nn.init.eye_(head.asks.weight)
     torch.nn.init.eye_(head.shows.weight)
     is_visual = torch.tensor([[True, True, False], [True, True, False]])
     hidden = torch.randn(2, 3, POINTER_WIDTH)
     hidden[0, 2] = hidden[0, 1]  # row 0 asks for what its second visual token shows
     losses = [
-        head.pointer_loss(
-            hidden, is_visual, Pointers(torch.tensor([0]), torch.tensor([2]), torch.eye(4)[[cell]])
-        ).item()
+        head.loss(hidden, is_visual, Pointers(torch.tensor([0]), torch.tensor([2]), torch.eye(4)[[cell]])).item()
         for cell in range(4)
     ]
     assert losses[1] < losses[0] < losses[2], "tokens of another row are out of reach"
     nobody = Pointers(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, 4))
-    assert head.pointer_loss(hidden, is_visual, nobody) == 0
+    assert head.loss(hidden, is_visual, nobody) == 0
+
+
+def test_what_a_question_marks_is_asked_by_name_and_colour() -> None:
+    torch.manual_seed(0)
+    targets = dense_targets(GRIDS, 2, OBJECTS)
+    head, hidden = DenseHead(32, names=3, colours=3), torch.randn(1, 4, 32)
+    marks = Pointers(torch.tensor([0]), torch.tensor([2]), torch.eye(30)[[int(targets.cells[1])]])
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(100):
+        loss = head.marked_loss(hidden, marks, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    said = head.marked(head.norm(hidden[0, 2]))
+    assert said[:3].argmax() == targets.names[1]
+    assert said[3:].argmax() == targets.colours[1]

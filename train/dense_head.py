@@ -1,15 +1,18 @@
 """A temporary head that says what lies under each visual token: how a model learns to see from random weights.
 
 Without it the loss rests on the plateau of ignoring the picture. It is dropped when training ends and costs the model
-nothing. Ours, not the paper's: GeM-VG starts from a tower that already sees.
+nothing. Ours, not the paper's: GeM-VG starts from a tower that already sees. A cell is one visual token; the cell that
+holds an object's centre answers for it.
 
-Two places are supervised, because they can know different things. The vision tower has rotary positions only, so it
-is blind to absolute place (equal patches give equal tokens wherever they lie): its tokens are asked for object, name,
-colour and the box around their own centre. Absolute place enters with the decoder's mRoPE, so the box as the answer
-must say it is asked of the hidden states after one of the decoder's middle layers. There, too, the tokens that are
-about to name a box must point at the cells of what was asked for: without that, thousands of steps went by in which
-boxes were drawn around anything, whatever the question. A cell is one visual token; the cell that holds an object's
-centre answers for it.
+What is asked where follows what can be known where:
+  * the vision tower has rotary positions only, so it is blind to absolute place (equal patches give equal tokens
+    wherever they lie): its tokens are asked for object, name, colour and the box around their own centre;
+  * absolute place enters with the decoder's mRoPE: after a quarter of its layers the visual tokens are asked for the
+    box as the answer must say it;
+  * in the middle, the end of a box that a question shows must point at what lies there; later it must know its name;
+  * two layers before the last, the tokens that are about to name a box must point at the cells of what was asked for.
+    Without that, thousands of steps went by in which boxes were drawn around anything, whatever the question; asked
+    for in the middle already, questions that compare pictures had too few layers to be answered in.
 """
 
 from __future__ import annotations
@@ -65,7 +68,8 @@ class DenseHead(nn.Module):
         self.tower = nn.Linear(width, 1 + names + colours + 4)
         self.norm = nn.LayerNorm(width)
         self.places = nn.Linear(width, 6 * width)
-        self.asks, self.shows = nn.Linear(width, POINTER_WIDTH), nn.Linear(width, POINTER_WIDTH)
+        self.answer_pointer, self.mark_pointer = PointerHead(width), PointerHead(width)
+        self.marked = nn.Linear(width, names + colours)
 
     def tower_loss(self, tokens: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
         """Visual tokens (tokens, width) against what they show."""
@@ -90,7 +94,27 @@ class DenseHead(nn.Module):
         boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
         return boxes + 0.5 * location_loss(places[:, 4:].flatten(0, 1), targets.centres.flatten())
 
-    def pointer_loss(self, hidden: torch.Tensor, is_visual: torch.Tensor, pointers: Pointers) -> torch.Tensor:
+    def marked_loss(self, hidden: torch.Tensor, marks: Pointers, targets: DenseTargets) -> torch.Tensor:
+        """Hidden states (batch, sequence, width) where a question's box ends, against what that box shows."""
+        if not len(marks.rows):
+            return hidden.new_zeros(())
+        names, colours = self.marked(self.norm(hidden[marks.rows, marks.places])).split([self.names, self.colours], 1)
+        cells = marks.cells.argmax(dim=1)  # (m,)
+        shown = (targets.cells[None] == cells[:, None]).int().argmax(dim=1)  # (m,): which object lies in the cell
+        return functional.cross_entropy(names, targets.names[shown]) + functional.cross_entropy(
+            colours, targets.colours[shown]
+        )
+
+
+class PointerHead(nn.Module):
+    """Where tokens point: scaled products of what they ask for with what the visual tokens show."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.asks, self.shows = nn.Linear(width, POINTER_WIDTH), nn.Linear(width, POINTER_WIDTH)
+
+    def loss(self, hidden: torch.Tensor, is_visual: torch.Tensor, pointers: Pointers) -> torch.Tensor:
         """Hidden states (batch, sequence, width): each pointing token against the visual tokens of its own row."""
         if not len(pointers.rows):
             return hidden.new_zeros(())
@@ -150,28 +174,31 @@ def find_pointers(
     wanted: Sequence[Sequence[Sequence[int]]],
     marked: Sequence[Sequence[Sequence[int]]],
     tokens: int,
-) -> Pointers:
-    """Who points where in a batch (batch, sequence).
+) -> tuple[Pointers, Pointers]:
+    """Who points where in a batch (batch, sequence): for answers, and at what questions mark.
 
     `wanted` has the objects that answer each question of each row, in the order of the answer, as indices into the
     batch's objects, whose visual tokens are `cells`; `marked` the objects whose boxes each question shows. A question's
     last token points at all that answer it, each BOX_START of its answer at the next one, each BOX_END in a question
     at what that box marks (`box_tokens` are the two). Questions without a target point nowhere.
     """
-    rows, places, shares = [], [], []
+    pointing: list[tuple[int, int, Sequence[int]]] = []
+    marking: list[tuple[int, int, Sequence[int]]] = []
     for row, (questions, marks) in enumerate(zip(wanted, marked, strict=True)):
         answers = labels[row] != ignored
         starts = (answers[1:] & ~answers[:-1]).nonzero()[:, 0].tolist()  # the places before each answer
         boxes = iter((answers & (input_ids[row] == box_tokens[0])).nonzero()[:, 0].tolist())
         shown = iter((~answers & (input_ids[row] == box_tokens[1])).nonzero()[:, 0].tolist())
         for start, objects, its_marks in zip(starts, questions, marks, strict=True):
-            pointing = [(start, list(objects))] if objects else []
-            pointing += [(next(boxes), [one]) for one in objects] + [(next(shown), [one]) for one in its_marks]
-            for place, at in pointing:
-                share = torch.zeros(tokens)
-                share[cells[at]] = 1 / len(at)
-                rows.append(row)
-                places.append(place)
-                shares.append(share)
-    cells_of = torch.stack(shares) if shares else torch.empty(0, tokens)
-    return Pointers(torch.tensor(rows), torch.tensor(places), cells_of)
+            pointing += [(row, start, objects)] if objects else []
+            pointing += [(row, next(boxes), [one]) for one in objects]
+            marking += [(row, next(shown), [one]) for one in its_marks]
+    return _pointers(pointing, cells, tokens), _pointers(marking, cells, tokens)
+
+
+def _pointers(pointing: Sequence[tuple[int, int, Sequence[int]]], cells: torch.Tensor, tokens: int) -> Pointers:
+    shares = torch.zeros(len(pointing), tokens)
+    for k, (_, _, objects) in enumerate(pointing):
+        shares[k, cells[list(objects)]] = 1 / len(objects)
+    rows, places = ([entry[part] for entry in pointing] for part in (0, 1))
+    return Pointers(torch.tensor(rows, dtype=torch.long), torch.tensor(places, dtype=torch.long), shares)

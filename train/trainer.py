@@ -6,6 +6,7 @@ Coordinates written as location tokens are learned with soft targets, so that a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,18 +39,20 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         self.box_tokens = token_id(tokenizer, BOX_START), token_id(tokenizer, BOX_END)
         self.merge = settings.preprocessing.merge_size
         self.dense_weight = dense_weight
-        self._seen_tokens = self._hidden = torch.empty(0)
+        self._seen_tokens, self._hidden = torch.empty(0), dict[str, torch.Tensor]()
         embed_patches_by_matrix(self.model.get_base_model() if kwargs.get("peft_config") else self.model)
         if dense_weight:
             layers = self.model.model.language_model.layers
             self.model.model.visual.register_forward_hook(self._keep_tokens)
-            layers[(len(layers) - 1) // 2].register_forward_hook(self._keep_hidden)
+            after = {"place": len(layers) // 4, "mark": (len(layers) - 1) // 2, "answer": max(0, len(layers) - 3)}
+            for name, layer in after.items():
+                layers[layer].register_forward_hook(partial(self._keep_hidden, name))
 
     def _keep_tokens(self, module: Any, inputs: Any, output: Any) -> None:
         self._seen_tokens = output.pooler_output.float()  # (tokens, width); the model may run in bfloat16
 
-    def _keep_hidden(self, module: Any, inputs: Any, output: Any) -> None:
-        self._hidden = output.float()  # (batch, sequence, width)
+    def _keep_hidden(self, name: str, module: Any, inputs: Any, output: Any) -> None:
+        self._hidden[name] = output.float()  # (batch, sequence, width)
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         """Trainer's own, or Muon."""
@@ -96,8 +99,8 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         losses = {"tower_loss": head.tower_loss(self._seen_tokens, targets), "visual_spread": spread_now.detach()}
         if self.locations:
             rows = model.get_input_embeddings().weight[self.first_location : self.first_location + self.locations]
-            losses["place_loss"] = head.place_loss(self._hidden[is_visual], targets, rows)
-        pointers = find_pointers(
+            losses["place_loss"] = head.place_loss(self._hidden["place"][is_visual], targets, rows)
+        answers, marks = find_pointers(
             inputs["input_ids"],
             labels,
             IGNORED,
@@ -107,7 +110,9 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
             _count_on(samples, [sample.marked for sample in samples]),
             len(targets.centres),
         )
-        losses["pointer_loss"] = head.pointer_loss(self._hidden, is_visual, pointers)
+        losses["pointer_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, answers)
+        losses["mark_loss"] = head.mark_pointer.loss(self._hidden["mark"], is_visual, marks)
+        losses["marked_loss"] = head.marked_loss(self._hidden["answer"], marks, targets)
         for name, value in losses.items():
             self._metrics["train"][name].append(value.item())
         del losses["visual_spread"]

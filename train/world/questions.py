@@ -71,7 +71,7 @@ Task = Callable[[PictureSet, np.random.Generator], Question | None]
 
 
 def ask(pictures: PictureSet, kind: Kind, rng: np.random.Generator) -> Question | None:
-    """One random question of a kind, or None if these pictures do not allow the one that the dice chose."""
+    """One random question of a kind, or None if these pictures do not allow any."""
     tasks: dict[Kind, list[Task]] = {
         "referential": [_referential],
         "semantic": [_shared, _kind, _same_colour, _only] if pictures.role == "relatives" else [],
@@ -81,7 +81,8 @@ def ask(pictures: PictureSet, kind: Kind, rng: np.random.Generator) -> Question 
         "reasoning": [_ordinal, _extreme, _not, *([_only] if pictures.role == "views" else [])],
     }
     allowed = tasks[kind]
-    return allowed[rng.integers(len(allowed))](pictures, rng) if allowed else None
+    tries = (allowed[k](pictures, rng) for k in rng.permutation(len(allowed)))
+    return next((question for question in tries if question), None)
 
 
 def _referential(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -197,6 +198,8 @@ def _changed(pictures: PictureSet, rng: np.random.Generator, task: str, things: 
     if (shown[0] ^ shown[1]) - {*scene.removed, *scene.added}:
         return None  # something else is hidden in one of the pictures, and could as well have been taken away
     found = [seen for seen in pictures.seen if seen.identity[1] in things]
+    if not found and rng.random() >= NO_TARGET_SHARE:
+        return None  # left to chance most answers would be "None", and a model learns to say just that
     thinking = _listing(pictures, (0, 1)) + _conclusion(task.capitalize(), found)
     return Question(_phrase(task, rng), tuple(found), "temporal", task, thinking)
 

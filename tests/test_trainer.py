@@ -1,0 +1,58 @@
+"""What our trainer changes in a model that trains, and the recipe at the true widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
+
+from gemvg_edge.boxes import Box
+from tests.checkpoints import TRUE_7B_WIDTHS, write_checkpoint
+from train.data.record import Record, write_records
+from train.sft import SftSettings, train
+from train.trainer import embed_patches_by_matrix
+
+
+def test_patches_embedded_by_a_matrix_are_those_of_the_convolution(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "small")
+    patches, embed = torch.randn(24, model.model.visual.patch_embed.proj.weight[0].numel()), []
+    for change in (lambda model: None, embed_patches_by_matrix):
+        change(model)
+        found = model.model.visual.patch_embed(patches)
+        model.zero_grad()
+        found.square().sum().backward()
+        embed.append((found, model.model.visual.patch_embed.proj.weight.grad.clone()))
+    for ours, theirs in zip(embed[1], embed[0], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_7b_recipe_takes_two_steps_at_the_true_widths(tmp_path: Path) -> None:
+    """Two layers each; about 9 GiB and half a minute."""
+    write_checkpoint(tmp_path / "base", TRUE_7B_WIDTHS, bfloat16=True)
+    records = []
+    for number in range(4):
+        files = [tmp_path / f"{number}-{letter}.png" for letter in "ab"]
+        for file in files:
+            Image.new("RGB", (84, 56), (60 * number, 90, 120)).save(file)
+        boxes = (Box(1, 10, 10, 40, 50),)
+        cot = {"mode": "cot", "thinking": "a mug"} if number % 2 else {}
+        records.append(Record(tuple(files), ((84, 56),) * 2, "the mug", boxes, "spatial", "test", **cot))
+    write_records(records, tmp_path / "records.jsonl")
+    run = SftSettings(
+        tmp_path / "base", tmp_path / "records.jsonl", tmp_path / "out", steps=2, batch=1, accumulate=2,
+        learning_rate=5e-6, schedule="cosine", weight_decay=0.0, warmup_steps=1, freeze_vision=True, checkpointing=True,
+        save_steps=10,
+    )  # fmt: skip
+    train(run)
+    before, after = (Qwen2VLForConditionalGeneration.from_pretrained(folder) for folder in (run.model, run.out))
+    changed = {
+        name
+        for name, tensor in after.state_dict().items()
+        if not torch.equal(tensor, before.state_dict()[name].float())
+    }
+    assert any("layers.1.mlp.down_proj" in name for name in changed)
+    assert not any("visual" in name for name in changed)

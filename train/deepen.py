@@ -1,0 +1,85 @@
+"""Give a checkpoint more decoder layers without changing what it says, so that training can go on deeper.
+
+    python -m train.deepen checkpoints/tabletop runs/deep --layers 8
+
+New layers are copies of the layer before them whose two last projections are zero, so each passes its input on as it
+is until it is trained (LLaMA Pro's block expansion, https://arxiv.org/abs/2401.02415). They are spread evenly between
+the old ones. Folder in, folder out; the counterpart of train.student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import Qwen2VLForConditionalGeneration
+
+from gemvg_edge.errors import GemvgError
+from train.checkpoint import read_settings
+from train.stage import COMPANIONS
+
+
+def deepen(checkpoint: Path, out: Path, layers: int) -> None:
+    """Write the checkpoint with `layers` decoder layers."""
+    read_settings(checkpoint)  # its errors name what is missing
+    if out.exists():
+        raise GemvgError(f"{out} is there already; delete it or give another folder")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype="auto")
+    decoder, config = model.model.language_model, model.config.text_config
+    old = len(decoder.layers)
+    if layers <= old:
+        raise GemvgError(f"--layers {layers}: {checkpoint} has {old} layers already; train.student takes layers away")
+    sources = layer_sources(old, layers)
+    stack = []
+    for number, (source, new) in enumerate(sources):
+        layer = copy.deepcopy(decoder.layers[source]) if new else decoder.layers[source]
+        layer.self_attn.layer_idx = number
+        if new:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        stack.append(layer)
+    decoder.layers = torch.nn.ModuleList(stack)
+    config.layer_types = [config.layer_types[source] for source, _ in sources]
+    config.num_hidden_layers = layers
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    for name in COMPANIONS:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, partial / name)
+    record = {"deepened": str(checkpoint), "layers": [source for source, _ in sources]}
+    (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    partial.rename(out)
+
+
+def layer_sources(old: int, layers: int) -> list[tuple[int, bool]]:
+    """Of each layer of the deeper decoder: which old layer it comes from, and whether it is a new copy."""
+    added = layers - old
+    after = [(k + 1) * old // (added + 1) for k in range(added)]  # how many old layers stand before each new one
+    sources = []
+    for number in range(old):
+        sources += [(max(0, number - 1), True)] * after.count(number) + [(number, False)]
+    return sources + [(old - 1, True)] * after.count(old)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Give a checkpoint more decoder layers.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, required=True)
+    args = parser.parse_args()
+    try:
+        deepen(args.checkpoint, args.out, args.layers)
+    except GemvgError as error:
+        print(f"train.deepen: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
