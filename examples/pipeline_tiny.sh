@@ -39,8 +39,8 @@ stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 4000
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 2500)" --cot-share 0.35 "${sft[@]}"
 
 # GRPO as GeM-VG is thought to have done it (half the groups reason), and its two ablations.
-[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/train" "$OUT/rl.jsonl" --count 4000 --seed 1
-grpo=(--model "$OUT/stage2" --data "$OUT/rl.jsonl" --steps "$(part 200)" --batch 16 --generations 8 --device-batch 64
+[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/train" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1
+grpo=(--model "$OUT/stage2" --data "$OUT/rl.jsonl" --steps "$(part 200)" --batch "${RL_BATCH:-16}" --generations 8 --device-batch 16
     --learning-rate 2e-5 --beta 0 --max-new-tokens 160 --save-steps 20)
 stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
 stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
