@@ -11,7 +11,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.boxes import Box
 from tests.checkpoints import TRUE_7B_WIDTHS, write_checkpoint
-from train.data.record import Record, write_records
+from train.data.record import Mode, Record, write_records
 from train.sft import SftSettings, train
 from train.trainer import embed_patches_by_matrix
 
@@ -39,8 +39,8 @@ def test_the_7b_recipe_takes_two_steps_at_the_true_widths(tmp_path: Path) -> Non
         for file in files:
             Image.new("RGB", (84, 56), (60 * number, 90, 120)).save(file)
         boxes = (Box(1, 10, 10, 40, 50),)
-        cot = {"mode": "cot", "thinking": "a mug"} if number % 2 else {}
-        records.append(Record(tuple(files), ((84, 56),) * 2, "the mug", boxes, "spatial", "test", **cot))
+        mode: Mode = "cot" if number % 2 else "direct"
+        records.append(Record(tuple(files), ((84, 56),) * 2, "the mug", boxes, "spatial", "test", mode, "a mug"))
     write_records(records, tmp_path / "records.jsonl")
     run = SftSettings(
         tmp_path / "base", tmp_path / "records.jsonl", tmp_path / "out", steps=2, batch=1, accumulate=2,
