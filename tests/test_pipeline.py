@@ -1,0 +1,38 @@
+"""The small pipeline's script, every stage of it at a two-thousandth of its length."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.readme import ROOT
+from train.small_model import write_small_model
+
+STAGES = ("stage1", "stage2", "grpo", "grpo-direct", "grpo-cot", "student", "student-digits")
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
+    """Two or three minutes: ten stages, each a process of its own."""
+    write_small_model(tmp_path / "start", seed=0)
+    settings = {
+        "SCALE": "2000", "RL_BATCH": "1", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
+        "START": str(tmp_path / "start"), "SAVE": str(tmp_path / "stages.json"), "PYTHON": sys.executable,
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "examples" / "pipeline_tiny.sh")]
+    for again in (False, True):
+        done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for stage in STAGES:
+            assert f"== {stage}: done before" in done.stdout if again else f"== {stage}\n" in done.stdout
+    result = json.loads((tmp_path / "stages.json").read_text())
+    assert {row["stage"] for row in result["rows"]} == set(STAGES)
+    assert {(row["stage"], row["mode"]) for row in result["rows"]} >= {("grpo", "cot"), ("grpo", "direct")}
+    sizes = {row["stage"]: row["parameters"] for row in result["rows"]}
+    assert sizes["student"] <= sizes["grpo"] / 2
+    assert len(result["gains"]) == 8
