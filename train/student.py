@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, read_object, read_settings
-from train.vocabulary import rewrite_weights, write_json, writing
+from train.rewrite import rewrite_weights, write_json, writing
 
 # Both ways of naming: the hub's `model.layers.3.` and the module's own `model.language_model.layers.3.`.
 _LAYER = re.compile(r"(?P<start>.*\b(?:layers|blocks)\.)(?P<number>\d+)(?P<rest>\..*)")

@@ -12,16 +12,12 @@ token of both vocabularies keeps its row, bit for bit.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 
 from gemvg_edge.answer import AnswerFormat
@@ -29,21 +25,11 @@ from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
-
-GENERATION = "generation_config.json"
-INDEX = "model.safetensors.index.json"
-# Texts beside the weights. Qwen's vocab.json, merges.txt and added_tokens.json say no more than tokenizer.json does.
-COMPANIONS = (
-    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", GENERATION,
-)  # fmt: skip
+from train.rewrite import GENERATION, rewrite_weights, write_json, writing
 
 # An answer starts one such line for each image; as one token it saves four steps.
 IMAGE_TAGS = tuple(f"Image-{n}: " for n in range(1, 10))
 ROW_MULTIPLE = 128  # a table that was padded for the hardware's sake stays so
-
-# What becomes of one tensor; None drops it, and a new name renames it.
-Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
 
 
 def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> None:
@@ -212,48 +198,6 @@ def _finish(
     write_json(folder / CONFIG, config)
     write_json(folder / "training.json", {"stage": "train.vocabulary", "checkpoint": str(checkpoint), **done})
     read_settings(folder)
-
-
-@contextmanager
-def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
-    """A folder with the checkpoint's texts, which becomes `out` when all went well; a crash leaves no half `out`."""
-    if out.exists() and not (out / CONFIG).is_file():
-        raise GemvgError(f"{out} exists and is no checkpoint; give a new folder")
-    if out.resolve() == checkpoint.resolve():
-        raise GemvgError(f"{out} is the checkpoint itself; give another folder to write to")
-    folder = out.with_name(out.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name in COMPANIONS:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
-    yield folder
-    shutil.rmtree(out, ignore_errors=True)
-    folder.rename(out)
-
-
-def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
-    """Write every safetensors file of the checkpoint again, each tensor changed, under the same file names."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise GemvgError(f"{checkpoint} has no *.safetensors; download the checkpoint in that format")
-    place: dict[str, str] = {}
-    size = 0
-    for file in files:
-        with safe_open(file, framework="pt") as shard:
-            changed = [change(name, shard.get_tensor(name)) for name in shard.keys()]  # noqa: SIM118  # no mapping
-        tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
-        if tensors:
-            save_file(tensors, folder / file.name, metadata={"format": "pt"})
-        place |= dict.fromkeys(tensors, file.name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if (checkpoint / INDEX).is_file():
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """One JSON file."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

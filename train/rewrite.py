@@ -1,0 +1,118 @@
+"""Write a checkpoint again with its tensors changed, one shard at a time; as a command, in another number format.
+
+    python -m train.rewrite runs/tiny/grpo checkpoints/tabletop --dtype float16
+
+No model is built, so a 7B needs the memory of one shard. Shared by train.vocabulary and train.student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gemvg_edge.errors import GemvgError
+from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
+
+GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+RECORD = "training.json"
+# Texts beside the weights. Qwen's vocab.json, merges.txt and added_tokens.json say no more than tokenizer.json does.
+COMPANIONS = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", GENERATION,
+)  # fmt: skip
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# What becomes of one tensor; None drops it, and a new name renames it.
+Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
+
+
+@contextmanager
+def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
+    """A folder with the checkpoint's texts, which becomes `out` when all went well; a crash leaves no half `out`."""
+    if out.exists() and not (out / CONFIG).is_file():
+        raise GemvgError(f"{out} exists and is no checkpoint; give a new folder")
+    if out.resolve() == checkpoint.resolve():
+        raise GemvgError(f"{out} is the checkpoint itself; give another folder to write to")
+    folder = out.with_name(out.name + ".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in COMPANIONS:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, folder / name)
+    yield folder
+    shutil.rmtree(out, ignore_errors=True)
+    folder.rename(out)
+
+
+def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
+    """Write every safetensors file of the checkpoint again, each tensor changed, under the same file names."""
+    files = sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise GemvgError(f"{checkpoint} has no *.safetensors; download the checkpoint in that format")
+    place: dict[str, str] = {}
+    size = 0
+    for file in files:
+        with safe_open(file, framework="pt") as shard:
+            changed = [change(name, shard.get_tensor(name)) for name in shard.keys()]  # noqa: SIM118  # no mapping
+        tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
+        if tensors:
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
+        place |= dict.fromkeys(tensors, file.name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    if (checkpoint / INDEX).is_file():
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """One JSON file."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def cast(checkpoint: Path, out: Path, dtype: str) -> None:
+    """The same checkpoint with its weights in another number format; numbers that do not fit are an error."""
+    read_settings(checkpoint)
+    config = read_json(checkpoint / CONFIG)
+
+    def change(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+        changed = tensor.to(DTYPES[dtype])
+        if not changed.isfinite().all():
+            raise GemvgError(f"{checkpoint}: {name} has numbers that {dtype} cannot hold; use bfloat16 or float32")
+        return name, changed
+
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        part.pop("torch_dtype", None)
+        part["dtype"] = dtype
+    with writing(checkpoint, out) as folder:
+        write_json(folder / CONFIG, config)
+        rewrite_weights(checkpoint, folder, change)
+        if (checkpoint / RECORD).is_file():
+            shutil.copyfile(checkpoint / RECORD, folder / RECORD)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Write a checkpoint in another number format.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--dtype", choices=list(DTYPES), required=True)
+    args = parser.parse_args()
+    try:
+        cast(args.checkpoint, args.out, args.dtype)
+    except GemvgError as error:
+        print(f"train.rewrite: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
