@@ -6,12 +6,17 @@ import pytest
 import torch
 
 from train.dense_head import (
+    CAME,
+    LEFT,
     POINTER_WIDTH,
+    STAYED,
     DenseHead,
+    Fate,
     PointerHead,
     Pointers,
     SeenObject,
     dense_targets,
+    fate_targets,
     find_pointers,
 )
 
@@ -113,3 +118,17 @@ def test_what_a_question_marks_is_asked_by_name_and_colour() -> None:
     said = head.marked(head.norm(hidden[0, 2]))
     assert said[:3].argmax() == targets.names[1]
     assert said[3:].argmax() == targets.colours[1]
+
+
+def test_fates_lie_in_the_cells_of_the_second_picture() -> None:
+    grids = [(1, 8, 8), (1, 8, 8), (1, 4, 8), (1, 4, 8)]  # two samples: 4 x 4 cells a picture, then 2 x 4
+    left = Fate(1, LEFT, (0.0, 0.0, 0.1, 0.1))
+    fates = [
+        [Fate(1, STAYED, (0.5, 0.0, 0.7, 0.2)), left],
+        [Fate(1, CAME, (0.0, 0.0, 0.2, 0.2)), left, Fate(1, LEFT, (0.9, 0.9, 1.0, 1.0))],
+    ]
+    cells, values = fate_targets(grids, 2, [2, 2], fates)
+    assert dict(zip(cells.tolist(), values.tolist(), strict=True)) == {16: LEFT, 18: STAYED, 40: CAME, 47: LEFT}
+    head = DenseHead(32, names=3, colours=3)
+    assert head.fate_loss(torch.randn(48, 32), cells, values) > 0
+    assert head.fate_loss(torch.randn(48, 32), *fate_targets(grids, 2, [2, 2], [[], []])) == 0

@@ -12,6 +12,7 @@ import pytest
 from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps
 from train.data.record import check
+from train.dense_head import LEFT
 from train.world.picture_sets import ROLES, PictureSet, choose_pictures, mirror
 from train.world.questions import PHRASES, Question, ask, corpus
 from train.world.render import render
@@ -184,7 +185,7 @@ def test_mirroring_twice_changes_nothing(asked: Asked) -> None:
 
 
 def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path, scenes: dict[int, Scene]) -> None:
-    thinking = 0
+    thinking = changes = 0
     for draw in range(30):
         samples = [draw_sample(scenes, folder, 4, 0.5, LOCATIONS, np.random.default_rng([5, draw])) for _ in range(2)]
         first, second = samples
@@ -197,7 +198,13 @@ def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path,
             assert answer.problem is None or turn.answer.isdigit()
             assert bool(answer.thinking) == turn.think
             thinking += turn.think
+        for fate in first.fates:  # a thing that stayed or came is one that the second picture shows
+            shows = [seen.box for seen in first.seen[fate.picture]]
+            assert fate.picture == 1
+            assert fate.fate == LEFT or fate.box in shows
+        changes += len(first.fates) > 0
     assert 30 < thinking < 90
+    assert 2 < changes < 15
     assert sum(ROLE_SHARES.values()) == pytest.approx(1)
     assert all(sum(shares.values()) == pytest.approx(1) for shares in KIND_SHARES.values())
 

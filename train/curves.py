@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 WANTED = (
-    "answer_loss", "tower_loss", "place_loss", "pointer_loss", "mark_loss", "kl_loss", "reward", "entropy", "grad_norm",
-    "learning_rate",
+    "answer_loss", "tower_loss", "place_loss", "pointer_loss", "mark_loss", "fate_loss", "kl_loss", "reward", "entropy",
+    "grad_norm", "learning_rate",
 )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ What is asked where follows what can be known where:
     wherever they lie): its tokens are asked for object, name, colour and the box around their own centre;
   * absolute place enters with the decoder's mRoPE: after a quarter of its layers the visual tokens are asked for the
     box as the answer must say it;
+  * there, too, the cells of a second picture are asked what became of the first one's things: whether one stands where
+    it stood, came, or left this place. Comparing pictures was not learned from answers alone in thousands of steps;
   * in the middle, the end of a box that a question shows must point at what lies there; later it must know its name;
   * two layers before the last, the tokens that are about to name a box must point at the cells of what was asked for.
     Without that, thousands of steps went by in which boxes were drawn around anything, whatever the question; asked
@@ -36,6 +38,18 @@ class SeenObject:
     name: int
     colour: int
     box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What a place of a later picture shows against the earlier one; the box as shares 0..1 of the picture."""
+
+    picture: int  # its index in the sample
+    fate: int  # STAYED, CAME or LEFT
+    box: tuple[float, float, float, float]
+
+
+STAYED, CAME, LEFT = range(3)
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class DenseHead(nn.Module):
         self.places = nn.Linear(width, 6 * width)
         self.answer_pointer, self.mark_pointer = PointerHead(width), PointerHead(width)
         self.marked = nn.Linear(width, names + colours)
+        self.fates = nn.Linear(width, 3)
 
     def tower_loss(self, tokens: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
         """Visual tokens (tokens, width) against what they show."""
@@ -93,6 +108,12 @@ class DenseHead(nn.Module):
         places = self.places(self.norm(hidden)).unflatten(1, (6, -1)) @ location_rows.T  # (tokens, 6, locations)
         boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
         return boxes + 0.5 * location_loss(places[:, 4:].flatten(0, 1), targets.centres.flatten())
+
+    def fate_loss(self, hidden: torch.Tensor, cells: torch.Tensor, fates: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the visual tokens (tokens, width), at k cells, against k fates."""
+        if not len(cells):
+            return hidden.new_zeros(())
+        return functional.cross_entropy(self.fates(self.norm(hidden[cells])), fates)
 
     def marked_loss(self, hidden: torch.Tensor, marks: Pointers, targets: DenseTargets) -> torch.Tensor:
         """Hidden states (batch, sequence, width) where a question's box ends, against what that box shows."""
@@ -144,8 +165,7 @@ def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[
         rows, columns = grid_h // merge, grid_w // merge
         for thing in seen:
             x1, y1, x2, y2 = thing.box
-            row = min(rows - 1, int((y1 + y2) / 2 * rows))
-            column = min(columns - 1, int((x1 + x2) / 2 * columns))
+            row, column = _cell(thing.box, rows, columns)
             x, y = column + 0.5, row + 0.5
             cells.append(first + row * columns + column)
             names.append(thing.name)
@@ -163,6 +183,34 @@ def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[
         torch.tensor(offsets),
         torch.cat(centres),
     )
+
+
+def _cell(box: tuple[float, float, float, float], rows: int, columns: int) -> tuple[int, int]:
+    """Row and column of the cell that holds a box's centre."""
+    x1, y1, x2, y2 = box
+    return min(rows - 1, int((y1 + y2) / 2 * rows)), min(columns - 1, int((x1 + x2) / 2 * columns))
+
+
+def fate_targets(
+    grids: Sequence[Grid], merge: int, pictures: Sequence[int], fates: Sequence[Sequence[Fate]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells (k,) and fates (k,) of a batch, whose samples have so many pictures and those fates.
+
+    A thing that came to where another had been hides that it left: the cell is asked for what is there now.
+    """
+    starts = [0]
+    for _, grid_h, grid_w in grids:
+        starts.append(starts[-1] + (grid_h // merge) * (grid_w // merge))
+    found: dict[int, int] = {}
+    first = 0
+    for count, its_fates in zip(pictures, fates, strict=True):
+        for fate in sorted(its_fates, key=lambda fate: -fate.fate):
+            _, grid_h, grid_w = grids[first + fate.picture]
+            rows, columns = grid_h // merge, grid_w // merge
+            row, column = _cell(fate.box, rows, columns)
+            found[starts[first + fate.picture] + row * columns + column] = fate.fate
+        first += count
+    return torch.tensor(list(found), dtype=torch.long), torch.tensor(list(found.values()), dtype=torch.long)
 
 
 def find_pointers(

@@ -17,7 +17,7 @@ from gemvg_edge.answer import BOX_END, BOX_START
 from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED
-from train.dense_head import dense_targets, find_pointers, spread
+from train.dense_head import dense_targets, fate_targets, find_pointers, spread
 from train.muon import Muon, parameter_groups
 from train.stage import load_weights
 from train.world.samples import WorldSample
@@ -111,6 +111,9 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
             len(targets.centres),
         )
         losses["pointer_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, answers)
+        counts, fates = [len(sample.seen) for sample in samples], [sample.fates for sample in samples]
+        changed = fate_targets(grids, self.merge, counts, fates)
+        losses["fate_loss"] = head.fate_loss(self._hidden["mark"][is_visual], *changed)
         losses["mark_loss"] = head.mark_pointer.loss(self._hidden["mark"], is_visual, marks)
         losses["marked_loss"] = head.marked_loss(self._hidden["answer"], marks, targets)
         for name, value in losses.items():

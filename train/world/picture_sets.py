@@ -55,6 +55,7 @@ class PictureSet:
     scenes: tuple[Scene, ...]  # of each picture
     views: tuple[View, ...]
     mirrored: bool = False  # the views are already
+    one_camera: bool = False  # two moments of the same camera
 
     @property
     def count(self) -> int:
@@ -99,7 +100,8 @@ def choose_pictures(scene: Scene, partner: Scene | None, role: Role, rng: np.ran
         return PictureSet(role, (scene, scene), tuple(scene.views[k] for k in rng.permutation(moment)))
     if role == "time":
         pair = SAME_CAMERA if rng.random() >= OTHER_CAMERA_SHARE else (int(rng.choice(BEFORE)), 3)
-        return PictureSet(role, (scene, scene), tuple(scene.views[k] for k in pair))
+        views = tuple(scene.views[k] for k in pair)
+        return PictureSet(role, (scene, scene), views, one_camera=pair == SAME_CAMERA)
     if partner is None:
         raise ValueError("a set of relatives needs two scenes")
     pair_of = [scene, partner] if rng.random() < 0.5 else [partner, scene]

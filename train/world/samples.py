@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from gemvg_edge.answer import AnswerFormat, write_answer
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
-from train.dense_head import SeenObject
+from train.dense_head import CAME, LEFT, STAYED, Fate, SeenObject
 from train.world.picture_sets import ROLES, PictureSet, Role, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
 from train.world.scenes import Scene
@@ -48,6 +48,7 @@ class WorldSample(Sample):
     seen: tuple[tuple[SeenObject, ...], ...]
     wanted: tuple[tuple[int, ...], ...]  # of each question: which of the seen objects, counted over all pictures
     marked: tuple[tuple[int, ...], ...]  # of each question: the seen objects that it marks
+    fates: tuple[Fate, ...]  # of one camera's second picture, against its first
 
 
 def draw_sample(
@@ -83,7 +84,9 @@ def draw_sample(
     order = {seen: k for k, seen in enumerate(pictures.seen)}
     wanted = tuple(tuple(order[s] for s in sorted(q.targets, key=lambda s: s.box)) for q in asked)
     marked = tuple((order[q.marked],) if q.marked else () for q in asked)
-    return WorldSample(open_pictures(pictures, folder), turns, _seen_objects(pictures), wanted, marked)
+    return WorldSample(
+        open_pictures(pictures, folder), turns, _seen_objects(pictures), wanted, marked, _fates(pictures)
+    )
 
 
 def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
@@ -132,6 +135,22 @@ def as_record(pictures: PictureSet, question: Question, folder: Path, source: st
         thinking=question.thinking if cot else "",
         words=question.words,
     )
+
+
+def _fates(pictures: PictureSet) -> tuple[Fate, ...]:
+    """What happened between two pictures of one camera, for each thing's place in the second."""
+    if not pictures.one_camera:
+        return ()
+    scene, (w, h) = pictures.scene, pictures.sizes[1]
+    fates = []
+    for seen in pictures.seen:
+        share = (seen.box.x1 / w, seen.box.y1 / h, seen.box.x2 / w, seen.box.y2 / h)
+        number = seen.identity[1]
+        if seen.image == 0 and number in (*scene.moved, *scene.removed):
+            fates.append(Fate(1, LEFT, share))
+        elif seen.image == 1:
+            fates.append(Fate(1, CAME if number in (*scene.moved, *scene.added) else STAYED, share))
+    return tuple(fates)
 
 
 def _seen_objects(pictures: PictureSet) -> tuple[tuple[SeenObject, ...], ...]:
