@@ -32,9 +32,14 @@ def main() -> None:
             print(f"  {scene['images'][box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
         if not grounding.boxes:
             print("  nothing found")
-        sheets.append(draw_boxes(pictures, grounding.boxes, scene["query"]))
+        sheets.append(draw_boxes(pictures, grounding.boxes, caption(scene["query"])))
     stack(sheets, columns=2).save(target)
     print(f"drawn: {target}")
+
+
+def caption(query: str) -> str:
+    """The query without the tokens around a box that it shows."""
+    return query.replace("<|box_start|>", "").replace("<|box_end|>", "")
 
 
 def stack(sheets: list[Image.Image], columns: int) -> Image.Image:

@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "unknown in prompt": (
         prompt("tone", "rude"),
-        "config.json: grounding.prompt has the unknown field 'tone'; this gemvg-edge knows system, query, number_i",
+        "config.json: grounding.prompt has the unknown field 'tone'; this gemvg-edge knows system, query, think, n",
     ),
     "unknown in answer": (
         answer("digits", 3),

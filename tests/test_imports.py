@@ -64,7 +64,7 @@ def test_public_names_resolve(name: str) -> None:
 
 
 def test_every_name_the_pages_use_is_public() -> None:
-    assert gemvg_edge.__all__ == ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__"]
+    assert gemvg_edge.__all__ == ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__", "mark"]
     assert fresh_python("from gemvg_edge import *; print(Grounder.__module__)").strip() == "gemvg_edge.grounder"
 
 
