@@ -21,7 +21,7 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     """Two or three minutes: ten stages, each a process of its own."""
     write_small_model(tmp_path / "start", seed=0)
     settings = {
-        "SCALE": "2000", "RL_BATCH": "1", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
+        "SCALE": "2000", "RL_BATCH": "2", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
         "START": str(tmp_path / "start"), "SAVE": str(tmp_path / "stages.json"), "PYTHON": sys.executable,
     }  # fmt: skip
     command = ["bash", str(ROOT / "examples" / "pipeline_tiny.sh")]
