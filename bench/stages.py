@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
 from bench.results import save_result
 from bench.scoring import f1_gain
 from export.to_onnx import main as export
 from gemvg_edge.errors import GemvgError
+from train.rewrite import count_parameters
 
 LIMIT = 1000
 # (better, start): the gains that the table tells.
@@ -47,22 +47,13 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
             raise GemvgError(f"{folder} cannot be exported; see above")
     records = held_out(data, limit, split)
     row, _ = evaluate(open_model(bundle, think), records, f"{folder.name} {mode}")
-    row = {"stage": folder.name, "mode": mode, "split": split, "parameters": parameters(folder), **row}
+    row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
     row["counts"] = row["counts"].tolist()
     file.parent.mkdir(exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"key": key, "row": row}))
     os.replace(partial, file)
     return row
-
-
-def parameters(folder: Path) -> int:
-    """How many numbers a checkpoint's weights have."""
-    total = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as shard:
-            total += sum(int(np.prod(shard.get_slice(name).get_shape())) for name in shard.keys())  # noqa: SIM118
-    return total
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

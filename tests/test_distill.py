@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode, query_text
 from tests.checkpoints import TINY, TOKENIZER, TRUE_7B_WIDTHS, write_checkpoint, write_json
+from tests.training import StopAt, weights
 from train import distill
 from train.checkpoint import read_settings
 from train.data.record import Record, write_records
@@ -66,23 +67,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> DistillSettings:
         teacher=folder / "teacher", model=folder / "student", data=folder / "data" / "records.jsonl",
         out=folder / "out", steps=4, batch=2, save_steps=2, warmup_steps=1, bf16=False, learning_rate=1e-3,
     )  # fmt: skip
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
-    return state
-
-
-class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Stands for a kill: raises after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
-        """The Trainer calls it after each step."""
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_divergence_by_hand() -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
@@ -21,6 +20,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image, patchify, resize
 from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
 from tests.checkpoints import TRUE_7B_WIDTHS, write_checkpoint
+from tests.training import StopAt, weights
 from train import grpo
 from train.checkpoint import read_settings
 from train.data.record import Record, read_records, write_records
@@ -55,11 +55,6 @@ def by_letters(text: str, *args: Any, **kwargs: Any) -> Terms:
     return Terms(format=len(text) % 2, iou=len(set(text)) / 50, image=text.count("a") / 50, count=0.0)
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
-    return state
-
-
 def trainer_of(run: GrpoSettings) -> GroundingGRPOTrainer:
     records = [record for record in read_records(run.data) if isinstance(record, Record)]
     trainer = make_trainer(run, trainer_config(run), read_settings(run.model), records)
@@ -76,18 +71,6 @@ def one_batch(trainer: GroundingGRPOTrainer) -> tuple[list[dict[str, Any]], dict
 def changed(run: GrpoSettings, **settings: Any) -> GrpoSettings:
     """The same run under another name."""
     return replace(run, out=run.out.with_name("-".join(map(str, settings.values()))), **settings)
-
-
-class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Stands for a kill: raises after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
-        """The Trainer calls it after each step."""
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration, TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from gemvg_edge.errors import GemvgError
+from tests.training import StopAt, weights
 from train.data.record import write_records
 from train.dense_head import spread
 from train.sft import SftSettings, train
@@ -32,23 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SftSettings:
         model=folder / "start", data=folder / "data", out=folder / "out", steps=4, batch=2, questions=2, save_steps=2,
         warmup_steps=1, bf16=False, cot_share=0.5, dense_weight=0.3, muon=True,
     )  # fmt: skip
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = Qwen2VLForConditionalGeneration.from_pretrained(folder).state_dict()
-    return state
-
-
-class StopAt(TrainerCallback):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Stands for a kill: raises after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
-        """The Trainer calls it after each step."""
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("data", ["data", "records.jsonl"])

@@ -26,8 +26,8 @@ def draw_curves(log: Sequence[dict[str, Any]], file: Path) -> None:
         panel.plot(*zip(*points, strict=True), linewidth=1)
         panel.set_title(name, fontsize=9)
         panel.grid(alpha=0.3)
-    for panel in list(panels)[:0] if len(names) % 2 == 0 else [figure.axes[-1]]:
-        panel.set_axis_off()
+    if len(names) % 2:
+        figure.axes[-1].set_axis_off()
     partial = file.with_name(f".{file.stem}.partial{file.suffix}")
     figure.savefig(partial, dpi=110)
     partial.replace(file)

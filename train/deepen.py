@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import read_settings
-from train.stage import COMPANIONS
+from train.rewrite import RECORD, write_json, writing
 
 
 def deepen(checkpoint: Path, out: Path, layers: int) -> None:
@@ -46,15 +44,9 @@ def deepen(checkpoint: Path, out: Path, layers: int) -> None:
     decoder.layers = torch.nn.ModuleList(stack)
     config.layer_types = [config.layer_types[source] for source, _ in sources]
     config.num_hidden_layers = layers
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for name in COMPANIONS:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, partial / name)
-    record = {"deepened": str(checkpoint), "layers": [source for source, _ in sources]}
-    (partial / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    partial.rename(out)
+    with writing(checkpoint, out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / RECORD, {"deepened": str(checkpoint), "layers": [source for source, _ in sources]})
 
 
 def layer_sources(old: int, layers: int) -> list[tuple[int, bool]]:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
 
@@ -37,7 +37,7 @@ from train.checkpoint import CheckpointSettings, read_settings
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, Terms, score
-from train.stage import claim_work_folder, finish, last_checkpoint, load_weights, parse_settings, work_folder
+from train.stage import claim_work_folder, finish, last_checkpoint, load_weights, lora, parse_settings, work_folder
 
 TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
 
@@ -182,13 +182,8 @@ def make_trainer(
         args=config,
         train_dataset=group_dataset(records, settings, run.steps * run.batch, run.cot_share, run.seed),
         processing_class=group_processor(run.model, settings),
-        peft_config=_lora(run.lora_rank) if run.lora_rank else None,
+        peft_config=lora(run.lora_rank),
     )
-
-
-def _lora(rank: int) -> LoraConfig:
-    decoder = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=decoder, task_type="CAUSAL_LM")
 
 
 def trainer_config(run: GrpoSettings) -> GRPOConfig:

@@ -2,13 +2,14 @@
 
     python -m train.rewrite runs/tiny/grpo checkpoints/tabletop --dtype float16
 
-No model is built, so a 7B needs the memory of one shard. Shared by train.vocabulary and train.student.
+No model is built, so a 7B needs the memory of one shard. What it is made of writes every checkpoint of train/.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,15 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
         size += sum(tensor.nbytes for tensor in tensors.values())
     if (checkpoint / INDEX).is_file():
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+
+
+def count_parameters(folder: Path) -> int:
+    """How many numbers a checkpoint's weights have."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as shard:
+            count += sum(math.prod(shard.get_slice(name).get_shape()) for name in shard.keys())  # noqa: SIM118
+    return count
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

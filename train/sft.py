@@ -30,7 +30,7 @@ from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
 from train.processor import load_processor
-from train.stage import claim_work_folder, finish, last_checkpoint, parse_settings, work_folder
+from train.stage import claim_work_folder, finish, last_checkpoint, lora, parse_settings, work_folder
 from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
 from train.world.scenes import read_scenes
@@ -146,16 +146,6 @@ def collate_rows(rows: list[dict[str, Any]], settings: CheckpointSettings, pad_i
     """A batch of the dataset's rows; the samples ride along for the dense head."""
     samples = [row["sample"] for row in rows]
     return {**collate(samples, settings, pad_id), "samples": samples}
-
-
-def lora(rank: int) -> Any:
-    """LoRA on every linear layer of the decoder, or None; alpha twice the rank, as is common."""
-    if not rank:
-        return None
-    from peft import LoraConfig
-
-    layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
 
 
 def trainer_config(run: SftSettings) -> SFTConfig:

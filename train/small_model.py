@@ -24,12 +24,12 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.prompt import PromptTemplate
+from train.vocabulary import IMAGE_TAGS, waves
 from train.world.questions import corpus
 
 LOCATIONS = 129
 THINK = " Think first."  # what asks for reasoning; short, since every question carries it
 BYTE_PAIRS = 512
-IMAGE_TAGS = tuple(f"Image-{n}: " for n in range(1, 10))  # start an answer's line, in one token
 # Qwen2's own pattern and special tokens, so that the tokenizer behaves as the large models' does.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -138,12 +138,8 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
 
 def smooth_locations(embedding: torch.Tensor, first: int, count: int) -> None:
     """Overwrite rows first.. of the table (vocabulary, width) with waves of k, at the scale of the other rows."""
-    width = embedding.shape[1]
-    k = torch.arange(count, dtype=torch.float32)[:, None] / (count - 1)  # (count, 1)
-    frequency = torch.pi * torch.exp2(torch.linspace(0, 5, width // 2))  # half a wave to sixteen waves
-    waves = torch.cat([torch.sin(k * frequency), torch.cos(k * frequency)], dim=1)  # (count, width)
     with torch.no_grad():
-        embedding[first : first + count] = waves * embedding.std() * 2**0.5
+        embedding[first : first + count] = waves(count, embedding.shape[1]) * embedding.std()
 
 
 def write_small_model(folder: Path, seed: int) -> None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,13 +19,10 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
+from train.checkpoint import CONFIG
 from train.curves import draw_curves
+from train.rewrite import RECORD, write_json, writing
 
-# What belongs to a checkpoint beside its weights and config.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json",
-)  # fmt: skip
 LOGGED = 40  # entries of the log that training.json keeps, about
 TYPES = {"int": int, "float": float, "str": str, "Path": Path, "Path | None": Path}
 
@@ -36,10 +34,9 @@ def parse_settings(settings: type[Settings], description: str) -> Settings:
     parser = argparse.ArgumentParser(description=description)
     for name, field in settings.__dataclass_fields__.items():  # type: ignore[attr-defined]
         flag = "--" + name.replace("_", "-")
-        required = not isinstance(field.default, bool | int | float | str | Path | None)
         if field.type == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
-        elif required:
+        elif field.default is MISSING:
             parser.add_argument(flag, type=TYPES[field.type], required=True)
         else:
             parser.add_argument(flag, type=TYPES[field.type], default=field.default)
@@ -60,6 +57,8 @@ def claim_work_folder(run: Any) -> Path:
     """The work folder of a run; refused if a run with other settings left it. Of several processes the first claims."""
     if run.out.is_file():
         raise GemvgError(f"{run.out} is a file; give a folder that may be written")
+    if run.out.is_dir() and not (run.out / CONFIG).is_file():
+        raise GemvgError(f"{run.out} exists and is no checkpoint; give a new folder")
     work = work_folder(run.out)
     record, mine = work / "settings.json", settings_json(run)
     if record.is_file() and json.loads(record.read_text()) != mine:
@@ -87,6 +86,16 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def lora(rank: int) -> Any:
+    """LoRA on every linear layer of the decoder, or None; alpha twice the rank, as is common."""
+    if not rank:
+        return None
+    from peft import LoraConfig
+
+    layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
 
 
 def load_weights(model: Any, checkpoint: str, extra_prefix: str) -> None:
@@ -120,15 +129,8 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
     else:
         model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
     log = [entry for entry in trainer.state.log_history if figure in entry]
-    partial_folder = run.out.with_name(run.out.name + ".partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    model.save_pretrained(partial_folder)
-    for name in COMPANIONS:
-        if (run.model / name).is_file():
-            shutil.copyfile(run.model / name, partial_folder / name)
-    record = {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]}
-    (partial_folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    draw_curves(log, partial_folder / "curves.png")
-    shutil.rmtree(run.out, ignore_errors=True)
-    partial_folder.rename(run.out)
+    with writing(run.model, run.out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / RECORD, {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]})
+        draw_curves(log, folder / "curves.png")
     shutil.rmtree(work_folder(run.out))

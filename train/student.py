@@ -10,7 +10,6 @@ and the vocabulary stay. Works on one safetensors shard at a time; no model is b
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors import safe_open
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, read_object, read_settings
-from train.rewrite import rewrite_weights, write_json, writing
+from train.rewrite import count_parameters, rewrite_weights, write_json, writing
 
 # Both ways of naming: the hub's `model.layers.3.` and the module's own `model.language_model.layers.3.`.
 _LAYER = re.compile(r"(?P<start>.*\b(?:layers|blocks)\.)(?P<number>\d+)(?P<rest>\..*)")
@@ -63,7 +62,7 @@ def make_student(
     with writing(teacher, out) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(teacher, folder, change)
-        before, after = _count_parameters(teacher), _count_parameters(folder)
+        before, after = count_parameters(teacher), count_parameters(folder)
         done = {"decoder_layers": kept, "vision_layers": kept_vision, "intermediate": wanted}
         record = {"stage": "train.student", "checkpoint": str(teacher), **done, "parameters": after}
         write_json(folder / "training.json", record)
@@ -98,14 +97,6 @@ def _strongest(teacher: Path, count: int) -> dict[int, torch.Tensor]:
                     layer = int(mlp["layer"])
                     strength[layer] = strength.get(layer, torch.ones(())) * norms
     return {layer: values.topk(count).indices.sort().values for layer, values in strength.items()}
-
-
-def _count_parameters(folder: Path) -> int:
-    count = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as shard:
-            count += sum(math.prod(shard.get_slice(name).get_shape()) for name in shard.keys())  # noqa: SIM118
-    return count
 
 
 def main() -> None:

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
 from train.data.record import Record, write_records
-from train.world.picture_sets import choose_pictures, relative
-from train.world.questions import ask
-from train.world.samples import KIND_ROLES, as_record
+from train.world.picture_sets import relative
+from train.world.samples import KIND_ROLES, as_record, ask_about
 from train.world.scenes import read_scenes
 
 
@@ -32,13 +31,8 @@ def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iter
         asked = None
         while asked is None:
             scene = scenes[seeds[rng.integers(len(seeds))]]
-            role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
-            partner = relative(scene, scenes)
-            if role == "relatives" and partner is None:
-                continue
-            pictures = choose_pictures(scene, partner, role, rng)
-            asked = ask(pictures, kind, rng)
-        yield as_record(pictures, asked, folder, "tabletop", cot=rng.random() < cot_share)
+            asked = ask_about(scene, relative(scene, scenes), kind, rng)
+        yield as_record(*asked, folder, "tabletop", cot=rng.random() < cot_share)
 
 
 def main() -> None:

@@ -34,7 +34,6 @@ SHAPES = ((1.0, 1.0), (4 / 3, 3 / 4), (3 / 4, 4 / 3))  # width and height as sha
 SHARD = 250  # scenes in one scenes-*.jsonl, the unit that is resumed
 MESH_SCALE = 1.25
 REACH, APART = 0.28, 0.17  # metres: how far from the middle things stand, and how far from each other
-TRIES = 8
 
 
 def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gemvg_edge.answer import AnswerFormat, write_answer
+from gemvg_edge.boxes import Box
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
 from train.dense_head import CAME, LEFT, STAYED, Fate, SeenObject
-from train.world.picture_sets import ROLES, PictureSet, Role, choose_pictures, mirror, relative
+from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import Scene
+from train.world.scenes import Corners, Scene
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 ROLE_SHARES: dict[Role, float] = {"single": 0.1, "views": 0.3, "time": 0.3, "relatives": 0.3}
@@ -98,15 +99,20 @@ def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
 def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[PictureSet, Question] | None:
     """The question of a kind that evaluation asks of a held-out scene: fixed by the scene's seed."""
     rng = np.random.default_rng([scene.seed, 3])
-    for _ in range(20):
-        role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
-        if role == "relatives" and partner is None:
-            continue
-        pictures = choose_pictures(scene, partner, role, rng)
-        question = ask(pictures, kind, rng)
-        if question is not None:
-            return pictures, question
-    return None
+    tries = (ask_about(scene, partner, kind, rng) for _ in range(20))
+    return next((asked for asked in tries if asked), None)
+
+
+def ask_about(
+    scene: Scene, partner: Scene | None, kind: Kind, rng: np.random.Generator
+) -> tuple[PictureSet, Question] | None:
+    """Random pictures around a scene and a question of a kind, or None if the dice chose pictures without one."""
+    role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
+    if role == "relatives" and partner is None:
+        return None
+    pictures = choose_pictures(scene, partner, role, rng)
+    question = ask(pictures, kind, rng)
+    return (pictures, question) if question else None
 
 
 def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list[Record]:
@@ -115,7 +121,6 @@ def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list
     kinds = list(KIND_ROLES)
     records = []
     for number, scene in enumerate(scenes):
-        # Relatives are neighbours: going on every second scene lets a kind meet both of a pair.
         asked = held_out_question(scene, relative(scene, by_seed), kinds[number % len(kinds)])
         if asked is not None:
             records.append(as_record(*asked, folder, source))
@@ -141,10 +146,10 @@ def _fates(pictures: PictureSet) -> tuple[Fate, ...]:
     """What happened between two pictures of one camera, for each thing's place in the second."""
     if not pictures.one_camera:
         return ()
-    scene, (w, h) = pictures.scene, pictures.sizes[1]
+    scene = pictures.scene
     fates = []
     for seen in pictures.seen:
-        share = (seen.box.x1 / w, seen.box.y1 / h, seen.box.x2 / w, seen.box.y2 / h)
+        share = _shares(seen.box, pictures.sizes[1])
         number = seen.identity[1]
         if seen.image == 0 and number in (*scene.moved, *scene.removed):
             fates.append(Fate(1, LEFT, share))
@@ -154,16 +159,14 @@ def _fates(pictures: PictureSet) -> tuple[Fate, ...]:
 
 
 def _seen_objects(pictures: PictureSet) -> tuple[tuple[SeenObject, ...], ...]:
-    rows = []
-    for image, (w, h) in enumerate(pictures.sizes):
-        rows.append(
-            tuple(
-                SeenObject(
-                    SEEN_NAMES[seen.name],
-                    SEEN_COLOURS[seen.colour],
-                    (seen.box.x1 / w, seen.box.y1 / h, seen.box.x2 / w, seen.box.y2 / h),
-                )
-                for seen in pictures.in_image(image)
-            )
-        )
-    return tuple(rows)
+    def told(seen: Seen) -> SeenObject:
+        shares = _shares(seen.box, pictures.sizes[seen.image])
+        return SeenObject(SEEN_NAMES[seen.name], SEEN_COLOURS[seen.colour], shares)
+
+    return tuple(tuple(told(seen) for seen in pictures.in_image(image)) for image in range(pictures.count))
+
+
+def _shares(box: Box, size: tuple[int, int]) -> Corners:
+    """A box as shares 0..1 of a picture of (width, height)."""
+    width, height = size
+    return box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height
