@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from train.dense_head import (
-    CAME,
+    ELSEWHERE,
     LEFT,
+    NOWHERE,
     POINTER_WIDTH,
     STAYED,
     DenseHead,
@@ -121,14 +122,41 @@ def test_what_a_question_marks_is_asked_by_name_and_colour() -> None:
 
 
 def test_fates_lie_in_the_cells_of_the_second_picture() -> None:
-    grids = [(1, 8, 8), (1, 8, 8), (1, 4, 8), (1, 4, 8)]  # two samples: 4 x 4 cells a picture, then 2 x 4
-    left = Fate(1, LEFT, (0.0, 0.0, 0.1, 0.1))
+    grids = [(1, 8, 8), (1, 8, 8), (1, 8, 8), (1, 8, 8), (1, 4, 8)]  # 4 x 4 cells a picture, and 2 x 4
+    place, other = (0.0, 0.0, 0.1, 0.1), (0.8, 0.8, 1.0, 1.0)
     fates = [
-        [Fate(1, STAYED, (0.5, 0.0, 0.7, 0.2)), left],
-        [Fate(1, CAME, (0.0, 0.0, 0.2, 0.2)), left, Fate(1, LEFT, (0.9, 0.9, 1.0, 1.0))],
+        [Fate(STAYED, (0.5, 0.0, 0.7, 0.2), ((0.4, 0.0, 0.6, 0.2),), True), Fate(LEFT, place, (place,), True)],
+        [],  # a single picture has no second one
+        [
+            Fate(NOWHERE, (0.0, 0.0, 0.2, 0.2), (), False),
+            Fate(LEFT, place, (place,), False),
+            Fate(ELSEWHERE, (0.9, 0.9, 1.0, 1.0), (place, other), False),
+        ],
     ]
-    cells, values = fate_targets(grids, 2, [2, 2], fates)
-    assert dict(zip(cells.tolist(), values.tolist(), strict=True)) == {16: LEFT, 18: STAYED, 40: CAME, 47: LEFT}
-    head = DenseHead(32, names=3, colours=3)
-    assert head.fate_loss(torch.randn(48, 32), cells, values) > 0
-    assert head.fate_loss(torch.randn(48, 32), *fate_targets(grids, 2, [2, 2], [[], []])) == 0
+    targets = fate_targets(grids, 2, [2, 1, 2], fates)
+    # The second pictures' first cells are 16 and 64. What came to cell 64 hides that another thing left it.
+    assert targets.cells.tolist() == [16, 18, 64, 71]
+    assert targets.fates.tolist() == [LEFT, STAYED, NOWHERE, ELSEWHERE]
+    assert targets.known.tolist() == [0, 1]
+    assert targets.boxes.tolist() == [pytest.approx(place), pytest.approx((0.4, 0.0, 0.6, 0.2))]
+    assert targets.likes == [[0], [2], [], [48, 63]]
+    assert targets.same_place == [[0], [2], [], []]
+
+
+def test_fates_and_first_boxes_can_be_learned() -> None:
+    torch.manual_seed(0)
+    grids = [(1, 8, 8), (1, 8, 8)]
+    fates = [[Fate(STAYED, (0.5, 0.0, 0.7, 0.2), ((0.4, 0.0, 0.6, 0.2),), True)]]
+    fates[0].append(Fate(NOWHERE, (0.0, 0.0, 0.2, 0.2), (), True))
+    targets = fate_targets(grids, 2, [2], fates)
+    head, hidden, rows = DenseHead(32, names=3, colours=3), torch.randn(32, 32), torch.randn(21, 32)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    for _ in range(200):
+        fate, first = head.fate_loss(hidden, targets), head.first_loss(hidden, targets, rows)
+        optimizer.zero_grad()
+        (fate + first).backward()
+        optimizer.step()
+    assert fate < 0.05
+    assert first < 1.42 + 0.1  # the entropy of its soft targets
+    nothing = fate_targets(grids, 2, [2], [[]])
+    assert head.fate_loss(hidden, nothing) == head.first_loss(hidden, nothing, rows) == 0

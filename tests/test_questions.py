@@ -12,7 +12,7 @@ import pytest
 from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps
 from train.data.record import check
-from train.dense_head import LEFT
+from train.dense_head import LEFT, NOWHERE
 from train.world.picture_sets import ROLES, PictureSet, choose_pictures, mirror
 from train.world.questions import PHRASES, Question, ask, corpus
 from train.world.render import render
@@ -198,11 +198,13 @@ def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path,
             assert answer.problem is None or turn.answer.isdigit()
             assert bool(answer.thinking) == turn.think
             thinking += turn.think
-        for fate in first.fates:  # a thing that stayed or came is one that the second picture shows
-            shows = [seen.box for seen in first.seen[fate.picture]]
-            assert fate.picture == 1
-            assert fate.fate == LEFT or fate.box in shows
-        changes += len(first.fates) > 0
+        assert len(first.seen) == 2 or not first.fates
+        for fate in first.fates:
+            before, after = ([seen.box for seen in picture] for picture in first.seen)
+            assert fate.box in (before if fate.fate == LEFT else after)
+            assert set(fate.firsts) <= set(before)
+            assert bool(fate.firsts) == (fate.fate != NOWHERE)
+        changes += any(fate.fate == LEFT for fate in first.fates)
     assert 30 < thinking < 90
     assert 2 < changes < 15
     assert sum(ROLE_SHARES.values()) == pytest.approx(1)

@@ -7,12 +7,14 @@ holds an object's centre answers for it.
 What is asked where follows what can be known where:
   * the vision tower has rotary positions only, so it is blind to absolute place (equal patches give equal tokens
     wherever they lie): its tokens are asked for object, name, colour and the box around their own centre;
-  * absolute place enters with the decoder's mRoPE: after a quarter of its layers the visual tokens are asked for the
+  * absolute place enters with the decoder's mRoPE: after a third of its layers the visual tokens are asked for the
     box as the answer must say it;
-  * there, too, the cells of a second picture are asked what became of the first one's things: whether one stands where
-    it stood, came, or left this place. Comparing pictures was not learned from answers alone in thousands of steps;
-  * in the middle, the end of a box that a question shows must point at what lies there; later it must know its name;
-  * two layers before the last, the tokens that are about to name a box must point at the cells of what was asked for.
+  * just before the middle, the end of a box that a question shows must point at what lies there;
+  * in the middle that token must know the thing's name, and the cells of a second picture are asked what they have to
+    do with the first: whether their thing stands where it stood, elsewhere or nowhere there, or has left this place,
+    and its box there. A first picture's tokens cannot see the second, so whatever compares the two has to be read off
+    the second one's cells. It was not learned from answers alone in thousands of steps;
+  * before the last layer, the tokens that are about to name a box must point at the cells of what was asked for.
     Without that, thousands of steps went by in which boxes were drawn around anything, whatever the question; asked
     for in the middle already, questions that compare pictures had too few layers to be answered in.
 """
@@ -42,14 +44,28 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Fate:
-    """What a place of a later picture shows against the earlier one; the box as shares 0..1 of the picture."""
+    """What a place of the second picture has to do with the first; boxes as shares 0..1 of their pictures."""
 
-    picture: int  # its index in the sample
-    fate: int  # STAYED, CAME or LEFT
+    fate: int  # STAYED, ELSEWHERE, NOWHERE or LEFT
     box: tuple[float, float, float, float]
+    firsts: tuple[tuple[float, float, float, float], ...]  # its thing, or its likes, in the first picture
+    one_camera: bool  # the same place of the first picture shows the same place of the table
 
 
-STAYED, CAME, LEFT = range(3)
+# The first picture shows the thing in the same place, in another one, or not at all; or its thing left this place.
+STAYED, ELSEWHERE, NOWHERE, LEFT = range(4)
+
+
+@dataclass(frozen=True)
+class FateTargets:
+    """What k visual tokens of a batch have to do with earlier pictures."""
+
+    cells: torch.Tensor  # (k,)
+    fates: torch.Tensor  # (k,)
+    known: torch.Tensor  # (n,): which of the k have a single box in the earlier picture
+    boxes: torch.Tensor  # (n, 4): those boxes, shares 0..1
+    likes: list[list[int]]  # of each of the k: the earlier picture's tokens that show its thing or its likes
+    same_place: list[list[int]]  # of each: the earlier picture's token in the same place, if one camera took both
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,8 @@ class DenseHead(nn.Module):
         self.places = nn.Linear(width, 6 * width)
         self.answer_pointer, self.mark_pointer = PointerHead(width), PointerHead(width)
         self.marked = nn.Linear(width, names + colours)
-        self.fates = nn.Linear(width, 3)
+        self.fates = nn.Linear(width, 4)
+        self.firsts = nn.Linear(width, 4 * width)
 
     def tower_loss(self, tokens: torch.Tensor, targets: DenseTargets) -> torch.Tensor:
         """Visual tokens (tokens, width) against what they show."""
@@ -109,11 +126,19 @@ class DenseHead(nn.Module):
         boxes = location_loss(places[targets.cells, :4].flatten(0, 1), targets.boxes.flatten())
         return boxes + 0.5 * location_loss(places[:, 4:].flatten(0, 1), targets.centres.flatten())
 
-    def fate_loss(self, hidden: torch.Tensor, cells: torch.Tensor, fates: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the visual tokens (tokens, width), at k cells, against k fates."""
-        if not len(cells):
+    def fate_loss(self, hidden: torch.Tensor, targets: FateTargets) -> torch.Tensor:
+        """Hidden states of the visual tokens (tokens, width) against the fates of k of them."""
+        if not len(targets.cells):
             return hidden.new_zeros(())
-        return functional.cross_entropy(self.fates(self.norm(hidden[cells])), fates)
+        return functional.cross_entropy(self.fates(self.norm(hidden[targets.cells])), targets.fates)
+
+    def first_loss(self, hidden: torch.Tensor, targets: FateTargets, location_rows: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the visual tokens (tokens, width) against the boxes of n of them in the earlier picture."""
+        if not len(targets.known):
+            return hidden.new_zeros(())
+        states = self.norm(hidden[targets.cells[targets.known]])
+        places = self.firsts(states).unflatten(1, (4, -1)) @ location_rows.T  # (n, 4, locations)
+        return location_loss(places.flatten(0, 1), targets.boxes.flatten())
 
     def marked_loss(self, hidden: torch.Tensor, marks: Pointers, targets: DenseTargets) -> torch.Tensor:
         """Hidden states (batch, sequence, width) where a question's box ends, against what that box shows."""
@@ -193,24 +218,35 @@ def _cell(box: tuple[float, float, float, float], rows: int, columns: int) -> tu
 
 def fate_targets(
     grids: Sequence[Grid], merge: int, pictures: Sequence[int], fates: Sequence[Sequence[Fate]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cells (k,) and fates (k,) of a batch, whose samples have so many pictures and those fates.
+) -> FateTargets:
+    """Targets of a batch, whose samples have so many pictures and those fates.
 
     A thing that came to where another had been hides that it left: the cell is asked for what is there now.
     """
     starts = [0]
     for _, grid_h, grid_w in grids:
         starts.append(starts[-1] + (grid_h // merge) * (grid_w // merge))
-    found: dict[int, int] = {}
+
+    def token(picture: int, box: tuple[float, float, float, float]) -> int:
+        rows, columns = grids[picture][1] // merge, grids[picture][2] // merge
+        row, column = _cell(box, rows, columns)
+        return starts[picture] + row * columns + column
+
+    found: dict[int, tuple[Fate, int]] = {}
     first = 0
     for count, its_fates in zip(pictures, fates, strict=True):
         for fate in sorted(its_fates, key=lambda fate: -fate.fate):
-            _, grid_h, grid_w = grids[first + fate.picture]
-            rows, columns = grid_h // merge, grid_w // merge
-            row, column = _cell(fate.box, rows, columns)
-            found[starts[first + fate.picture] + row * columns + column] = fate.fate
+            found[token(first + 1, fate.box)] = fate, first
         first += count
-    return torch.tensor(list(found), dtype=torch.long), torch.tensor(list(found.values()), dtype=torch.long)
+    single = {k: fate.firsts[0] for k, (fate, _) in enumerate(found.values()) if len(fate.firsts) == 1}
+    return FateTargets(
+        torch.tensor(list(found), dtype=torch.long),
+        torch.tensor([fate.fate for fate, _ in found.values()], dtype=torch.long),
+        torch.tensor(list(single), dtype=torch.long),
+        torch.tensor(list(single.values())),
+        [[token(picture, box) for box in fate.firsts] for fate, picture in found.values()],
+        [[token(picture, fate.box)] if fate.one_camera else [] for fate, picture in found.values()],
+    )
 
 
 def find_pointers(

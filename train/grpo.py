@@ -29,6 +29,8 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
 from trl import GRPOConfig, GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
@@ -37,7 +39,17 @@ from train.checkpoint import CheckpointSettings, read_settings
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, Terms, score
-from train.stage import claim_work_folder, finish, last_checkpoint, load_weights, lora, parse_settings, work_folder
+from train.shared_prompts import find_prompts, pack, sample_answers, unpack
+from train.stage import (
+    bfloat16_pays,
+    claim_work_folder,
+    finish,
+    last_checkpoint,
+    load_weights,
+    lora,
+    parse_settings,
+    work_folder,
+)
 
 TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
 
@@ -66,7 +78,7 @@ class GrpoSettings:
     vllm: bool = False
     save_steps: int = 50
     seed: int = 0
-    bf16: bool = True
+    bf16: bool = True  # where the machine is faster in it
 
 
 class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -83,6 +95,69 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_weights(self.model, resume_from_checkpoint, extra_prefix="dense_head.")
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, but the answers stay in order, so that a group meets its prompt in one device batch."""
+        batches = self.args.steps_per_generation
+        if self._step % batches == 0 or self._buffered_inputs is None:
+            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(whole, batches)]
+        return self._buffered_inputs[self._step % batches]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **pictures: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """TRL's, with each prompt computed once for all its answers; see shared_prompts.py."""
+        named = {name: pictures[name] for name in ("pixel_values", "image_grid_thw", "num_images")}
+        split = split_pixel_values_by_grid(named)
+        prompt_mask, mask = attention_mask.bool().split([input_ids.shape[1] - logits_to_keep, logits_to_keep], dim=1)
+        ids = [row[: len(kept)][kept].cpu() for row, kept in zip(input_ids, prompt_mask, strict=True)]
+        logps, entropies = [], []
+        size = batch_size or len(ids)
+        for start in range(0, len(ids), size):
+            part = slice(start, start + size)
+            prompts = find_prompts(ids[part], split["pixel_values"][part], split["image_grid_thw"][part])
+            packed = pack(prompts, input_ids[part, -logits_to_keep:], mask[part], *self._layout)
+            inputs = {name: tensor.to(input_ids.device) for name, tensor in packed.inputs.items()}
+            with self.accelerator.autocast():
+                outputs = model(**inputs, shift_labels=packed.labels.to(input_ids.device), fused_lm_head=True)
+            logps.append(unpack(outputs.log_probs, packed))
+            entropies.append(unpack(outputs.entropy, packed) if compute_entropy else None)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], Any]:
+        """Answers to each prompt; one process prefills a group's prompt once, several leave it to vLLM or TRL."""
+        if self.use_vllm or self.accelerator.num_processes > 1:
+            answers: tuple[list[list[int]], Any] = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, *args, **kwargs
+            )
+            return answers
+        named = {name: torch.as_tensor(multimodal_fields[name]) for name in ("pixel_values", "image_grid_thw")}
+        split = split_pixel_values_by_grid({**named, "num_images": [len(row) for row in images]})
+        prompts = find_prompts(
+            [torch.tensor(row) for row in prompt_ids], split["pixel_values"], split["image_grid_thw"]
+        )
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+        ) as model:
+            limits = self.eos_token_ids, self.max_completion_length, self.temperature
+            return sample_answers(model, prompts, *self._layout, *limits), None
+
+    @property
+    def _layout(self) -> tuple[int, int, int]:
+        """What the layout of a row depends on: the picture token, merged patches and the padding."""
+        processor = self.processing_class
+        return processor.image_token_id, processor.image_processor.merge_size, processor.tokenizer.pad_token_id
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._scores = super()._calculate_rewards(*args, **kwargs)  # (answers of all devices, terms)
@@ -208,7 +283,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         learning_rate=run.learning_rate,
         lr_scheduler_type="constant",
         optim=run.optimizer,
-        bf16=run.bf16,
+        bf16=run.bf16 and bfloat16_pays(),
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=run.checkpointing,
         use_vllm=run.vllm,

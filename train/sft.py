@@ -30,7 +30,7 @@ from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
 from train.processor import load_processor
-from train.stage import claim_work_folder, finish, last_checkpoint, lora, parse_settings, work_folder
+from train.stage import bfloat16_pays, claim_work_folder, finish, last_checkpoint, lora, parse_settings, work_folder
 from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
 from train.world.scenes import read_scenes
@@ -62,7 +62,7 @@ class SftSettings:
     checkpointing: bool = False  # activations are computed again rather than kept
     save_steps: int = 250
     seed: int = 0
-    bf16: bool = True
+    bf16: bool = True  # where the machine is faster in it
 
 
 def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTrainer, **extra: Any) -> None:
@@ -163,7 +163,7 @@ def trainer_config(run: SftSettings) -> SFTConfig:
         weight_decay=run.weight_decay,
         adam_beta2=0.98,
         max_grad_norm=1.0,
-        bf16=run.bf16,
+        bf16=run.bf16 and bfloat16_pays(),
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=run.checkpointing,
         max_length=None,

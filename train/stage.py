@@ -48,6 +48,14 @@ def settings_json(run: Any) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
 
 
+def bfloat16_pays() -> bool:
+    """Whether this machine computes faster in bfloat16: any GPU, and CPUs with AVX-512.
+
+    A CPU without it turns every bfloat16 product into a plain loop: twenty times slower than float32 on a Zen 3.
+    """
+    return torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def work_folder(out: Path) -> Path:
     """Where a stage that will write `out` keeps its checkpoints meanwhile."""
     return out.with_name(out.name + ".work")

@@ -18,6 +18,7 @@ from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED
 from train.dense_head import dense_targets, fate_targets, find_pointers, spread
+from train.guided_attention import attention_loss, find_looks
 from train.muon import Muon, parameter_groups
 from train.stage import load_weights
 from train.world.samples import WorldSample
@@ -44,15 +45,21 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         if dense_weight:
             layers = self.model.model.language_model.layers
             self.model.model.visual.register_forward_hook(self._keep_tokens)
-            after = {"place": len(layers) // 4, "mark": (len(layers) - 1) // 2, "answer": max(0, len(layers) - 3)}
+            n = len(layers)
+            after = {"place": n // 3, "mark": (n - 1) // 2, "middle": n // 2, "answer": max(0, n - 2)}
             for name, layer in after.items():
                 layers[layer].register_forward_hook(partial(self._keep_hidden, name))
+            self.guided = layers[after["middle"]].self_attn
+            self.guided.register_forward_pre_hook(self._keep_attention_inputs, with_kwargs=True)
 
     def _keep_tokens(self, module: Any, inputs: Any, output: Any) -> None:
         self._seen_tokens = output.pooler_output.float()  # (tokens, width); the model may run in bfloat16
 
     def _keep_hidden(self, name: str, module: Any, inputs: Any, output: Any) -> None:
         self._hidden[name] = output.float()  # (batch, sequence, width)
+
+    def _keep_attention_inputs(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        self._attention_inputs = kwargs["hidden_states"].float(), kwargs["position_embeddings"]
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         """Trainer's own, or Muon."""
@@ -93,6 +100,8 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
     ) -> torch.Tensor:
         grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
         targets = dense_targets(grids, self.merge, [seen for sample in samples for seen in sample.seen])
+        counts, fates = [len(sample.seen) for sample in samples], [sample.fates for sample in samples]
+        changed = fate_targets(grids, self.merge, counts, fates)
         head, is_visual = model.dense_head, inputs["mm_token_type_ids"] == 1
         # Near 0 once the tower has collapsed to one vector, as it did at a learning rate of 1.5e-3.
         spread_now = self._seen_tokens.std(dim=0).mean() / self._seen_tokens.abs().mean()
@@ -100,6 +109,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         if self.locations:
             rows = model.get_input_embeddings().weight[self.first_location : self.first_location + self.locations]
             losses["place_loss"] = head.place_loss(self._hidden["place"][is_visual], targets, rows)
+            losses["first_loss"] = head.first_loss(self._hidden["middle"][is_visual], changed, rows)
         answers, marks = find_pointers(
             inputs["input_ids"],
             labels,
@@ -111,11 +121,13 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
             len(targets.centres),
         )
         losses["pointer_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, answers)
-        counts, fates = [len(sample.seen) for sample in samples], [sample.fates for sample in samples]
-        changed = fate_targets(grids, self.merge, counts, fates)
-        losses["fate_loss"] = head.fate_loss(self._hidden["mark"][is_visual], *changed)
+        losses["fate_loss"] = head.fate_loss(self._hidden["middle"][is_visual], changed)
+        for name, head, wanted in (("like_loss", 0, changed.likes), ("same_place_loss", -1, changed.same_place)):
+            looks = find_looks(changed.cells.tolist(), wanted, is_visual)
+            head %= self.guided.q_proj.out_features // self.guided.head_dim
+            losses[name] = attention_loss(self.guided, *self._attention_inputs, inputs["attention_mask"], head, looks)
         losses["mark_loss"] = head.mark_pointer.loss(self._hidden["mark"], is_visual, marks)
-        losses["marked_loss"] = head.marked_loss(self._hidden["answer"], marks, targets)
+        losses["marked_loss"] = head.marked_loss(self._hidden["middle"], marks, targets)
         for name, value in losses.items():
             self._metrics["train"][name].append(value.item())
         del losses["visual_spread"]

@@ -17,19 +17,19 @@ from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Box
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
-from train.dense_head import CAME, LEFT, STAYED, Fate, SeenObject
+from train.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
 from train.world.scenes import Corners, Scene
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
-ROLE_SHARES: dict[Role, float] = {"single": 0.1, "views": 0.3, "time": 0.3, "relatives": 0.3}
-# Of each role's questions; what a role does not allow falls to referential ones.
+ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
+# Of each role's questions; what a role does not allow falls to referential ones, which are learned first.
 KIND_SHARES: dict[Role, dict[Kind, float]] = {
     "single": {"referential": 0.5, "reasoning": 0.45, "understanding": 0.05},
-    "views": {"referential": 0.25, "spatial": 0.4, "reasoning": 0.3, "understanding": 0.05},
-    "time": {"referential": 0.2, "temporal": 0.65, "reasoning": 0.1, "understanding": 0.05},
-    "relatives": {"referential": 0.2, "semantic": 0.65, "reasoning": 0.1, "understanding": 0.05},
+    "views": {"referential": 0.15, "spatial": 0.45, "reasoning": 0.35, "understanding": 0.05},
+    "time": {"referential": 0.1, "temporal": 0.75, "reasoning": 0.1, "understanding": 0.05},
+    "relatives": {"referential": 0.1, "semantic": 0.75, "reasoning": 0.1, "understanding": 0.05},
 }
 KIND_ROLES: dict[Kind, tuple[Role, ...]] = {
     "referential": ("views", "time", "relatives"),
@@ -49,7 +49,7 @@ class WorldSample(Sample):
     seen: tuple[tuple[SeenObject, ...], ...]
     wanted: tuple[tuple[int, ...], ...]  # of each question: which of the seen objects, counted over all pictures
     marked: tuple[tuple[int, ...], ...]  # of each question: the seen objects that it marks
-    fates: tuple[Fate, ...]  # of one camera's second picture, against its first
+    fates: tuple[Fate, ...]  # of places of the second picture, against the first
 
 
 def draw_sample(
@@ -143,18 +143,25 @@ def as_record(pictures: PictureSet, question: Question, folder: Path, source: st
 
 
 def _fates(pictures: PictureSet) -> tuple[Fate, ...]:
-    """What happened between two pictures of one camera, for each thing's place in the second."""
-    if not pictures.one_camera:
+    """What each thing of the second picture has to do with the first, and from which places of it things left.
+
+    Of one place a thing is looked for itself, of two places its like.
+    """
+    if pictures.count != 2:
         return ()
-    scene = pictures.scene
+    by_thing, one_camera, scene = pictures.role == "relatives", pictures.one_camera, pictures.scene
+    before, after = pictures.in_image(0), pictures.in_image(1)
     fates = []
-    for seen in pictures.seen:
-        share = _shares(seen.box, pictures.sizes[1])
-        number = seen.identity[1]
-        if seen.image == 0 and number in (*scene.moved, *scene.removed):
-            fates.append(Fate(1, LEFT, share))
-        elif seen.image == 1:
-            fates.append(Fate(1, CAME if number in (*scene.moved, *scene.added) else STAYED, share))
+    for seen in before:
+        if one_camera and seen.identity[1] in (*scene.moved, *scene.removed):
+            box = _shares(seen.box, pictures.sizes[0])
+            fates.append(Fate(LEFT, box, (box,), one_camera))
+    for seen in after:
+        alike = [o for o in before if (o.thing == seen.thing if by_thing else o.identity == seen.identity)]
+        firsts = tuple(_shares(other.box, pictures.sizes[0]) for other in alike)
+        stayed = one_camera and seen.identity[1] not in scene.moved
+        fate = NOWHERE if not alike else STAYED if stayed else ELSEWHERE
+        fates.append(Fate(fate, _shares(seen.box, pictures.sizes[1]), firsts, one_camera))
     return tuple(fates)
 
 

@@ -1,0 +1,158 @@
+"""A group's answers share their prompt: GRPO computes each question and its pictures once, not once an answer.
+
+TRL repeats the prompt for every answer of a group, in sampling and in the loss. A multi-image prompt is far longer than
+its answers, so most of a step went into computing the same thing again. Here a group is one row: the prompt, then each
+answer as a branch that sees the prompt and itself, at the positions that it would have alone (the layout and the mask
+of collate.py). The numbers are TRL's own (tests/test_shared_prompts.py). Knows models and tensors, not rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gemvg_edge.positions import mrope_positions, text_positions
+from train.collate import IGNORED, branch_mask
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and the rows of the batch that have it."""
+
+    ids: torch.Tensor  # (tokens,), without padding
+    pixels: torch.Tensor  # (patches, values a patch)
+    grids: torch.Tensor  # (pictures, 3)
+    rows: range
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch for the model, and where each row's answer lies in it."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor  # (prompts, length): the token that each place has to say next, or IGNORED
+    found: torch.Tensor  # (rows, answer tokens): index into labels.flatten(), or -1
+
+
+def find_prompts(
+    ids: Sequence[torch.Tensor], pixels: Sequence[torch.Tensor], grids: Sequence[torch.Tensor]
+) -> list[Prompt]:
+    """The prompts of a batch's rows, from each row's ids, patches and grids; neighbours that are equal share one."""
+    prompts: list[Prompt] = []
+    for row, own in enumerate(zip(ids, pixels, grids, strict=True)):
+        if prompts and all(map(torch.equal, own, (prompts[-1].ids, prompts[-1].pixels, prompts[-1].grids))):
+            prompts[-1] = Prompt(*own, range(prompts[-1].rows.start, row + 1))
+        else:
+            prompts.append(Prompt(*own, range(row, row + 1)))
+    return prompts
+
+
+def pack(
+    prompts: Sequence[Prompt], answers: torch.Tensor, mask: torch.Tensor, image_token_id: int, merge: int, pad_id: int
+) -> Packed:
+    """One row a prompt for the model, with the answers (rows, tokens) as far as their mask goes.
+
+    A prompt without any answer left is not computed. A branch starts with the prompt's last token again, so that the
+    place before each answer's token is always in its own branch.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    # With nothing left at all one prompt stays, so that every process of several has a gradient to share.
+    kept = [prompt for prompt in prompts if any(lengths[row] for row in prompt.rows)] or [prompts[0]]
+    width = max(len(p.ids) - 1 + sum(lengths[row] + 1 for row in p.rows if lengths[row]) for p in kept)
+    layouts, found = [], torch.full(answers.shape, -1)
+    for number, prompt in enumerate(kept):
+        stem = len(prompt.ids) - 1
+        positions = _positions(prompt, image_token_id, merge)
+        ids, labels = [prompt.ids[:stem]], [torch.full((stem,), IGNORED)]
+        places, branch = [positions[:, :stem]], [np.zeros(stem, np.int64)]
+        length = stem
+        for k, row in enumerate(prompt.rows, start=1):
+            if size := lengths[row]:
+                answer = answers[row, :size].cpu()
+                # An answer may say the picture token; read as one, it would stand for a picture that is not there.
+                ids += [prompt.ids[stem:], answer.masked_fill(answer == image_token_id, pad_id)]
+                labels += [answer, torch.full((1,), IGNORED)]
+                places.append(text_positions(int(positions[0, -1]), size + 1))
+                branch.append(np.full(size + 1, k))
+                found[row, :size] = number * width + torch.arange(length, length + size)
+                length += size + 1
+        layouts.append((torch.cat(ids), torch.cat(labels), np.concatenate(places, axis=1), np.concatenate(branch)))
+    return Packed(
+        {
+            "input_ids": torch.stack([_padded(row_ids, width, pad_id) for row_ids, _, _, _ in layouts]),
+            "position_ids": torch.stack([_padded(torch.from_numpy(p), width, 0) for _, _, p, _ in layouts], dim=1),
+            "attention_mask": torch.from_numpy(
+                branch_mask(np.stack([np.pad(b, (0, width - len(b)), constant_values=-1) for *_, b in layouts]))
+            )[:, None],
+            "pixel_values": torch.cat([prompt.pixels for prompt in kept]),
+            "image_grid_thw": torch.cat([prompt.grids for prompt in kept]),
+        },
+        torch.stack([_padded(row_labels, width, IGNORED) for _, row_labels, _, _ in layouts]),
+        found,
+    )
+
+
+def _positions(prompt: Prompt, image_token_id: int, merge: int) -> Any:
+    grids = [(int(t), int(h), int(w)) for t, h, w in prompt.grids.tolist()]
+    return mrope_positions(prompt.ids.cpu().numpy(), image_token_id, grids, merge)
+
+
+def _padded(values: torch.Tensor, width: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (0, width - values.shape[-1]), value=value)
+
+
+def unpack(values: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """Values of the model's places (prompts, length) -> those of each row's answer (rows, tokens), 0 elsewhere."""
+    found = packed.found.to(values.device)
+    return values.flatten()[found.clamp(min=0)].masked_fill(found < 0, 0.0)
+
+
+@torch.no_grad()
+def sample_answers(
+    model: Any,
+    prompts: Sequence[Prompt],
+    image_token_id: int,
+    merge: int,
+    pad_id: int,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    """One sampled answer a row, in the rows' order; prompts are prefilled once and their keys and values copied."""
+    device = model.device
+    width = max(len(prompt.ids) for prompt in prompts)
+    ids, mask = torch.full((len(prompts), width), pad_id), torch.zeros(len(prompts), width, dtype=torch.long)
+    positions = torch.zeros(3, len(prompts), width, dtype=torch.long)
+    for k, prompt in enumerate(prompts):
+        ids[k, -len(prompt.ids) :], mask[k, -len(prompt.ids) :] = prompt.ids, 1
+        positions[:, k, -len(prompt.ids) :] = torch.from_numpy(_positions(prompt, image_token_id, merge))
+    output = model(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=positions.to(device),
+        pixel_values=torch.cat([prompt.pixels for prompt in prompts]).to(device),
+        image_grid_thw=torch.cat([prompt.grids for prompt in prompts]).to(device),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    copies = torch.tensor([k for k, prompt in enumerate(prompts) for _ in prompt.rows], device=device)
+    cache = output.past_key_values
+    cache.batch_select_indices(copies)
+    logits, mask, place = output.logits[copies, -1], mask.to(device)[copies], positions[0, :, -1].to(device)[copies]
+    ends, running = torch.tensor(list(end_ids), device=device), torch.ones(len(copies), dtype=torch.bool, device=device)
+    said: list[torch.Tensor] = []
+    while running.any() and len(said) < max_new_tokens:
+        if said:
+            mask, place = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), place + 1
+            step = {"attention_mask": mask, "position_ids": place.expand(3, -1)[..., None]}
+            logits = model(input_ids=said[-1][:, None], past_key_values=cache, use_cache=True, **step).logits[:, -1]
+        drawn = torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1)[:, 0]
+        said.append(torch.where(running, drawn, pad_id))
+        running = running & ~torch.isin(drawn, ends)
+    texts = torch.stack(said, dim=1).tolist()
+    cut = (next((k + 1 for k, token in enumerate(text) if token in end_ids), len(text)) for text in texts)
+    return [text[:length] for text, length in zip(texts, cut, strict=True)]
