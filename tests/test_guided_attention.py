@@ -22,9 +22,7 @@ def test_looks_lie_in_the_rows_of_the_pictures() -> None:
 @pytest.mark.parametrize("head", [0, 2])
 def test_it_is_the_cross_entropy_of_the_weights_that_the_attention_uses(tmp_path: Any, head: int) -> None:
     write_checkpoint(tmp_path)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        tmp_path, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     attention, kept = model.model.language_model.layers[1].self_attn, {}
 
     def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

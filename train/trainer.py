@@ -122,10 +122,10 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         )
         losses["pointer_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, answers)
         losses["fate_loss"] = head.fate_loss(self._hidden["middle"][is_visual], changed)
-        for name, head, wanted in (("like_loss", 0, changed.likes), ("same_place_loss", -1, changed.same_place)):
+        last = self.guided.q_proj.out_features // self.guided.head_dim - 1
+        for name, number, wanted in (("like_loss", 0, changed.likes), ("same_place_loss", last, changed.same_place)):
             looks = find_looks(changed.cells.tolist(), wanted, is_visual)
-            head %= self.guided.q_proj.out_features // self.guided.head_dim
-            losses[name] = attention_loss(self.guided, *self._attention_inputs, inputs["attention_mask"], head, looks)
+            losses[name] = attention_loss(self.guided, *self._attention_inputs, inputs["attention_mask"], number, looks)
         losses["mark_loss"] = head.mark_pointer.loss(self._hidden["mark"], is_visual, marks)
         losses["marked_loss"] = head.marked_loss(self._hidden["middle"], marks, targets)
         for name, value in losses.items():
