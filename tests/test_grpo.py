@@ -24,7 +24,8 @@ from tests.training import StopAt, weights
 from train import grpo
 from train.checkpoint import read_settings
 from train.data.record import Record, read_records, write_records
-from train.grpo import GroundingGRPOTrainer, GrpoSettings, has_spread, main, make_trainer, train, trainer_config
+from train.grpo import GrpoSettings, main, make_trainer, train, trainer_config
+from train.grpo_trainer import GroundingGRPOTrainer, has_spread
 from train.rewards import Terms
 from train.small_model import write_small_model
 
@@ -87,7 +88,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
     assert not any("visual" in name for name in moved)
 
     broken = replace(run, out=run.out.with_name(f"broken {lora_rank}"))
-    trainer = grpo.GroundingGRPOTrainer
+    trainer = GroundingGRPOTrainer
     with monkeypatch.context() as patch:
         patch.setattr(grpo, "GroundingGRPOTrainer", lambda **kwargs: trainer(callbacks=[StopAt(3)], **kwargs))
         with pytest.raises(KeyboardInterrupt):

@@ -23,7 +23,8 @@ def test_looks_lie_in_the_rows_of_the_pictures() -> None:
 def test_it_is_the_cross_entropy_of_the_weights_that_the_attention_uses(tmp_path: Any, head: int) -> None:
     write_checkpoint(tmp_path)
     model = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
-    attention, kept = model.model.language_model.layers[1].self_attn, {}
+    attention = model.model.language_model.layers[1].self_attn
+    kept: dict[str, Any] = {}
 
     def keep(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         kept["inputs"] = kwargs["hidden_states"], kwargs["position_embeddings"]
@@ -36,7 +37,8 @@ def test_it_is_the_cross_entropy_of_the_weights_that_the_attention_uses(tmp_path
     weights = kept["weights"][looks.rows, head, looks.places]  # (3, 7)
     assert weights.shape == looks.wanted.shape
     wanted = -(looks.wanted * weights.clamp(min=1e-30).log()).sum(dim=1).mean()
-    found = attention_loss(attention, *kept["inputs"], mask, head, looks)
+    hidden, rotary = kept["inputs"]
+    found = attention_loss(attention, hidden, rotary, mask, head, looks)
     torch.testing.assert_close(found, wanted)
     nobody = find_looks([5], [[]], torch.ones(2, 7, dtype=torch.bool))
-    assert attention_loss(attention, *kept["inputs"], mask, head, nobody) == 0
+    assert attention_loss(attention, hidden, rotary, mask, head, nobody) == 0

@@ -12,7 +12,7 @@ from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
 from tests.checkpoints import write_checkpoint
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED
-from train.shared_prompts import Prompt, find_prompts, pack, sample_answers, unpack
+from train.shared_prompts import Packed, Prompt, find_prompts, pack, sample_answers, unpack
 
 PAD = 0
 GRIDS = ([(1, 4, 6)], [(1, 4, 4), (1, 6, 4), (1, 4, 4)])  # of two prompts
@@ -50,7 +50,9 @@ def prompts(settings: CheckpointSettings) -> list[Prompt]:
     return found
 
 
-def alone(model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompt: Prompt, answer: list[int]):
+def alone(
+    model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompt: Prompt, answer: list[int]
+) -> torch.Tensor:
     """Log-probability of every token of an answer, asked by itself."""
     ids = torch.cat([prompt.ids, torch.tensor(answer, dtype=torch.long)])[None]
     logits = model(
@@ -62,7 +64,13 @@ def alone(model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, 
     return torch.log_softmax(logits, dim=1).gather(1, ids[0, len(prompt.ids) :, None])[:, 0]
 
 
-def packed_log_probs(model, settings, prompts, answers, mask):
+def packed_log_probs(
+    model: Qwen2VLForConditionalGeneration,
+    settings: CheckpointSettings,
+    prompts: list[Prompt],
+    answers: torch.Tensor,
+    mask: torch.Tensor,
+) -> tuple[Packed, torch.Tensor]:
     packed = pack(prompts, answers, mask, settings.image_token_id, settings.preprocessing.merge_size, PAD)
     said = torch.log_softmax(model(**packed.inputs).logits, dim=2)
     wanted = packed.labels.masked_fill(packed.labels == IGNORED, 0)

@@ -19,39 +19,32 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import Qwen2VLForConditionalGeneration
-from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+from trl import GRPOConfig
 
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import load_image
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_settings
 from train.data.record import Mode, Record, Tally, keep_good, read_records
+from train.grpo_trainer import TERMS, GroundingGRPOTrainer
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
-from train.rewards import RewardWeights, Terms, score
-from train.shared_prompts import find_prompts, pack, sample_answers, unpack
+from train.rewards import RewardWeights, score
 from train.stage import (
     bfloat16_pays,
     claim_work_folder,
     finish,
     last_checkpoint,
-    load_weights,
     lora,
     parse_settings,
     work_folder,
 )
-
-TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
 
 
 @dataclass(frozen=True)
@@ -79,115 +72,6 @@ class GrpoSettings:
     save_steps: int = 50
     seed: int = 0
     bf16: bool = True  # where the machine is faster in it
-
-
-class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer that opens pictures when they are asked about and weighs whole groups."""
-
-    def __init__(self, *, difficulty: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.difficulty = difficulty
-        self._scores = torch.empty(0)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Resume's weights; see load_weights. Adapters and FSDP's files keep their names, so Trainer reads those."""
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            load_weights(self.model, resume_from_checkpoint, extra_prefix="dense_head.")
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, but the answers stay in order, so that a group meets its prompt in one device batch."""
-        batches = self.args.steps_per_generation
-        if self._step % batches == 0 or self._buffered_inputs is None:
-            whole = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
-            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(whole, batches)]
-        return self._buffered_inputs[self._step % batches]
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        **pictures: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        """TRL's, with each prompt computed once for all its answers; see shared_prompts.py."""
-        named = {name: pictures[name] for name in ("pixel_values", "image_grid_thw", "num_images")}
-        split = split_pixel_values_by_grid(named)
-        prompt_mask, mask = attention_mask.bool().split([input_ids.shape[1] - logits_to_keep, logits_to_keep], dim=1)
-        ids = [row[: len(kept)][kept].cpu() for row, kept in zip(input_ids, prompt_mask, strict=True)]
-        logps, entropies = [], []
-        size = batch_size or len(ids)
-        for start in range(0, len(ids), size):
-            part = slice(start, start + size)
-            prompts = find_prompts(ids[part], split["pixel_values"][part], split["image_grid_thw"][part])
-            packed = pack(prompts, input_ids[part, -logits_to_keep:], mask[part], *self._layout)
-            inputs = {name: tensor.to(input_ids.device) for name, tensor in packed.inputs.items()}
-            with self.accelerator.autocast():
-                outputs = model(**inputs, shift_labels=packed.labels.to(input_ids.device), fused_lm_head=True)
-            logps.append(unpack(outputs.log_probs, packed))
-            entropies.append(unpack(outputs.entropy, packed) if compute_entropy else None)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
-
-    def _generate_single_turn(
-        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> tuple[list[list[int]], Any]:
-        """Answers to each prompt; one process prefills a group's prompt once, several leave it to vLLM or TRL."""
-        if self.use_vllm or self.accelerator.num_processes > 1:
-            answers: tuple[list[list[int]], Any] = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, *args, **kwargs
-            )
-            return answers
-        named = {name: torch.as_tensor(multimodal_fields[name]) for name in ("pixel_values", "image_grid_thw")}
-        split = split_pixel_values_by_grid({**named, "num_images": [len(row) for row in images]})
-        prompts = find_prompts(
-            [torch.tensor(row) for row in prompt_ids], split["pixel_values"], split["image_grid_thw"]
-        )
-        checkpointing = self.args.gradient_checkpointing_kwargs
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
-        ) as model:
-            limits = self.eos_token_ids, self.max_completion_length, self.temperature
-            return sample_answers(model, prompts, *self._layout, *limits), None
-
-    @property
-    def _layout(self) -> tuple[int, int, int]:
-        """What the layout of a row depends on: the picture token, merged patches and the padding."""
-        processor = self.processing_class
-        return processor.image_token_id, processor.image_processor.merge_size, processor.tokenizer.pad_token_id
-
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._scores = super()._calculate_rewards(*args, **kwargs)  # (answers of all devices, terms)
-        return self._scores
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's, then what is this stage's own about whole groups; a group may lie across devices."""
-        records = {row["draw"]: row["record"] for row in inputs}
-        opened = {draw: [load_image(path) for path in record.images] for draw, record in records.items()}
-        inputs = [{**row, "images": opened[row["draw"]]} for row in inputs]
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        scores = self._scores.view(-1, self.num_generations, len(TERMS))  # (groups, answers, terms)
-        kept = has_spread(scores @ self.reward_weights.to(scores.device))
-        weight = kept.float()
-        if self.difficulty:
-            weight = weight * torch.exp(1 - scores[..., TERMS.index("iou")].mean(dim=1))
-        first = self.accelerator.process_index * len(inputs)
-        mine = slice(first, first + len(inputs))
-        output["advantages"] = output["advantages"] * weight.repeat_interleave(self.num_generations)[mine]
-        mask = output["completion_mask"] * kept.repeat_interleave(self.num_generations)[mine, None]
-        output["completion_mask"] = mask
-        output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
-        self._metrics["train"]["groups/dropped"].append(1 - kept.float().mean().item())
-        self._metrics["train"]["groups/weight"].append(weight.mean().item())
-        return output
-
-
-def has_spread(rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups (groups, answers) have rewards that differ by more than rounding."""
-    return rewards.amax(dim=1) - rewards.amin(dim=1) > 1e-6
 
 
 def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[float]]]:
