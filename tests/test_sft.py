@@ -9,14 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from gemvg_edge.errors import GemvgError
 from tests.training import StopAt, weights
 from train.data.record import write_records
 from train.dense_head import spread
-from train.sft import SftSettings, train
+from train.rewrite import DENSE_HEAD
+from train.sft import SftSettings, load_model, train
 from train.small_model import write_small_model
+from train.student import make_student
 from train.trainer import answer_loss
 from train.world.records import world_records
 from train.world.render import render
@@ -56,6 +59,23 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: st
     train(broken)
     for name, tensor in weights(broken.out).items():
         torch.testing.assert_close(tensor, unbroken[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_next_stage_goes_on_with_the_dense_head(run: SftSettings) -> None:
+    first = replace(run, out=run.out.with_name("first"), steps=2)
+    train(first)
+    again = replace(run, model=first.out, out=run.out.with_name("again"), seed=7)
+    left = load_file(first.out / DENSE_HEAD)
+    taken = load_model(again).dense_head.state_dict()
+    assert left.keys() == taken.keys()
+    assert all(torch.equal(left[name], tensor) for name, tensor in taken.items())
+    assert not any("dense" in name for name in load_file(first.out / "model.safetensors"))
+
+    make_student(first.out, run.out.with_name("cut"), 4, None, None)
+    assert (run.out.with_name("cut") / DENSE_HEAD).read_bytes() == (first.out / DENSE_HEAD).read_bytes()
+    save_file({**left, "fates.bias": torch.zeros(9)}, first.out / DENSE_HEAD)
+    with pytest.raises(GemvgError, match=r"dense_head.safetensors is no dense head for this model .*fates.bias"):
+        load_model(again)
 
 
 def test_lora_trains_adapters_and_writes_a_plain_checkpoint(run: SftSettings) -> None:

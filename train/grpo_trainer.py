@@ -33,7 +33,7 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, resume_from_checkpoint, extra_prefix="dense_head.")
+            load_weights(self.model, resume_from_checkpoint)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, but the answers stay in order, so that a group meets its prompt in one device batch."""

@@ -32,6 +32,9 @@ COMPANIONS = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", GENERATION,
 )  # fmt: skip
+# What training from random weights was helped by (dense_head.py), for the stage after; in a folder of its own, since
+# every *.safetensors beside config.json is taken for the model's weights.
+DENSE_HEAD = "training/dense_head.safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # What becomes of one tensor; None drops it, and a new name renames it.
@@ -48,8 +51,9 @@ def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
     folder = out.with_name(out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in COMPANIONS:
+    for name in (*COMPANIONS, DENSE_HEAD):
         if (checkpoint / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(checkpoint / name, folder / name)
     yield folder
     shutil.rmtree(out, ignore_errors=True)

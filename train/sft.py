@@ -30,7 +30,16 @@ from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
 from train.processor import load_processor
-from train.stage import bfloat16_pays, claim_work_folder, finish, last_checkpoint, lora, parse_settings, work_folder
+from train.stage import (
+    bfloat16_pays,
+    claim_work_folder,
+    finish,
+    last_checkpoint,
+    load_dense_head,
+    lora,
+    parse_settings,
+    work_folder,
+)
 from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
 from train.world.scenes import read_scenes
@@ -106,12 +115,13 @@ def check(run: SftSettings) -> None:
 
 def load_model(run: SftSettings) -> Any:
     """The checkpoint in float32 (autocast computes in bfloat16), with a dense head if the run wants one."""
-    torch.manual_seed(run.seed)  # the dense head is random
+    torch.manual_seed(run.seed)  # a new dense head is random
     model = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
     if run.dense_weight:
         model.dense_head = DenseHead(model.config.text_config.hidden_size, len(SEEN_NAMES), len(SEEN_COLOURS))
+        load_dense_head(model.dense_head, run.model)
     return model
 
 

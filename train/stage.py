@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG
 from train.curves import draw_curves
-from train.rewrite import RECORD, write_json, writing
+from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
+DENSE_PREFIX = "dense_head."  # of the names of its tensors in a model that is training
 LOGGED = 40  # entries of the log that training.json keeps, about
 TYPES = {"int": int, "float": float, "str": str, "Path": Path, "Path | None": Path}
 
@@ -106,24 +108,40 @@ def lora(rank: int) -> Any:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, task_type="CAUSAL_LM")
 
 
-def load_weights(model: Any, checkpoint: str, extra_prefix: str) -> None:
+def load_weights(model: Any, checkpoint: str) -> None:
     """Put a Trainer checkpoint's weights into a Qwen2-VL model that is training.
 
     transformers 5.23 saves the hub's tensor names, and Trainer's own loader, which does not rename them back, would
-    leave every weight random with no more than a warning. Tensors whose names start with `extra_prefix` are ours and
-    saved as they are.
+    leave every weight random with no more than a warning. A dense head's are ours and saved as they are.
     """
     state = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
-    for file in Path(checkpoint).glob("model*.safetensors"):
-        state |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(extra_prefix)}
-    model.load_state_dict(state)
+    model.load_state_dict(state | _tensors(Path(checkpoint), DENSE_PREFIX))
+
+
+def _tensors(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a Trainer checkpoint whose names start so."""
+    files = (load_file(file) for file in checkpoint.glob("model*.safetensors"))
+    return {name: tensor for tensors in files for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_dense_head(head: torch.nn.Module, checkpoint: Path) -> None:
+    """Go on with the dense head that the stage before left beside its checkpoint, if it did."""
+    file = checkpoint / DENSE_HEAD
+    if file.is_file():
+        try:
+            head.load_state_dict(load_file(file))
+        except (RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise GemvgError(
+                f"{file} is no dense head for this model ({reason}); delete it to begin a new one"
+            ) from None
 
 
 def finish(trainer: Any, run: Any, figure: str) -> None:
     """Write the stage's checkpoint folder with its learning curves, beside its target first; the work folder goes.
 
-    `figure` is what the log's entries of training have. Adapters are merged into the weights that they belong to, and
-    what only training needed (a dense head) is not read back.
+    `figure` is what the log's entries of training have. Adapters are merged into the weights that they belong to; a
+    dense head, which only training needs, goes into a file of its own for the next stage.
     """
     final = work_folder(run.out) / "final"
     trainer.save_model(str(final))  # by every process: it gathers weights that lie spread over them
@@ -137,8 +155,12 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
     else:
         model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
     log = [entry for entry in trainer.state.log_history if figure in entry]
+    head = _tensors(final, DENSE_PREFIX)
     with writing(run.model, run.out) as folder:
         model.save_pretrained(folder)
+        if head:
+            (folder / DENSE_HEAD).parent.mkdir(exist_ok=True)
+            save_file({name.removeprefix(DENSE_PREFIX): tensor for name, tensor in head.items()}, folder / DENSE_HEAD)
         write_json(folder / RECORD, {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]})
         draw_curves(log, folder / "curves.png")
     shutil.rmtree(work_folder(run.out))

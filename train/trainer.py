@@ -73,7 +73,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         if hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(self.model, resume_from_checkpoint, "dense_head.")
+            load_weights(self.model, resume_from_checkpoint)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
