@@ -54,7 +54,7 @@ launch -m train.sft --model "$RUNS/stage1" --data "$RUNS/stage2.jsonl" --out "$R
 # Stage 3: GRPO, half of the groups reasoning (ours), rewards of train/rewards.py.
 #   8 answers a group, 1e-6, vision frozen: UniVG-R1. KL weight 0.01, temperature 1: MG-Thinker. 512 tokens: Vision-R1.
 launch -m train.grpo --model "$RUNS/stage2" --data "$RUNS/mg240k.jsonl" --out "$RUNS/gemvg" \
-    --steps 2000 --batch 16 --generations 8 --device-batch 4 --learning-rate 1e-6 --beta 0.01 --temperature 1 \
+    --steps 2000 --batch 16 --generations 8 --device-batch 8 --learning-rate 1e-6 --beta 0.01 --temperature 1 \
     --max-new-tokens 512 --cot-share 0.5 --vllm --checkpointing --save-steps 100
 
 # The edge student: 2B, learning the teacher's distribution while both write digits, then its own location tokens.

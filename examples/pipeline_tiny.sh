@@ -40,14 +40,15 @@ stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part
 
 # GRPO as GeM-VG is thought to have done it (half the groups reason), and its two ablations.
 [ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/train" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1
-grpo=(--model "$OUT/stage2" --data "$OUT/rl.jsonl" --steps "$(part 200)" --batch "${RL_BATCH:-16}" --generations 8 --device-batch 16
-    --learning-rate 2e-5 --beta 0 --max-new-tokens 160 --save-steps 20)
+groups=${RL_BATCH:-16}
+grpo=(--model "$OUT/stage2" --data "$OUT/rl.jsonl" --steps "$(part 200)" --batch "$groups" --generations 8
+    --device-batch $((groups * 8)) --learning-rate 2e-5 --beta 0 --max-new-tokens 160 --save-steps 20)
 stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
 stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 stage grpo-cot train.grpo --out "$OUT/grpo-cot" --cot-share 1 "${grpo[@]}"
 
 # A student of half the parameters, from every other layer of its teacher.
-stage cut train.student "$OUT/grpo" "$OUT/cut" --decoder-layers 4 --vision-layers 2 --intermediate 224
+stage cut train.student "$OUT/grpo" "$OUT/cut" --decoder-layers 5 --vision-layers 2 --intermediate 320
 stage student train.distill --teacher "$OUT/grpo" --model "$OUT/cut" --out "$OUT/student" --steps "$(part 3000)" "${sft[@]}"
 
 # The same student answering in digits: what location tokens are worth.

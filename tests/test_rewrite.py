@@ -11,11 +11,13 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
 from tests.checkpoints import write_checkpoint
-from train.rewrite import cast
+from train.rewrite import DENSE_HEAD, cast
 
 
 def test_a_cast_checkpoint_opens_with_rounded_weights(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "small")
+    (tmp_path / "small" / DENSE_HEAD).parent.mkdir()
+    save_file({"fates.bias": torch.tensor([1.0, 0.1])}, tmp_path / "small" / DENSE_HEAD)
     cast(tmp_path / "small", tmp_path / "half", "float16")
     before, after = (
         Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / n, dtype="auto") for n in ("small", "half")
@@ -25,6 +27,7 @@ def test_a_cast_checkpoint_opens_with_rounded_weights(tmp_path: Path) -> None:
         assert torch.equal(after.state_dict()[name], tensor.half()), name
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("small", "half")]
     assert sizes[1] < 0.6 * sizes[0]
+    assert torch.equal(load_file(tmp_path / "half" / DENSE_HEAD)["fates.bias"], torch.tensor([1.0, 0.1]).half())
 
 
 def test_numbers_that_do_not_fit_are_told_and_leave_nothing(tmp_path: Path) -> None:

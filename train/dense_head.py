@@ -13,7 +13,8 @@ What is asked where follows what can be known where:
   * in the middle that token must know the thing's name, and the cells of a second picture are asked what they have to
     do with the first: whether their thing stands where it stood, elsewhere or nowhere there, or has left this place,
     and its box there. A first picture's tokens cannot see the second, so whatever compares the two has to be read off
-    the second one's cells. It was not learned from answers alone in thousands of steps;
+    the second one's cells. It was not learned from answers alone in thousands of steps, and with these questions only
+    slowly: two heads of that layer are shown where to look as well (guided_attention.py);
   * before the last layer, the tokens that are about to name a box must point at the cells of what was asked for.
     Without that, thousands of steps went by in which boxes were drawn around anything, whatever the question; asked
     for in the middle already, questions that compare pictures had too few layers to be answered in.

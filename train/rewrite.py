@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
@@ -110,6 +110,8 @@ def cast(checkpoint: Path, out: Path, dtype: str) -> None:
     with writing(checkpoint, out) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(checkpoint, folder, change)
+        if (head := folder / DENSE_HEAD).is_file():
+            save_file({name: tensor.to(DTYPES[dtype]) for name, tensor in load_file(head).items()}, head)
         if (checkpoint / RECORD).is_file():
             shutil.copyfile(checkpoint / RECORD, folder / RECORD)
 
