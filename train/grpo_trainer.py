@@ -56,14 +56,14 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """TRL's, with each prompt computed once for all its answers; see shared_prompts.py."""
         named = {name: pictures[name] for name in ("pixel_values", "image_grid_thw", "num_images")}
         split = split_pixel_values_by_grid(named)
-        seen, last = attention_mask.bool(), torch.arange(-logits_to_keep, 0) + input_ids.shape[1]
-        ids = [row[kept].cpu() for row, kept in zip(input_ids, seen.index_fill(1, last, False), strict=True)]
+        seen, stem = attention_mask.bool(), input_ids.shape[1] - logits_to_keep
+        ids = [row[kept].cpu() for row, kept in zip(input_ids[:, :stem], seen[:, :stem], strict=True)]
         logps, entropies = [], []
         size = batch_size or len(ids)
         for start in range(0, len(ids), size):
             part = slice(start, start + size)
             prompts = find_prompts(ids[part], split["pixel_values"][part], split["image_grid_thw"][part])
-            packed = pack(prompts, input_ids[part, -logits_to_keep:], seen[part, -logits_to_keep:], *self._layout)
+            packed = pack(prompts, input_ids[part, stem:], seen[part, stem:], *self._layout)
             inputs = {name: tensor.to(input_ids.device) for name, tensor in packed.inputs.items()}
             with self.accelerator.autocast():
                 outputs = model(**inputs, shift_labels=packed.labels.to(input_ids.device), fused_lm_head=True)
