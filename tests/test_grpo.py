@@ -189,6 +189,16 @@ def test_difficult_groups_weigh_more(run: GrpoSettings, monkeypatch: pytest.Monk
     assert factors == pytest.approx([np.exp(1 - 0.05)] * 4 + [np.exp(1 - 0.85)] * 4)
 
 
+def test_a_batch_scale_keeps_small_differences_small(run: GrpoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [[0.0, 1.0, 0.0, 1.0], [0.80, 0.81, 0.80, 0.81]]
+    sizes = {}
+    for scale in ("group", "batch"):
+        monkeypatch.setattr(grpo, "score", group_scores(values))
+        advantages = one_batch(trainer_of(changed(run, reward_scale=scale)))[1]["advantages"].abs()
+        sizes[scale] = (advantages[:4].mean() / advantages[4:].mean()).item()
+    assert sizes == pytest.approx({"group": 1.0, "batch": 100.0}, rel=0.1)
+
+
 def test_spread_is_more_than_rounding() -> None:
     rewards = torch.tensor([[0.3, 0.1 + 0.2, 0.3], [0.3, 0.3, 0.31], [0.0, 0.0, 0.0]])
     assert has_spread(rewards).tolist() == [False, True, False]
@@ -223,6 +233,8 @@ def test_what_cannot_be_run_is_refused(
     for wrong in (replace(run, generations=1), replace(run, steps=0), replace(run, cot_share=2)):
         with pytest.raises(GemvgError, match=r"--(generations|cot-share) must"):
             train(wrong)
+    with pytest.raises(GemvgError, match="--reward-scale must be one of group, batch, none, not 'std'"):
+        train(replace(run, reward_scale="std"))
     with pytest.raises(GemvgError, match="cannot be shared out 3 at a time"):
         train(replace(run, device_batch=3))
     monkeypatch.setattr(grpo, "find_spec", lambda name: None)

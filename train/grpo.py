@@ -12,6 +12,8 @@ one of the two (`--cot-share`), never for both, so that a group's rewards compar
     samples others in its place; we do not, so such a step is smaller);
   * `--difficulty` multiplies a group's advantages by exp(1 - its mean IoU reward). UniVG-R1 multiplies the loss, and
     takes the mean over all that a device holds; ours is each group's own, so it does not depend on the batch's layout.
+  * `--reward-scale batch` divides advantages by the whole batch's standard deviation (PPO Lite). With `group`, answers
+    that differ by a pixel weigh as much as answers that differ by the object.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ from train.stage import (
     work_folder,
 )
 
+SCALES = ("group", "batch", "none")  # TRL's scale_rewards
+
 
 @dataclass(frozen=True)
 class GrpoSettings:
@@ -64,6 +68,7 @@ class GrpoSettings:
     max_new_tokens: int = 512
     cot_share: float = 0.5  # how many of the groups are asked to reason; ours
     difficulty: bool = False
+    reward_scale: str = "group"  # what advantages are divided by: group (GRPO), batch (PPO Lite) or none (Dr. GRPO)
     freeze_vision: bool = True  # UniVG-R1
     lora_rank: int = 0  # 0 trains the weights themselves
     optimizer: str = "adamw_torch"
@@ -115,6 +120,8 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError("--generations must be at least 2, and every other count at least 1")
     if not 0 <= run.cot_share <= 1:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
+    if run.reward_scale not in SCALES:
+        raise GemvgError(f"--reward-scale must be one of {', '.join(SCALES)}, not {run.reward_scale!r}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
     settings = read_settings(run.model)
@@ -164,6 +171,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         temperature=run.temperature,
         beta=run.beta,
         reward_weights=[weight / sum(weights) for weight in weights],
+        scale_rewards=run.reward_scale,
         learning_rate=run.learning_rate,
         lr_scheduler_type="constant",
         optim=run.optimizer,
