@@ -127,7 +127,7 @@ def test_sampled_answers_are_transformers_own_where_chance_has_no_say(
     model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
 ) -> None:
     layout = settings.image_token_id, settings.preprocessing.merge_size, PAD
-    wanted, ends = [], []
+    wanted: list[list[int]] = []
     for prompt in prompts:
         ids = prompt.ids[None]
         said = model.generate(
@@ -136,11 +136,12 @@ def test_sampled_answers_are_transformers_own_where_chance_has_no_say(
             max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=PAD,
         )  # fmt: skip
         wanted.append(said[0, len(prompt.ids) :].tolist())
-        ends.append(wanted[-1][4])
     coldest = 1e-6
     assert sample_answers(model, prompts, *layout, [-1], 8, coldest) == [wanted[0]] * 3 + [wanted[1]] * 2
-    cut = [text[: next(k for k, token in enumerate(text) if token in ends) + 1] for text in wanted]
-    assert sample_answers(model, prompts, *layout, ends, 8, coldest) == [cut[0]] * 3 + [cut[1]] * 2
+    # A prompt whose answers have ended leaves the batch: the first alone, the second alone, both.
+    for ends in ([wanted[0][2]], [wanted[1][2]], [wanted[0][4], wanted[1][4]]):
+        cut = [text[: next((k + 1 for k, token in enumerate(text) if token in ends), 8)] for text in wanted]
+        assert sample_answers(model, prompts, *layout, ends, 8, coldest) == [cut[0]] * 3 + [cut[1]] * 2
 
 
 def test_sampling_follows_the_model_s_probabilities(

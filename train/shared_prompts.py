@@ -122,9 +122,13 @@ def sample_answers(
     max_new_tokens: int,
     temperature: float,
 ) -> list[list[int]]:
-    """One sampled answer a row, in the rows' order; prompts are prefilled once and their keys and values copied."""
+    """One sampled answer a row, in the rows' order.
+
+    A prompt's answers grow side by side as branches over its one set of keys and values, where a copy for each would be
+    read at every token; a prompt whose answers have all ended leaves the batch.
+    """
     device = model.device
-    width = max(len(prompt.ids) for prompt in prompts)
+    width, branches = max(len(prompt.ids) for prompt in prompts), max(len(prompt.rows) for prompt in prompts)
     ids, mask = torch.full((len(prompts), width), pad_id), torch.zeros(len(prompts), width, dtype=torch.long)
     positions = torch.zeros(3, len(prompts), width, dtype=torch.long)
     for k, prompt in enumerate(prompts):
@@ -139,20 +143,32 @@ def sample_answers(
         use_cache=True,
         logits_to_keep=1,
     )
-    copies = torch.tensor([k for k, prompt in enumerate(prompts) for _ in prompt.rows], device=device)
-    cache = output.past_key_values
-    cache.batch_select_indices(copies)
-    logits, mask, place = output.logits[copies, -1], mask.to(device)[copies], positions[0, :, -1].to(device)[copies]
-    ends, running = torch.tensor(list(end_ids), device=device), torch.ones(len(copies), dtype=torch.bool, device=device)
+    cache, logits = output.past_key_values, output.logits[:, -1:].expand(-1, branches, -1)
+    seen = mask.to(device, torch.bool)[:, None, None].expand(-1, 1, branches, -1)  # (prompts, 1, queries, keys)
+    itself = torch.eye(branches, dtype=torch.bool, device=device).expand(len(prompts), 1, -1, -1)
+    place, ends = positions[0, :, -1:].to(device), torch.tensor(list(end_ids), device=device)
+    rows = torch.tensor([len(prompt.rows) for prompt in prompts], device=device)
+    running = torch.arange(branches, device=device) < rows[:, None]
+    left = torch.arange(len(prompts), device=device)  # prompts that still have an answer to end
     said: list[torch.Tensor] = []
-    while running.any() and len(said) < max_new_tokens:
+    while len(left) and len(said) < max_new_tokens:
         if said:
-            mask, place = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), place + 1
-            step = {"attention_mask": mask, "position_ids": place.expand(3, -1)[..., None]}
-            logits = model(input_ids=said[-1][:, None], past_key_values=cache, use_cache=True, **step).logits[:, -1]
-        drawn = torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1)[:, 0]
-        said.append(torch.where(running, drawn, pad_id))
-        running = running & ~torch.isin(drawn, ends)
-    texts = torch.stack(said, dim=1).tolist()
-    cut = (next((k + 1 for k, token in enumerate(text) if token in end_ids), len(text)) for text in texts)
-    return [text[:length] for text, length in zip(texts, cut, strict=True)]
+            seen, place = torch.cat([seen, itself[: len(left)]], dim=3), place + 1
+            logits = model(
+                input_ids=said[-1][left],
+                attention_mask=seen,
+                position_ids=place.expand(3, -1, branches),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        drawn = torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1).flatten(0, 1), 1)
+        said.append(torch.full((len(prompts), branches), pad_id, device=device))
+        said[-1][left] = drawn.view(running.shape).where(running, pad_id)
+        running = running & ~torch.isin(said[-1][left], ends)
+        if not (goes_on := running.any(dim=1)).all():
+            cache.batch_select_indices(goes_on.nonzero()[:, 0])
+            left, running, seen, place = left[goes_on], running[goes_on], seen[goes_on], place[goes_on]
+    texts = torch.stack(said, dim=2).tolist()
+    answers = [text for prompt, group in zip(prompts, texts, strict=True) for text in group[: len(prompt.rows)]]
+    cut = (next((k + 1 for k, token in enumerate(text) if token in end_ids), len(text)) for text in answers)
+    return [text[:length] for text, length in zip(answers, cut, strict=True)]
