@@ -13,7 +13,7 @@ import pytest
 from bench.readme import ROOT
 from train.small_model import write_small_model
 
-STAGES = ("stage1", "stage2", "grpo", "grpo-direct", "grpo-cot", "student", "student-digits")
+STAGES = ("stage1", "stage2", "student", "student-digits", "grpo", "grpo-direct", "grpo-cot")
 
 
 @pytest.mark.slow
@@ -35,4 +35,4 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     assert {(row["stage"], row["mode"]) for row in result["rows"]} >= {("grpo", "cot"), ("grpo", "direct")}
     sizes = {row["stage"]: row["parameters"] for row in result["rows"]}
     assert sizes["student"] <= sizes["grpo"] / 2
-    assert len(result["gains"]) == 8
+    assert len(result["gains"]) == 9

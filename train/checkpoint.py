@@ -37,7 +37,7 @@ def read_settings(folder: Path) -> CheckpointSettings:
     config = read_object(folder / CONFIG)
     grounding = config.object("grounding", default={})
     settings = CheckpointSettings(
-        _read_tokenizer(folder / TOKENIZER),
+        read_tokenizer(folder / TOKENIZER),
         read_object(folder / PREPROCESSOR).settings(Preprocessing, others=True),
         grounding.object("prompt", default={}).settings(PromptTemplate),
         grounding.object("answer", default={}).settings(AnswerFormat),
@@ -60,7 +60,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(read_object(file).content)
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
+def read_tokenizer(file: Path) -> Tokenizer:
+    """A tokenizer.json; GemvgError says that it is missing or broken."""
     if not file.is_file():
         raise GemvgError(f"{file}: no such file; save the checkpoint's fast tokenizer there with save_pretrained")
     try:

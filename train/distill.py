@@ -35,7 +35,7 @@ from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED, collate
 from train.data.record import Record, read_records, write_records
 from train.data.samples import read_all, record_sample
-from train.stage import parse_settings
+from train.stage import run_command
 from train.trainer import GroundingTrainer
 
 SHARD = 256  # answers of the teacher that a kill may cost
@@ -204,12 +204,7 @@ def train(run: DistillSettings) -> None:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run = parse_settings(DistillSettings, "Distillation of a teacher into a student, on grounding samples.")
-    try:
-        train(run)
-    except GemvgError as error:
-        print(f"train.distill: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("train.distill", DistillSettings, "Distil a teacher into a student, on grounding samples.", train)
 
 
 if __name__ == "__main__":

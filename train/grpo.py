@@ -44,7 +44,7 @@ from train.stage import (
     finish,
     last_checkpoint,
     lora,
-    parse_settings,
+    run_command,
     work_folder,
 )
 
@@ -190,12 +190,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run = parse_settings(GrpoSettings, "GRPO on grounding records.")
-    try:
-        train(run)
-    except GemvgError as error:
-        print(f"train.grpo: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("train.grpo", GrpoSettings, "GRPO on grounding records.", train)
 
 
 if __name__ == "__main__":

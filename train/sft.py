@@ -12,7 +12,6 @@ From random weights it needs `--dense-weight`: see dense_head.py. Several GPUs: 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from train.stage import (
     last_checkpoint,
     load_dense_head,
     lora,
-    parse_settings,
+    run_command,
     work_folder,
 )
 from train.trainer import GroundingTrainer
@@ -191,12 +190,7 @@ def trainer_config(run: SftSettings) -> SFTConfig:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run = parse_settings(SftSettings, "Supervised fine-tuning on grounding samples.")
-    try:
-        train(run)
-    except GemvgError as error:
-        print(f"train.sft: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command("train.sft", SftSettings, "Supervised fine-tuning on grounding samples.", train)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +45,16 @@ def parse_settings(settings: type[Settings], description: str) -> Settings:
         else:
             parser.add_argument(flag, type=TYPES[field.type], default=field.default)
     return settings(**vars(parser.parse_args()))
+
+
+def run_command(name: str, settings: type[Settings], description: str, train: Callable[[Settings], None]) -> None:
+    """A stage's whole command line; a GemvgError becomes one sentence on stderr and exit code 2."""
+    run = parse_settings(settings, description)
+    try:
+        train(run)
+    except GemvgError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def settings_json(run: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
-from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
+from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings, read_tokenizer
 from train.rewrite import GENERATION, rewrite_weights, write_json, writing
 
 # An answer starts one such line for each image; as one token it saves four steps.
@@ -158,16 +158,6 @@ def _grown_rows(rows: int, old_tokens: int, new_tokens: int) -> int:
 
 def _set_answer(config: dict[str, Any], answer: AnswerFormat) -> None:
     config["grounding"] = {**(config.get("grounding") or {}), "answer": answer.to_config()}
-
-
-def read_tokenizer(file: Path) -> Tokenizer:
-    """A tokenizer.json; GemvgError says that it is missing or broken."""
-    if not file.is_file():
-        raise GemvgError(f"{file}: no such file; give a folder with a {TOKENIZER}")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise GemvgError(f"{file} is not a tokenizer ({error}); save it again") from None
 
 
 def _table_rows(tokenizer: Tokenizer) -> int:
