@@ -28,7 +28,7 @@ SCENES: tuple[tuple[int, Kind], ...] = (
     (1_000_500, "spatial"),
     (1_000_519, "temporal"),
     (1_000_506, "temporal"),
-    (1_000_500, "reasoning"),
+    (1_000_508, "reasoning"),
 )
 
 
