@@ -227,6 +227,17 @@ def test_it_learns_what_is_rewarded(run: GrpoSettings, monkeypatch: pytest.Monke
     assert np.mean(rewards[-5:]) > 1.3 * np.mean(rewards[:5])
 
 
+def test_the_learning_rate_follows_its_schedule(run: GrpoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "score", by_letters)
+    rates = {}
+    for schedule in ("constant", "linear"):
+        train(way := changed(run, schedule=schedule, steps=3))
+        log = json.loads((way.out / "training.json").read_text())["log"][:3]
+        rates[schedule] = [entry["learning_rate"] / run.learning_rate for entry in log]
+    assert rates["constant"] == pytest.approx([1, 1, 1])
+    assert rates["linear"] == pytest.approx([1, 2 / 3, 1 / 3])
+
+
 def test_what_cannot_be_run_is_refused(
     run: GrpoSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +246,8 @@ def test_what_cannot_be_run_is_refused(
             train(wrong)
     with pytest.raises(GemvgError, match="--reward-scale must be one of group, batch, none, not 'std'"):
         train(replace(run, reward_scale="std"))
+    with pytest.raises(GemvgError, match="--schedule must be one of constant, linear, cosine, not 'wsd'"):
+        train(replace(run, schedule="wsd"))
     with pytest.raises(GemvgError, match="cannot be shared out 3 at a time"):
         train(replace(run, device_batch=3))
     monkeypatch.setattr(grpo, "find_spec", lambda name: None)

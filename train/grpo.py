@@ -49,6 +49,7 @@ from train.stage import (
 )
 
 SCALES = ("group", "batch", "none")  # TRL's scale_rewards
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class GrpoSettings:
     generations: int = 8  # answers a group (UniVG-R1)
     device_batch: int = 8  # answers that a device holds in one forward pass
     learning_rate: float = 1e-6  # UniVG-R1, MG-Thinker
+    schedule: str = "constant"  # or "linear" or "cosine", down to nothing at the last step
     beta: float = 0.01  # weight of the KL term (MG-Thinker); 0 needs no reference model
     temperature: float = 1.0  # MG-Thinker
     max_new_tokens: int = 512
@@ -122,6 +124,8 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
     if run.reward_scale not in SCALES:
         raise GemvgError(f"--reward-scale must be one of {', '.join(SCALES)}, not {run.reward_scale!r}")
+    if run.schedule not in SCHEDULES:
+        raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule!r}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
     settings = read_settings(run.model)
@@ -173,7 +177,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         reward_weights=[weight / sum(weights) for weight in weights],
         scale_rewards=run.reward_scale,
         learning_rate=run.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type=run.schedule,
         optim=run.optimizer,
         bf16=run.bf16 and bfloat16_pays(),
         use_cpu=not torch.cuda.is_available(),
