@@ -61,8 +61,8 @@ stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-dig
 [ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1
 groups=${RL_BATCH:-16}
 grpo=(--model "$OUT/stage2" --data "$OUT/rl.jsonl" --steps "$(part 400)" --batch "$groups" --generations 8
-    --device-batch $((groups * 8)) --lora-rank 8 --learning-rate 2e-4 --schedule linear --reward-scale batch --beta 0 --max-new-tokens 160
-    --save-steps 20)
+    --device-batch $((groups * 8)) --lora-rank 8 --learning-rate 2e-4 --schedule linear --reward-scale batch --beta 0
+    --max-new-tokens 160 --save-steps 20)
 stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
 stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 stage grpo-cot train.grpo --out "$OUT/grpo-cot" --cot-share 1 "${grpo[@]}"
