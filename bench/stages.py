@@ -27,11 +27,11 @@ from gemvg_edge.errors import GemvgError
 from train.rewrite import count_parameters
 
 LIMIT = 1000
-# (better, start): the gains that the table tells.
+# (stage, what it is compared with): the gains that the table tells.
 GAINS = (
     ("stage2", "stage1"),
     ("student", "stage2"),  # its teacher
-    ("student-digits", "student"),
+    ("student-digits", "student"),  # the same start, answering in locations
     ("grpo", "stage2"),
     ("grpo-direct", "stage2"),
     ("grpo-cot", "stage2"),
@@ -64,7 +64,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of a stage less that of the stage it started from or learned from, in each mode that both were scored in."""
+    """F1 of a stage less that of the one it is compared with, in each mode that both were scored in."""
     by_key = {(row["stage"], row["mode"]): np.asarray(row["counts"]) for row in rows if row["split"] == "held-out"}
     told = []
     for better, start in GAINS:

@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/tiny}                  # where the stages' checkpoints go
 SCALE=${SCALE:-1}                      # divides the numbers of steps, scenes and questions
 DATA=${DATA:-data/world}               # where scenes are rendered to
-# The shipped model, which is an earlier run's stage2. From random weights (train.small_model) the first stage needs ten
-# times the steps.
+# The shipped model, which is an earlier run's stage2. From random weights (train.small_model) the first stage has to make
+# up for the runs that the model's card lists.
 START=${START:-checkpoints/tabletop}
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -38,7 +38,8 @@ mkdir -p "$OUT"
 # The decoder's dense head is dropped after each stage; while it is there it says where to look (train/dense_head.py).
 sft=(--data "$DATA/train" --batch 8 --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon)
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"
-stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 "${sft[@]}"
+stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
+    "${sft[@]}"
 
 # A student of half the parameters. It keeps the vision tower and most of the decoder's layers and gives up channels of
 # its MLPs: those are learned again within minutes, where half the layers lose how pictures are compared.
@@ -54,9 +55,9 @@ stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-dig
     "${sft[@]}"
 
 # GRPO as GeM-VG is thought to have done it (half the groups reason), and its two ablations. Its questions are about scenes
-# that SFT has not seen and cannot know by heart. At sixteen groups a step full weights drift with the noise: at 3e-4
-# sampled reasoning lost some ten points of IoU within twenty steps. Adapters drift less; at 1e-3 they gained for 60 steps
-# and had lost it again at 240. The KL term and a falling rate hold it; no run has ended above its start by more than chance.
+# that SFT has not seen and cannot know by heart. At sixteen groups a step full weights drift with the noise: 3e-4 did harm
+# within twenty steps. Adapters drift less; at a constant 1e-3 without a KL term they too were below their start after 240.
+# The KL term and a falling rate hold it, but no run has ended above its start by more than chance yet.
 "$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2000)" --first-seed 12000
 [ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1
 groups=${RL_BATCH:-16}
