@@ -73,9 +73,11 @@ def stages(result: Result) -> str:
                 f"{row['image_accuracy']:.3f}",
                 *(f"{row['kinds'][kind]['f1']:.2f}" for kind in kinds_of),
                 f"{row['tokens']:.1f}",
+                f"{row['tokens_a_box']:.1f}",
             ]
         )
-    head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of, "tokens"]
+    head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of]
+    head += ["tokens", "tokens a box"]
     lines = [
         f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain['gain']:+.3f} "
         f"[{gain['interval'][0]:+.3f}, {gain['interval'][1]:+.3f}], paired over the questions."

@@ -23,7 +23,11 @@ from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, pri
 from bench.results import save_result
 from bench.scoring import f1_gain
 from export.to_onnx import main as export
+from gemvg_edge.answer import localise, mark
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.prompt import encode
+from train.checkpoint import read_settings
+from train.data.record import Record
 from train.rewrite import count_parameters
 
 LIMIT = 1000
@@ -38,12 +42,12 @@ GAINS = (
 )
 
 
-def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -> dict[str, Any]:
+def score_stage(folder: Path, think: bool, split: str, records: Sequence[Record]) -> dict[str, Any]:
     """One checkpoint's scores in one mode; read from beside it if its weights were scored before."""
     mode = "cot" if think else "direct"
     file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
     weights = _digest(folder)
-    key = {"weights": weights, "limit": limit}
+    key = {"weights": weights, "limit": len(records)}
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         row: dict[str, Any] = kept["row"]
         return row
@@ -52,7 +56,6 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
         bundle.parent.mkdir(exist_ok=True)
         if export([str(folder), str(bundle)]):
             raise GemvgError(f"{folder} cannot be exported; see above")
-    records = held_out(data, limit, split)
     row, _ = evaluate(open_model(bundle, think), records, f"{folder.name} {mode}")
     row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
     row["counts"] = row["counts"].tolist()
@@ -61,6 +64,17 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     partial.write_text(json.dumps({"key": key, "row": row}))
     os.replace(partial, file)
     return row
+
+
+def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
+    """How many tokens, each a decode step, a true box takes in the checkpoint's own format, on average."""
+    settings = read_settings(folder)
+    texts = [
+        localise(mark(box, record.sizes[box.image]), settings.answer_format)
+        for record in records
+        for box in record.boxes
+    ]
+    return float(np.mean([len(encode(settings.tokenizer, text)) for text in texts]))
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -102,7 +116,9 @@ def main() -> None:
             name, _, only = stage.partition(":")
             for mode in (only,) if only else ("direct", "cot"):
                 for split in args.splits:
-                    rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
+                    folder, records = args.folder / name, held_out(args.data, args.limit, split)
+                    row = score_stage(folder, mode == "cot", split, records)
+                    rows.append({**row, "tokens_a_box": tokens_a_box(folder, records)})
                     print_row(f"{name} {mode} {split}", rows[-1])
     except GemvgError as error:
         parser.error(str(error))

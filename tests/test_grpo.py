@@ -25,7 +25,7 @@ from train import grpo
 from train.checkpoint import read_settings
 from train.data.record import Record, read_records, write_records
 from train.grpo import GrpoSettings, main, make_trainer, train, trainer_config
-from train.grpo_trainer import GroundingGRPOTrainer, has_spread
+from train.grpo_trainer import GroundingGRPOTrainer, has_spread, in_boxes, merged
 from train.rewards import Terms
 from train.small_model import write_small_model
 
@@ -202,6 +202,50 @@ def test_a_batch_scale_keeps_small_differences_small(run: GrpoSettings, monkeypa
 def test_spread_is_more_than_rounding() -> None:
     rewards = torch.tensor([[0.3, 0.1 + 0.2, 0.3], [0.3, 0.3, 0.31], [0.0, 0.0, 0.0]])
     assert has_spread(rewards).tolist() == [False, True, False]
+    assert has_spread(rewards, least=0.02).tolist() == [False, False, False]
+
+
+def test_boxes_can_be_left_out_of_the_loss(run: GrpoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "score", by_letters)
+    _, whole = one_batch(trainer_of(changed(run, seed=8)))
+    trainer = trainer_of(changed(run, seed=8, learn_boxes=False))
+    start, end = trainer._box_ids = tuple(whole["completion_ids"][0, :2].tolist())
+    _, words = one_batch(trainer)
+    left = words["completion_mask"] * words["tool_mask"]
+    assert words["num_items_in_batch"] == left.sum()
+    assert "tool_mask" not in whole
+    inside = in_boxes(words["completion_ids"], start, end)
+    assert inside.any()
+    assert torch.equal(words["tool_mask"].bool(), ~inside)
+
+
+def test_what_lies_in_boxes() -> None:
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(0, 5, (40, 12)))  # 1 starts a box, 2 ends it, well-formed or not
+    for row, found in zip(ids.tolist(), in_boxes(ids, 1, 2).tolist(), strict=True):
+        inside, wanted = False, []
+        for token in row:
+            wanted.append(inside)
+            inside = (inside or token == 1) and token != 2
+        assert found == wanted
+
+
+def test_answers_are_sampled_with_the_adapters_folded_in(run: GrpoSettings) -> None:
+    trainer = trainer_of(changed(run, lora_rank=2, seed=7))
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)  # as they are before the first step they change nothing
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        apart = trainer.model(input_ids=ids).logits
+        with merged(trainer.model):
+            folded = trainer.model(input_ids=ids).logits
+        with trainer.model.disable_adapter():
+            assert not torch.allclose(apart, trainer.model(input_ids=ids).logits, atol=1e-3)
+    torch.testing.assert_close(folded, apart, atol=1e-5, rtol=1e-5)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(weight, before[name], atol=1e-6, rtol=0, msg=name)
 
 
 def test_rewards_read_the_tokens_and_know_what_was_cut_off(run: GrpoSettings) -> None:
@@ -244,6 +288,8 @@ def test_what_cannot_be_run_is_refused(
     for wrong in (replace(run, generations=1), replace(run, steps=0), replace(run, cot_share=2)):
         with pytest.raises(GemvgError, match=r"--(generations|cot-share) must"):
             train(wrong)
+    with pytest.raises(GemvgError, match="--min-spread must be at least 0 and below 1, not 1"):
+        train(replace(run, min_spread=1))
     with pytest.raises(GemvgError, match="--reward-scale must be one of group, batch, none, not 'std'"):
         train(replace(run, reward_scale="std"))
     with pytest.raises(GemvgError, match="--schedule must be one of constant, linear, cosine, not 'wsd'"):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gemvg_edge.answer import mark
 from gemvg_edge.boxes import Box
@@ -102,3 +103,27 @@ def test_a_row_holds_no_picture_yet(checkpoint: Path, record: Record) -> None:
     assert rows[2]["record"] == gone
     assert rows[2]["mode"] == "cot"
     assert rows[2]["draw"] == 2
+
+
+def test_a_picture_given_twice_is_cut_once(checkpoint: Path, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (load_image(path) for path in record.images)
+    shared = group_processor(checkpoint, read_settings(checkpoint)).image_processor
+    plain = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)
+    cut: list[int] = []
+    whole = Qwen2VLImageProcessorPil.preprocess
+
+    def counted(self: Qwen2VLImageProcessorPil, images: list[Any], **settings: Any) -> Any:
+        cut.append(len(images))
+        return whole(self, images, **settings)
+
+    for kind in (None, "pt"):
+        pictures = [[first, second], [first], [second, first]]
+        wanted = plain(images=pictures, return_tensors=kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(Qwen2VLImageProcessorPil, "preprocess", counted)
+            found = shared(images=pictures, return_tensors=kind)
+        assert found.keys() == wanted.keys()
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(found[name], values)
+            assert type(found[name]) is type(values)
+    assert cut == [2, 2]

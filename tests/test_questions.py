@@ -211,6 +211,19 @@ def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path,
     assert all(sum(shares.values()) == pytest.approx(1) for shares in KIND_SHARES.values())
 
 
+def test_brief_reasoning_is_the_conclusion_alone(folder: Path, scenes: dict[int, Scene]) -> None:
+    whole, brief = (draw_sample(scenes, folder, 30, 1.0, LOCATIONS, np.random.default_rng(6), s) for s in (0.0, 1.0))
+    thought = 0
+    for sample, lists in ((whole, True), (brief, False)):
+        for turn in sample.turns:
+            if turn.think:
+                thinking = read_answer(turn.answer, [image.size for image in sample.images], LOCATIONS).thinking
+                assert ("Image-" in thinking) == lists
+                assert re.search(r"[A-Z][a-z]+: [a-z, ]+\.$", thinking)
+                thought += 1
+    assert thought > 30
+
+
 def test_held_out_questions_are_fixed_and_come_in_turn(folder: Path, scenes: dict[int, Scene]) -> None:
     records = held_out_records(list(scenes.values()), folder, "tabletop")
     assert records == held_out_records(list(scenes.values()), folder, "tabletop")

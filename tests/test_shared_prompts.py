@@ -104,6 +104,20 @@ def test_a_group_that_counts_for_nothing_is_not_computed(
     assert found.requires_grad, "several processes add up their gradients, this one's too"
 
 
+def test_equal_answers_are_computed_once(
+    model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
+) -> None:
+    answers = torch.tensor([[7, 8, 9], [7, 8, 9], [7, 8, 0], [7, 8, 9], [7, 8, 9]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    packed, found = packed_log_probs(model, settings, prompts, answers, mask)
+    assert (packed.labels != IGNORED).sum(dim=1).tolist() == [3 + 2, 3]
+    assert packed.found[0].tolist() == packed.found[1].tolist()
+    for prompt in prompts:
+        for row in prompt.rows:
+            wanted = alone(model, settings, prompt, answers[row][mask[row]].tolist())
+            torch.testing.assert_close(found[row][mask[row]], wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_an_answer_may_say_the_picture_token(
     model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
 ) -> None:
@@ -161,3 +175,29 @@ def test_sampling_follows_the_model_s_probabilities(
         mm_token_type_ids=(ids == settings.image_token_id).int(),
     ).logits[0, -2]  # fmt: skip
     assert (seen - torch.softmax(logits / 0.5, dim=0)).abs().max() < 4 * 0.5 / draws**0.5
+
+
+def test_between_two_tokens_the_likeliest_is_taken(
+    model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
+) -> None:
+    torch.manual_seed(2)
+    layout = settings.image_token_id, settings.preprocessing.merge_size, PAD
+    many, warm = [Prompt(prompts[0].ids, prompts[0].pixels, prompts[0].grids, range(4000))], 0.3
+
+    def likeliest(said: list[int]) -> int:
+        ids = torch.cat([prompts[0].ids, torch.tensor(said, dtype=torch.long)])[None]
+        logits = model(
+            input_ids=ids, pixel_values=prompts[0].pixels, image_grid_thw=prompts[0].grids,
+            mm_token_type_ids=(ids == settings.image_token_id).int(),
+        ).logits[0, -1]  # fmt: skip
+        return int(logits.argmax())
+
+    start = likeliest([])
+    second = likeliest([start])
+    third = likeliest([start, second])
+    for end, wanted in ((-2, {third}), (second, None)):
+        texts = [text for text in sample_answers(model, many, *layout, [-1], 3, warm, (start, end)) if text[0] == start]
+        assert len(texts) > 5
+        assert {text[1] for text in texts} == {second}
+        thirds = {text[2] for text in texts}
+        assert thirds == wanted if wanted else len(thirds) > 5, "after the second token it is sampled again"

@@ -9,7 +9,8 @@ saying how, and a killed run that is started again with the same settings goes o
 GeM-VG is known to mix reasoning and direct answers in this stage, not how. Ours: each group of answers is asked for
 one of the two (`--cot-share`), never for both, so that a group's rewards compare. Further than plain GRPO:
   * a group whose rewards are all equal is left out of the loss, its normaliser and the KL term (after DAPO, which
-    samples others in its place; we do not, so such a step is smaller);
+    samples others in its place; we do not, so such a step is smaller), and with `--min-spread` one whose rewards are
+    nearly equal too: answers that differ by a pixel teach little and cost as much to learn from;
   * `--difficulty` multiplies a group's advantages by exp(1 - its mean IoU reward). UniVG-R1 multiplies the loss, and
     takes the mean over all that a device holds; ours is each group's own, so it does not depend on the batch's layout.
   * `--reward-scale batch` divides advantages by the whole batch's standard deviation (PPO Lite). With `group`, answers
@@ -70,7 +71,9 @@ class GrpoSettings:
     max_new_tokens: int = 512
     cot_share: float = 0.5  # how many of the groups are asked to reason; ours
     difficulty: bool = False
+    min_spread: float = 0.0  # groups whose best reward is no more than this above their worst are left out
     reward_scale: str = "group"  # what advantages are divided by: group (GRPO), batch (PPO Lite) or none (Dr. GRPO)
+    learn_boxes: bool = True  # off: only words are sampled and learned, boxes are the likeliest ones
     freeze_vision: bool = True  # UniVG-R1
     lora_rank: int = 0  # 0 trains the weights themselves
     optimizer: str = "adamw_torch"
@@ -122,6 +125,8 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError("--generations must be at least 2, and every other count at least 1")
     if not 0 <= run.cot_share <= 1:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
+    if not 0 <= run.min_spread < 1:
+        raise GemvgError(f"--min-spread must be at least 0 and below 1, not {run.min_spread}")
     if run.reward_scale not in SCALES:
         raise GemvgError(f"--reward-scale must be one of {', '.join(SCALES)}, not {run.reward_scale!r}")
     if run.schedule not in SCHEDULES:
@@ -147,6 +152,8 @@ def make_trainer(
     model.model.visual.requires_grad_(not run.freeze_vision)
     return GroundingGRPOTrainer(
         difficulty=run.difficulty,
+        min_spread=run.min_spread,
+        learn_boxes=run.learn_boxes,
         model=model,
         reward_funcs=reward_functions(settings),
         args=config,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -11,6 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from gemvg_edge.answer import BOX_END, BOX_START
 from gemvg_edge.images import load_image
 from train.rewards import Terms
 from train.shared_prompts import find_prompts, pack, sample_answers, unpack
@@ -22,9 +25,11 @@ TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWe
 class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer that opens pictures when they are asked about and weighs whole groups."""
 
-    def __init__(self, *, difficulty: bool, **kwargs: Any) -> None:
+    def __init__(self, *, difficulty: bool, min_spread: float, learn_boxes: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.difficulty = difficulty
+        self.difficulty, self.min_spread, self.learn_boxes = difficulty, min_spread, learn_boxes
+        find = self.processing_class.tokenizer.convert_tokens_to_ids
+        self._box_ids = find(BOX_START), find(BOX_END)
         self._scores = torch.empty(0)
         self._parts: list[dict[str, Any]] = []  # of the last generation, one a device batch
 
@@ -90,7 +95,9 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
         ) as model:
             limits = self.eos_token_ids, self.max_completion_length, self.temperature
-            return sample_answers(model, prompts, *self._layout, *limits), None
+            with merged(model):
+                greedy_between = None if self.learn_boxes else self._box_ids
+                return sample_answers(model, prompts, *self._layout, *limits, greedy_between), None
 
     @property
     def _layout(self) -> tuple[int, int, int]:
@@ -109,7 +116,7 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         inputs = [{**row, "images": opened[row["draw"]]} for row in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         scores = self._scores.view(-1, self.num_generations, len(TERMS))  # (groups, answers, terms)
-        kept = has_spread(scores @ self.reward_weights.to(scores.device))
+        kept = has_spread(scores @ self.reward_weights.to(scores.device), self.min_spread)
         weight = kept.float()
         if self.difficulty:
             weight = weight * torch.exp(1 - scores[..., TERMS.index("iou")].mean(dim=1))
@@ -118,12 +125,36 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         output["advantages"] = output["advantages"] * weight.repeat_interleave(self.num_generations)[mine]
         mask = output["completion_mask"] * kept.repeat_interleave(self.num_generations)[mine, None]
         output["completion_mask"] = mask
+        if not self.learn_boxes:
+            output["tool_mask"] = (~in_boxes(output["completion_ids"], *self._box_ids)).int()
+            mask = mask * output["tool_mask"]  # TRL leaves these tokens out of the loss
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         self._metrics["train"]["groups/dropped"].append(1 - kept.float().mean().item())
         self._metrics["train"]["groups/weight"].append(weight.mean().item())
         return output
 
 
-def has_spread(rewards: torch.Tensor) -> torch.Tensor:
-    """Which groups (groups, answers) have rewards that differ by more than rounding."""
-    return rewards.amax(dim=1) - rewards.amin(dim=1) > 1e-6
+@contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Adapters folded into the weights that they adapt, while nothing is learned: half the products a layer."""
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+
+
+def has_spread(rewards: torch.Tensor, least: float = 0.0) -> torch.Tensor:
+    """Which groups (groups, answers) have rewards that differ by more than `least`, and by more than rounding."""
+    return rewards.amax(dim=1) - rewards.amin(dim=1) > max(least, 1e-6)
+
+
+def in_boxes(ids: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Which tokens (answers, tokens) come after a box's first token, up to and with its last one."""
+    number = torch.arange(ids.shape[1], device=ids.device)
+    started = torch.where(ids == start, number, -1).cummax(dim=1).values
+    ended = torch.where(ids == end, number, -1).cummax(dim=1).values
+    return torch.nn.functional.pad((started > ended)[:, :-1], (1, 0))

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchFeature, PreTrainedTokenizerFast
+from transformers.image_utils import make_flat_list_of_images
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gemvg_edge.answer import localise
@@ -72,6 +73,24 @@ def group_dataset(
     return dataset
 
 
+class SharedPictures(Qwen2VLImageProcessorPil):  # type: ignore[misc]  # transformers is not followed by mypy
+    """Cuts a picture that is given several times once; TRL gives a group's pictures once an answer."""
+
+    def preprocess(self, images: Any, *, return_tensors: Any = None, **settings: Any) -> BatchFeature:
+        """As its parent's; the same picture means the same object."""
+        flat = make_flat_list_of_images(images)
+        own = {id(image): image for image in flat}
+        found = super().preprocess(list(own.values()), **settings)
+        pieces = np.split(found["pixel_values"], np.cumsum(found["image_grid_thw"].prod(axis=1))[:-1])
+        place = {key: k for k, key in enumerate(own)}
+        order = [place[id(image)] for image in flat]
+        shared = {
+            "pixel_values": np.concatenate([pieces[k] for k in order]),
+            "image_grid_thw": found["image_grid_thw"][order],
+        }
+        return BatchFeature(shared, tensor_type=return_tensors)
+
+
 def group_processor(folder: Path, settings: CheckpointSettings) -> ImageTextProcessor:
     """TRL's processor made of the runtime's tokenizer and text.
 
@@ -81,4 +100,4 @@ def group_processor(folder: Path, settings: CheckpointSettings) -> ImageTextProc
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=settings.tokenizer, eos_token=END_OF_TURN, pad_token=END_OF_TEXT, padding_side="left"
     )
-    return ImageTextProcessor(Qwen2VLImageProcessorPil.from_pretrained(folder), tokenizer, chat_template=CHAT_TEMPLATE)
+    return ImageTextProcessor(SharedPictures.from_pretrained(folder), tokenizer, chat_template=CHAT_TEMPLATE)

@@ -58,6 +58,7 @@ class SftSettings:
     accumulate: int = 1
     questions: int = 8  # about each set of pictures; rendered scenes only
     cot_share: float = 0.0  # of the questions; rendered scenes only, a record says itself whether it reasons
+    brief_share: float = 0.0  # of the reasoning: the conclusion without the list of what is seen
     learning_rate: float = 8e-4
     schedule: str = "wsd"  # constant, then down at the end; or "cosine"
     warmup_steps: int = 100
@@ -104,8 +105,9 @@ def check(run: SftSettings) -> None:
     for name in ("steps", "batch", "accumulate", "questions", "save_steps"):
         if getattr(run, name) < 1:
             raise GemvgError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(run, name)}")
-    if not 0 <= run.cot_share <= 1:
-        raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
+    for name in ("cot_share", "brief_share"):
+        if not 0 <= getattr(run, name) <= 1:
+            raise GemvgError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(run, name)}")
     if run.schedule not in SCHEDULES:
         raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule}")
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
@@ -140,7 +142,7 @@ def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
             dice = (np.random.default_rng([run.seed, draw]) for draw in rows["draw"])
             each = (run.questions, run.cot_share, settings.answer_format)
-            return {"sample": [draw_sample(scenes, run.data, *each, rng) for rng in dice]}
+            return {"sample": [draw_sample(scenes, run.data, *each, rng, run.brief_share) for rng in dice]}
 
     def with_images(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         loaded = load(rows)

@@ -56,30 +56,35 @@ def pack(
 ) -> Packed:
     """One row a prompt for the model, with the answers (rows, tokens) as far as their mask goes.
 
-    A prompt without any answer left is not computed. A branch starts with the prompt's last token again, so that the
-    place before each answer's token is always in its own branch.
+    A prompt without any answer left is not computed, and equal answers are computed once. A branch starts with the
+    prompt's last token again, so that the place before each answer's token is always in its own branch.
     """
-    lengths = mask.sum(dim=1).tolist()
+    texts = [tuple(row[:length]) for row, length in zip(answers.tolist(), mask.sum(dim=1).tolist(), strict=True)]
+    groups = [{texts[row] for row in prompt.rows} - {()} for prompt in prompts]
     # With nothing left at all one prompt stays, so that every process of several has a gradient to share.
-    kept = [prompt for prompt in prompts if any(lengths[row] for row in prompt.rows)] or [prompts[0]]
-    width = max(len(p.ids) - 1 + sum(lengths[row] + 1 for row in p.rows if lengths[row]) for p in kept)
+    kept = [k for k, group in enumerate(groups) if group] or [0]
+    width = max(len(prompts[k].ids) - 1 + sum(len(text) + 1 for text in groups[k]) for k in kept)
     layouts, found = [], torch.full(answers.shape, -1)
-    for number, prompt in enumerate(kept):
+    for number, prompt in enumerate(prompts[k] for k in kept):
         stem = len(prompt.ids) - 1
         positions = _positions(prompt, image_token_id, merge)
         ids, labels = [prompt.ids[:stem]], [torch.full((stem,), IGNORED)]
         places, branch = [positions[:, :stem]], [np.zeros(stem, np.int64)]
+        starts: dict[tuple[int, ...], int] = {}  # of each text that is in the row already
         length = stem
-        for k, row in enumerate(prompt.rows, start=1):
-            if size := lengths[row]:
-                answer = answers[row, :size].cpu()
+        for row in prompt.rows:
+            size = len(texts[row])
+            if size and texts[row] not in starts:
+                starts[texts[row]] = length
+                answer = torch.tensor(texts[row])
                 # An answer may say the picture token; read as one, it would stand for a picture that is not there.
                 ids += [prompt.ids[stem:], answer.masked_fill(answer == image_token_id, pad_id)]
                 labels += [answer, torch.full((1,), IGNORED)]
                 places.append(text_positions(int(positions[0, -1]), size + 1))
-                branch.append(np.full(size + 1, k))
-                found[row, :size] = number * width + torch.arange(length, length + size)
+                branch.append(np.full(size + 1, len(starts)))
                 length += size + 1
+            if size:
+                found[row, :size] = number * width + starts[texts[row]] + torch.arange(size)
         layouts.append((torch.cat(ids), torch.cat(labels), np.concatenate(places, axis=1), np.concatenate(branch)))
     return Packed(
         {
@@ -88,8 +93,8 @@ def pack(
             "attention_mask": torch.from_numpy(
                 branch_mask(np.stack([np.pad(b, (0, width - len(b)), constant_values=-1) for *_, b in layouts]))
             )[:, None],
-            "pixel_values": torch.cat([prompt.pixels for prompt in kept]),
-            "image_grid_thw": torch.cat([prompt.grids for prompt in kept]),
+            "pixel_values": torch.cat([prompts[k].pixels for k in kept]),
+            "image_grid_thw": torch.cat([prompts[k].grids for k in kept]),
         },
         torch.stack([_padded(row_labels, width, IGNORED) for _, row_labels, _, _ in layouts]),
         found,
@@ -121,11 +126,13 @@ def sample_answers(
     end_ids: Sequence[int],
     max_new_tokens: int,
     temperature: float,
+    greedy_between: tuple[int, int] | None = None,
 ) -> list[list[int]]:
     """One sampled answer a row, in the rows' order.
 
     A prompt's answers grow side by side as branches over its one set of keys and values, where a copy for each would be
-    read at every token; a prompt whose answers have all ended leaves the batch.
+    read at every token; a prompt whose answers have all ended leaves the batch. `greedy_between` are two tokens: after
+    the first and up to the second the likeliest token is taken instead of a sampled one.
     """
     device = model.device
     width, branches = max(len(prompt.ids) for prompt in prompts), max(len(prompt.rows) for prompt in prompts)
@@ -149,6 +156,7 @@ def sample_answers(
     place, ends = positions[0, :, -1:].to(device), torch.tensor(list(end_ids), device=device)
     rows = torch.tensor([len(prompt.rows) for prompt in prompts], device=device)
     running = torch.arange(branches, device=device) < rows[:, None]
+    greedy = torch.zeros_like(running)
     left = torch.arange(len(prompts), device=device)  # prompts that still have an answer to end
     said: list[torch.Tensor] = []
     while len(left) and len(said) < max_new_tokens:
@@ -162,12 +170,16 @@ def sample_answers(
                 use_cache=True,
             ).logits
         drawn = torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1).flatten(0, 1), 1)
+        drawn = logits.argmax(dim=-1).where(greedy, drawn.view(running.shape)).where(running, pad_id)
         said.append(torch.full((len(prompts), branches), pad_id, device=device))
-        said[-1][left] = drawn.view(running.shape).where(running, pad_id)
-        running = running & ~torch.isin(said[-1][left], ends)
+        said[-1][left] = drawn
+        running = running & ~torch.isin(drawn, ends)
+        if greedy_between:
+            greedy = (greedy | (drawn == greedy_between[0])) & (drawn != greedy_between[1])
         if not (goes_on := running.any(dim=1)).all():
             cache.batch_select_indices(goes_on.nonzero()[:, 0])
             left, running, seen, place = left[goes_on], running[goes_on], seen[goes_on], place[goes_on]
+            greedy = greedy[goes_on]
     texts = torch.stack(said, dim=2).tolist()
     answers = [text for prompt, group in zip(prompts, texts, strict=True) for text in group[: len(prompt.rows)]]
     cut = (next((k + 1 for k, token in enumerate(text) if token in end_ids), len(text)) for text in answers)

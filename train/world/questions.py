@@ -57,7 +57,8 @@ class Question:
     targets: tuple[Seen, ...]
     kind: Kind
     task: str
-    thinking: str
+    listing: str  # what the pictures show
+    conclusion: str
     marked: Seen | None = None
     words: str = ""  # the answer, where it is no boxes
 
@@ -65,6 +66,11 @@ class Question:
     def boxes(self) -> tuple[Box, ...]:
         """The answer."""
         return tuple(sorted(seen.box for seen in self.targets))
+
+    @property
+    def thinking(self) -> str:
+        """The whole reasoning."""
+        return self.listing + self.conclusion
 
 
 Task = Callable[[PictureSet, np.random.Generator], Question | None]
@@ -100,7 +106,7 @@ def _referential(pictures: PictureSet, rng: np.random.Generator) -> Question:
         and (task == "colour" or seen.name == name)
         and (task == "name" or seen.colour == colour)
     ]
-    return Question(text, tuple(found), "referential", task, _listing(pictures, images) + _conclusion("Found", found))
+    return Question(text, tuple(found), "referential", task, _listing(pictures, images), _conclusion("Found", found))
 
 
 def _subject(pictures: PictureSet, task: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -126,8 +132,8 @@ def _shared(pictures: PictureSet, rng: np.random.Generator) -> Question:
     kinds = [{seen.thing for seen in pictures.in_image(i)} for i in range(pictures.count)]
     both = set.intersection(*kinds)
     found = [seen for seen in pictures.seen if seen.thing in both]
-    thinking = _listing(pictures, range(pictures.count)) + _conclusion("Both", found)
-    return Question(_phrase("shared", rng), tuple(found), "semantic", "shared", thinking)
+    listing = _listing(pictures, range(pictures.count))
+    return Question(_phrase("shared", rng), tuple(found), "semantic", "shared", listing, _conclusion("Both", found))
 
 
 def _kind(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -154,9 +160,9 @@ def _like(pictures: PictureSet, rng: np.random.Generator, task: str) -> Question
     if marked is None:
         return None
     found = of(marked)
-    thinking = f"Marked: {marked.words}. " + _listing(pictures, [j]) + _conclusion("Alike", found)
+    listing = f"Marked: {marked.words}. " + _listing(pictures, [j])
     text = _phrase(task, rng, mark=pictures.mark(marked), i=i + 1, j=j + 1)
-    return Question(text, tuple(found), "semantic", task, thinking, marked)
+    return Question(text, tuple(found), "semantic", task, listing, _conclusion("Alike", found), marked)
 
 
 def _same(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -176,9 +182,9 @@ def _elsewhere(
     if marked is None:
         return None
     found = [seen for seen in pictures.in_image(j) if seen.identity == marked.identity]
-    thinking = f"Marked: {marked.words}. " + _listing(pictures, [j]) + _conclusion("Same", found)
+    listing = f"Marked: {marked.words}. " + _listing(pictures, [j])
     text = _phrase(task, rng, mark=pictures.mark(marked), i=i + 1, j=j + 1)
-    return Question(text, tuple(found), kind, task, thinking, marked)
+    return Question(text, tuple(found), kind, task, listing, _conclusion("Same", found), marked)
 
 
 def _moved(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -200,8 +206,8 @@ def _changed(pictures: PictureSet, rng: np.random.Generator, task: str, things: 
     found = [seen for seen in pictures.seen if seen.identity[1] in things]
     if not found and rng.random() >= NO_TARGET_SHARE:
         return None  # left to chance most answers would be "None", and a model learns to say just that
-    thinking = _listing(pictures, (0, 1)) + _conclusion(task.capitalize(), found)
-    return Question(_phrase(task, rng), tuple(found), "temporal", task, thinking)
+    conclusion = _conclusion(task.capitalize(), found)
+    return Question(_phrase(task, rng), tuple(found), "temporal", task, _listing(pictures, (0, 1)), conclusion)
 
 
 def _ordinal(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -213,8 +219,8 @@ def _ordinal(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     side = str(rng.choice(["left", "right"]))
     target = row[nth] if side == "left" else row[-1 - nth]
     text = _phrase("ordinal", rng, ordinal=ORDINALS[nth], side=side, i=i + 1)
-    thinking = _listing(pictures, [i]) + _conclusion(ORDINALS[nth].capitalize(), [target])
-    return Question(text, (target,), "reasoning", "ordinal", thinking)
+    conclusion = _conclusion(ORDINALS[nth].capitalize(), [target])
+    return Question(text, (target,), "reasoning", "ordinal", _listing(pictures, [i]), conclusion)
 
 
 def _extreme(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -230,8 +236,8 @@ def _extreme(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     side = str(rng.choice(["left", "right"]))
     target = group[0] if side == "left" else group[-1]
     text = _phrase("extreme", rng, side=side, which=which, i=i + 1)
-    thinking = _listing(pictures, [i]) + _conclusion(side.capitalize(), [target])
-    return Question(text, (target,), "reasoning", "extreme", thinking)
+    conclusion = _conclusion(side.capitalize(), [target])
+    return Question(text, (target,), "reasoning", "extreme", _listing(pictures, [i]), conclusion)
 
 
 def _not(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -242,7 +248,7 @@ def _not(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     colour = row[rng.integers(len(row))].colour
     found = [seen for seen in row if seen.colour != colour]
     text = _phrase("not", rng, colour=colour, i=i + 1)
-    return Question(text, tuple(found), "reasoning", "not", _listing(pictures, [i]) + _conclusion("Others", found))
+    return Question(text, tuple(found), "reasoning", "not", _listing(pictures, [i]), _conclusion("Others", found))
 
 
 def _count(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -251,7 +257,7 @@ def _count(pictures: PictureSet, rng: np.random.Generator) -> Question:
         colour = pictures.seen[rng.integers(len(pictures.seen))].colour
     number = sum(seen.colour == colour for seen in pictures.in_image(i))
     text = _phrase("count", rng, colour=colour, i=i + 1)
-    return Question(text, (), "understanding", "count", "", words=str(number))
+    return Question(text, (), "understanding", "count", "", "", words=str(number))
 
 
 def _only(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -261,8 +267,8 @@ def _only(pictures: PictureSet, rng: np.random.Generator) -> Question:
     there = {seen.identity if views else seen.thing for seen in pictures.in_image(j)}
     found = [seen for seen in pictures.in_image(i) if (seen.identity if views else seen.thing) not in there]
     text = _phrase("only", rng, i=i + 1, j=j + 1)
-    thinking = _listing(pictures, (0, 1)) + _conclusion("Only", found)
-    return Question(text, tuple(found), "reasoning" if views else "semantic", "only", thinking)
+    kind: Kind = "reasoning" if views else "semantic"
+    return Question(text, tuple(found), kind, "only", _listing(pictures, (0, 1)), _conclusion("Only", found))
 
 
 def _phrase(task: str, rng: np.random.Generator, **words: object) -> str:

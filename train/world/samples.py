@@ -59,8 +59,11 @@ def draw_sample(
     cot_share: float,
     answer_format: AnswerFormat,
     rng: np.random.Generator,
+    brief_share: float = 0.0,
 ) -> WorldSample:
-    """One set of pictures with several questions, `cot_share` of which ask for reasoning."""
+    """One set of pictures with several questions, `cot_share` of which ask for reasoning; `brief_share` of that is the
+    conclusion alone.
+    """
     seeds = list(scenes)
     scene = scenes[seeds[rng.integers(len(seeds))]]
     role = ROLES[rng.choice(len(ROLES), p=[ROLE_SHARES[role] for role in ROLES])]
@@ -80,6 +83,8 @@ def draw_sample(
     turns = []
     for question in asked:
         thinking = question.thinking if question.thinking and rng.random() < cot_share else None
+        if thinking and brief_share and rng.random() < brief_share:
+            thinking = question.conclusion
         answer = question.words or write_answer(question.boxes, pictures.sizes, answer_format, thinking)
         turns.append(Turn(question.text, answer, thinking is not None))
     order = {seen: k for k, seen in enumerate(pictures.seen)}
