@@ -13,6 +13,7 @@ from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps
 from train.data.record import check
 from train.dense_head import LEFT, NOWHERE
+from train.world import questions
 from train.world.picture_sets import ROLES, PictureSet, choose_pictures, mirror
 from train.world.questions import PHRASES, Question, ask, corpus
 from train.world.render import render
@@ -169,6 +170,19 @@ def test_some_questions_have_no_target_and_some_have_several(asked: Asked) -> No
         share = np.mean(np.asarray(by_kind[kind]) == 0)
         assert 0.03 < share < 0.5, (kind, share)
     assert max(by_kind["referential"]) > 2
+
+
+def test_pictures_that_show_every_colour_and_name_have_nothing_absent(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for an absent colour there once went on for ever."""
+    pictures = max((pictures for pictures, _ in asked), key=lambda pictures: len(pictures.seen))
+    monkeypatch.setattr(questions, "COLOURS", {seen.colour: COLOURS[seen.colour] for seen in pictures.seen})
+    monkeypatch.setattr(questions, "NAMES", [seen.name for seen in pictures.seen])
+    monkeypatch.setattr(questions, "NO_TARGET_SHARE", 1.0)
+    rng = np.random.default_rng(0)
+    found = [ask(pictures, "referential", rng) for _ in range(60)]
+    assert {question.task for question in found if question} == {"object", "colour", "name"}
 
 
 def test_the_tokenizer_s_corpus_has_every_word(asked: Asked) -> None:

@@ -115,6 +115,10 @@ def _subject(pictures: PictureSet, task: str, rng: np.random.Generator) -> tuple
     near = things[rng.integers(len(things))]
     if rng.random() >= NO_TARGET_SHARE:
         return near
+    if (task == "colour" and {c for _, c in things} >= set(COLOURS)) or (
+        task == "name" and {n for n, _ in things} >= set(NAMES)
+    ):
+        return near  # nothing is absent
     while True:
         name, colour = str(rng.choice(NAMES)), str(rng.choice(list(COLOURS)))
         if rng.random() < 0.7:  # a hard negative: half of it is there
