@@ -76,6 +76,12 @@ def f1_gain(before: Counts, after: Counts) -> tuple[float, Interval]:
     return float(gain), _interval(_f1(both[:, 5:]) - _f1(both[:, :5]))
 
 
+def mean_gain(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> tuple[float, Interval]:
+    """The mean difference of two models' values (questions,) and the paired bootstrap's 95 % interval of it."""
+    again = _resample((after - before)[:, None])[:, 0] / max(1, len(before))
+    return float((after - before).mean()), _interval(again)
+
+
 def _resample(counts: Counts) -> Counts:
     """Sums (RESAMPLES, columns) over questions drawn with replacement; the draw is fixed."""
     n = len(counts)

@@ -39,22 +39,35 @@ class TorchGrounder:
         self, images: Sequence[Image.Image], query: str, max_new_tokens: int = 256, think: bool = False
     ) -> tuple[str, Answer]:
         """Greedy answer to one query: the text and what it says."""
+        ids, patches, grids = self.prompt(images, query, think)
+        output = self.model.generate(
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            mm_token_type_ids=(ids == self.settings.image_token_id).long()[None],
+            pixel_values=patches,
+            image_grid_thw=grids,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        tokens = output[0, len(ids) :].tolist()
+        text = self.settings.tokenizer.decode(
+            tokens[:-1] if tokens[-1] in self.stop_ids else tokens, skip_special_tokens=False
+        )
+        return text, read_answer(text, [image.size for image in images], self.settings.answer_format)
+
+    def prompt(
+        self, images: Sequence[Image.Image], query: str, think: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids (tokens,), patches (patches, values) and grids (pictures, 3) of a question."""
         numbers, tokenizer = self.settings.preprocessing, self.settings.tokenizer
         patches, grids = zip(*(patchify(resize(image, numbers), numbers) for image in images), strict=True)
         prefix = encode_prefix(tokenizer, self.settings.template, grids, numbers.merge_size)
         question = encode_query(tokenizer, self.settings.template, self.settings.answer_format, query, think)
-        ids = torch.from_numpy(np.concatenate([prefix, question]))[None]
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == self.settings.image_token_id).long(),
-            pixel_values=torch.from_numpy(np.concatenate(patches)),
-            image_grid_thw=torch.tensor(grids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
-        tokens = output[0, ids.shape[1] :].tolist()
+        ids = torch.from_numpy(np.concatenate([prefix, question]))
+        return ids, torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer."""
         stop = self.model.generation_config.eos_token_id
-        stops = set(stop if isinstance(stop, list) else [stop])
-        text = tokenizer.decode(tokens[:-1] if tokens[-1] in stops else tokens, skip_special_tokens=False)
-        return text, read_answer(text, [image.size for image in images], self.settings.answer_format)
+        return stop if isinstance(stop, list) else [stop]

@@ -10,6 +10,7 @@ import pytest
 
 from bench.accuracy import evaluate, held_out, open_model
 from bench.readme import ROOT
+from bench.sampled import score_samples
 from export.to_onnx import main as export
 from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
@@ -40,6 +41,18 @@ def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path
     scores, texts = evaluate(open_model(tmp_path / "float32"), questions, "float32")
     assert texts == expected
     assert scores["f1"] == reference["f1"]
+
+
+def test_the_coldest_samples_are_the_greedy_answers(questions: list) -> None:
+    some = questions[:6]
+    reference, _ = evaluate(open_model(CHECKPOINT), some, "PyTorch")
+    rewards, counts = score_samples(CHECKPOINT, some, "direct", answers=2, temperature=1e-4)
+    assert counts == pytest.approx(2 * reference["counts"])
+    for reward, (hits, given, wanted, *_) in zip(rewards, counts, strict=True):
+        assert 0 <= reward <= 1
+        assert reward > 0.7 or hits < max(given, wanted)
+    warm, _ = score_samples(CHECKPOINT, some, "direct", answers=4, temperature=2.0)
+    assert warm.mean() < rewards.mean()
 
 
 def test_the_shipped_bundle_is_the_checkpoint_in_int4(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from bench.scoring import score
+from bench.scoring import mean_gain, score
 from gemvg_edge.boxes import Box
 
 A, B = Box(0, 0, 0, 10, 10), Box(1, 20, 20, 30, 40)
@@ -27,3 +28,13 @@ def test_scores(
 ) -> None:
     result = score(predicted, truth)
     assert (result.f1, result.mean_iou, result.image_accuracy) == pytest.approx((f1, mean_iou, image_accuracy)), label
+
+
+def test_gains_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(400)
+    gain, (low, high) = mean_gain(before, before + 0.01)
+    assert (gain, low, high) == pytest.approx((0.01, 0.01, 0.01))
+    gain, (low, high) = mean_gain(before, rng.random(400))
+    assert low < gain < high
+    assert high - low == pytest.approx(2 * 1.96 * (1 / 6) ** 0.5 / 400**0.5, rel=0.2)

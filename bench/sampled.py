@@ -1,0 +1,102 @@
+"""What GRPO itself is after: the rewards of sampled answers to held-out questions, and what it gained over its start.
+
+    python -m bench.sampled runs/tiny cold-start grpo grpo-cot [--mode cot] [--save bench/results/sampled.json]
+
+bench.stages scores the likeliest answer, which is what the runtime gives; GRPO raises the mean over sampled ones. Each
+question gets `--answers` answers at `--temperature`, words and coordinates alike. The first checkpoint is what the
+others are compared with, question by question. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from bench.accuracy import HELD_OUT, held_out
+from bench.results import save_result
+from bench.scoring import Counts, count, f1_gain, mean_gain, score_counts
+from bench.torch_grounder import TorchGrounder
+from gemvg_edge.answer import read_answer
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import load_image
+from train.data.record import MODES, Mode, Record
+from train.rewards import total_reward
+from train.shared_prompts import Prompt, sample_answers
+
+MAX_NEW_TOKENS = 160
+AT_ONCE = 32  # questions
+
+
+def score_samples(
+    folder: Path, records: Sequence[Record], mode: Mode, answers: int, temperature: float
+) -> tuple[npt.NDArray[np.float64], Counts]:
+    """Of each question: the mean reward of its answers, and the counts of all their boxes."""
+    grounder = TorchGrounder.open(folder)
+    settings = grounder.settings
+    rewards, counts = [], []
+    torch.manual_seed(0)
+    for start in tqdm(range(0, len(records), AT_ONCE), desc=f"{folder.name} {mode}", leave=False):
+        part = records[start : start + AT_ONCE]
+        prompts = []
+        for k, record in enumerate(part):
+            images = [load_image(path) for path in record.images]
+            asked = grounder.prompt(images, record.query, think=mode == "cot")
+            prompts.append(Prompt(*asked, rows=range(k * answers, (k + 1) * answers)))
+        layout = settings.image_token_id, settings.preprocessing.merge_size, grounder.stop_ids[0]
+        said = sample_answers(
+            grounder.model, prompts, *layout, grounder.stop_ids, MAX_NEW_TOKENS, temperature, greedy_between=None
+        )
+        for record, prompt in zip(part, prompts, strict=True):
+            about = record.boxes, record.sizes, settings.answer_format
+            texts = [settings.tokenizer.decode(said[row], skip_special_tokens=False) for row in prompt.rows]
+            ended = [said[row][-1] in grounder.stop_ids for row in prompt.rows]
+            worths = [total_reward(t, *about, mode, finished=end) for t, end in zip(texts, ended, strict=True)]
+            rewards.append(float(np.mean(worths)))
+            boxes = [read_answer(text, record.sizes, settings.answer_format).boxes for text in texts]
+            counts.append(count(boxes, [record.boxes] * answers).sum(axis=0))
+    return np.asarray(rewards), np.asarray(counts)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Rewards of sampled answers, against the first checkpoint's.")
+    parser.add_argument("folder", type=Path, help="where the checkpoints are")
+    parser.add_argument("stages", nargs="+", help="their names, first what GRPO started from")
+    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
+    parser.add_argument("--limit", type=int, default=1000, help="how many held-out questions")
+    parser.add_argument("--answers", type=int, default=8, help="to each question")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
+    parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/sampled.json")
+    args = parser.parse_args()
+    if min(args.limit, args.answers) < 1 or args.temperature <= 0:
+        parser.error("--limit and --answers must be at least 1, --temperature above 0")
+    rows: list[dict[str, Any]] = []
+    try:
+        records = held_out(args.data, args.limit)
+        for mode in args.mode:
+            start: tuple[npt.NDArray[np.float64], Counts] | None = None
+            for name in args.stages:
+                rewards, counts = score_samples(args.folder / name, records, mode, args.answers, args.temperature)
+                row = {"stage": name, "mode": mode, "reward": float(rewards.mean()), "f1": score_counts(counts).f1}
+                if start:
+                    row["reward_gain"], row["reward_gain_interval"] = mean_gain(start[0], rewards)
+                    row["f1_gain"], row["f1_gain_interval"] = f1_gain(start[1], counts)
+                start = start or (rewards, counts)
+                rows.append(row)
+                print("  ".join(f"{key} {value}" for key, value in row.items()))
+    except GemvgError as error:
+        parser.error(str(error))
+    settings = {"n": len(records), "answers": args.answers, "temperature": args.temperature}
+    save_result({**settings, "start": args.stages[0], "rows": rows}, args.save)
+
+
+if __name__ == "__main__":
+    main()
