@@ -79,11 +79,32 @@ def stages(result: Result) -> str:
     head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of]
     head += ["tokens", "tokens a box"]
     lines = [
-        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain['gain']:+.3f} "
-        f"[{gain['interval'][0]:+.3f}, {gain['interval'][1]:+.3f}], paired over the questions."
+        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {_gain(gain['gain'], gain['interval'])}, "
+        "paired over the questions."
         for gain in result["gains"]
     ]
     return "\n".join([table(head, rows), "", *lines, *[""] * bool(lines), _machine(result)])
+
+
+def sampled(result: Result) -> str:
+    """What GRPO gained over its start in the rewards of sampled answers."""
+    rows = []
+    for row in result["rows"]:
+        gains = [
+            _gain(row[f"{name}_gain"], row[f"{name}_gain_interval"]) if f"{name}_gain" in row else ""
+            for name in ("reward", "f1")
+        ]
+        rows.append([f"`{row['stage']}`", row["mode"], f"{row['reward']:.3f}", gains[0], f"{row['f1']:.3f}", gains[1]])
+    head = [
+        "stage",
+        "asked",
+        "reward",
+        f"over `{result['start']}` [95 %]",
+        "F1@0.5",
+        f"over `{result['start']}` [95 %]",
+    ]
+    asked = f"{result['n']} questions, {result['answers']} answers each at temperature {result['temperature']:g}. "
+    return table(head, rows) + "\n\n" + asked + _machine(result)
 
 
 def memory(result: Result) -> str:
@@ -113,6 +134,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy.json", accuracy),
     "kinds": ("accuracy.json", kinds),
     "stages": ("stages.json", stages),
+    "sampled": ("sampled.json", sampled),
     "memory": ("memory.json", memory),
     "vision layout": ("vision_layout.json", vision_layout),
 }
@@ -132,6 +154,10 @@ def render(page: str) -> str:
 def _with_interval(row: Result, name: str) -> str:
     low, high = row[f"{name}_interval"]
     return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _gain(gain: float, interval: Sequence[float]) -> str:
+    return f"{gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _machine(result: Result) -> str:

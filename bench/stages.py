@@ -36,9 +36,10 @@ GAINS = (
     ("stage2", "stage1"),
     ("student", "stage2"),  # its teacher
     ("student-digits", "student"),  # the same start, answering in locations
-    ("grpo", "stage2"),
-    ("grpo-direct", "stage2"),
-    ("grpo-cot", "stage2"),
+    ("cold-start", "stage2"),
+    ("grpo", "cold-start"),
+    ("grpo-direct", "cold-start"),
+    ("grpo-cot", "cold-start"),
 )
 
 

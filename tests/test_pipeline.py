@@ -13,12 +13,12 @@ import pytest
 from bench.readme import ROOT
 from train.small_model import write_small_model
 
-STAGES = ("stage1", "stage2", "student", "student-digits", "grpo", "grpo-direct", "grpo-cot")
+STAGES = ("stage1", "stage2", "student", "student-digits", "cold-start", "grpo", "grpo-cot", "grpo-direct")
 
 
 @pytest.mark.slow
 def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
-    """Two or three minutes: ten stages, each a process of its own."""
+    """Two or three minutes: eleven stages, each a process of its own."""
     write_small_model(tmp_path / "start", seed=0)
     settings = {
         "SCALE": "2000", "RL_BATCH": "2", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
@@ -35,4 +35,8 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     assert {(row["stage"], row["mode"]) for row in result["rows"]} >= {("grpo", "cot"), ("grpo", "direct")}
     sizes = {row["stage"]: row["parameters"] for row in result["rows"]}
     assert sizes["student"] <= sizes["grpo"] / 2
-    assert len(result["gains"]) == 9
+    assert len(result["gains"]) == 11
+    sampled = json.loads((tmp_path / "sampled.json").read_text())
+    assert {(row["stage"], row["mode"]) for row in sampled["rows"] if "reward_gain" in row} == {
+        (stage, mode) for stage in ("grpo", "grpo-cot", "grpo-direct") for mode in ("direct", "cot")
+    }
