@@ -27,7 +27,7 @@ from gemvg_edge.answer import localise, mark
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
 from train.checkpoint import read_settings
-from train.data.record import Record
+from train.data.record import MODES, Record
 from train.rewrite import count_parameters
 
 LIMIT = 1000
@@ -41,6 +41,16 @@ GAINS = (
     ("grpo-direct", "cold-start"),
     ("grpo-cot", "cold-start"),
 )
+
+
+def read_stage(text: str, splits: Sequence[str]) -> tuple[str, Sequence[str], Sequence[str]]:
+    """`NAME[:MODE[:SPLIT]]` -> the checkpoint's name, the modes to ask it in and the splits."""
+    parts = text.split(":")
+    name, mode, split = (*parts, "", "")[:3]
+    if not name or len(parts) > 3 or mode not in ("", *MODES) or split not in ("", *SPLITS):
+        known = f"MODE one of {', '.join(MODES)} and SPLIT one of {', '.join(SPLITS)}"
+        raise GemvgError(f"{text!r} is not a stage; give NAME, NAME:MODE or NAME:MODE:SPLIT, {known}")
+    return name, [mode] if mode else MODES, [split] if split else splits
 
 
 def score_stage(folder: Path, think: bool, split: str, records: Sequence[Record]) -> dict[str, Any]:
@@ -103,7 +113,11 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Score every stage of a training pipeline.")
     parser.add_argument("folder", type=Path, help="where the stages' checkpoints are")
-    parser.add_argument("stages", nargs="+", help="their names, in order; NAME:direct asks in one mode only")
+    parser.add_argument(
+        "stages",
+        nargs="+",
+        help="their names, in order; NAME:direct asks in one mode only, NAME::held-out in one split only",
+    )
     parser.add_argument("--limit", type=int, default=LIMIT, help="how many held-out questions")
     parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=["held-out"])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
@@ -113,10 +127,9 @@ def main() -> None:
         parser.error("--limit must be at least 1")
     rows = []
     try:
-        for stage in args.stages:
-            name, _, only = stage.partition(":")
-            for mode in (only,) if only else ("direct", "cot"):
-                for split in args.splits:
+        for name, modes, splits in [read_stage(stage, args.splits) for stage in args.stages]:
+            for mode in modes:
+                for split in splits:
                     folder, records = args.folder / name, held_out(args.data, args.limit, split)
                     row = score_stage(folder, mode == "cot", split, records)
                     rows.append({**row, "tokens_a_box": tokens_a_box(folder, records)})

@@ -11,12 +11,13 @@ import pytest
 from bench.accuracy import evaluate, held_out, open_model
 from bench.readme import ROOT
 from bench.sampled import score_samples
+from bench.stages import read_stage, tokens_a_box
 from export.to_onnx import main as export
 from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
 from gemvg_edge.bundle import DECODER_DATA, EMBEDDING, TOKENIZER, VISION_DATA, open_bundle
 from gemvg_edge.grounder import DEFAULT_BUNDLE
-from train.data.record import Record
+from train.data.record import MODES, Record
 
 CHECKPOINT = ROOT / "checkpoints" / "tabletop"
 EXAMPLES = ROOT / "examples" / "images"
@@ -53,6 +54,20 @@ def test_the_coldest_samples_are_the_greedy_answers(questions: list) -> None:
         assert reward > 0.7 or hits < max(given, wanted)
     warm, _ = score_samples(CHECKPOINT, some, "direct", answers=4, temperature=2.0)
     assert warm.mean() < rewards.mean()
+
+
+def test_a_box_in_locations_takes_six_tokens(questions: list) -> None:
+    assert tokens_a_box(CHECKPOINT, questions) == 6  # four of them, and where it starts and ends
+
+
+def test_stages_are_named_with_mode_and_split() -> None:
+    splits = ["held-out", "new-style"]
+    assert read_stage("stage1", splits) == ("stage1", MODES, splits)
+    assert read_stage("student:direct", splits) == ("student", ["direct"], splits)
+    assert read_stage("grpo::held-out", splits) == ("grpo", MODES, ["held-out"])
+    for wrong in ("", "stage1:fast", "stage1:cot:train", "stage1:cot:held-out:x"):
+        with pytest.raises(GemvgError, match="is not a stage; give NAME"):
+            read_stage(wrong, splits)
 
 
 def test_the_shipped_bundle_is_the_checkpoint_in_int4(tmp_path: Path) -> None:
