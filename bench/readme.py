@@ -94,16 +94,11 @@ def sampled(result: Result) -> str:
             _gain(row[f"{name}_gain"], row[f"{name}_gain_interval"]) if f"{name}_gain" in row else ""
             for name in ("reward", "f1")
         ]
-        rows.append([f"`{row['stage']}`", row["mode"], f"{row['reward']:.3f}", gains[0], f"{row['f1']:.3f}", gains[1]])
-    head = [
-        "stage",
-        "asked",
-        "reward",
-        f"over `{result['start']}` [95 %]",
-        "F1@0.5",
-        f"over `{result['start']}` [95 %]",
-    ]
-    asked = f"{result['n']} questions, {result['answers']} answers each at temperature {result['temperature']:g}. "
+        scores = f"{row['reward']:.3f}", gains[0], f"{row['f1']:.3f}", gains[1]
+        rows.append([f"`{row['stage']}`", row["mode"], f"{row['temperature']:g}", *scores])
+    over = f"over `{result['start']}` [95 %]"
+    head = ["stage", "asked", "temperature", "reward", over, "F1@0.5", over]
+    asked = f"{result['n']} questions, {result['answers']} answers to each above temperature 0. "
     return table(head, rows) + "\n\n" + asked + _machine(result)
 
 

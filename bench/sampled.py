@@ -1,16 +1,17 @@
-"""What GRPO itself is after: the rewards of sampled answers to held-out questions, and what it gained over its start.
+"""What GRPO gained over its start: in the rewards of sampled answers, its own objective, and in the likeliest answers.
 
-    python -m bench.sampled runs/tiny cold-start grpo grpo-cot [--mode cot] [--save bench/results/sampled.json]
+    python -m bench.sampled runs/tiny cold-start grpo grpo-cot [--temperature 0 1] [--save bench/results/sampled.json]
 
-bench.stages scores the likeliest answer, which is what the runtime gives; GRPO raises the mean over sampled ones. Each
-question gets `--answers` answers at `--temperature`, words and coordinates alike. The first checkpoint is what the
-others are compared with, question by question. Ends with one JSON line.
+Temperature 0 is the likeliest answer, which the runtime gives; above it each question gets `--answers` answers, words
+and coordinates sampled alike. The first checkpoint is what the others are compared with, question by question. Ends
+with one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from train.rewards import total_reward
 from train.shared_prompts import Prompt, sample_answers
 
 MAX_NEW_TOKENS = 160
+COLDEST = 1e-4  # a temperature that leaves nothing to chance
 AT_ONCE = 32  # questions
 
 
 def score_samples(
     folder: Path, records: Sequence[Record], mode: Mode, answers: int, temperature: float
 ) -> tuple[npt.NDArray[np.float64], Counts]:
-    """Of each question: the mean reward of its answers, and the counts of all their boxes."""
+    """Of each question: the mean reward of its answers (at temperature 0: of the one), and all their boxes' counts."""
+    answers, temperature = (answers, temperature) if temperature else (1, COLDEST)
     grounder = TorchGrounder.open(folder)
     settings = grounder.settings
     rewards, counts = [], []
@@ -72,20 +75,21 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
     parser.add_argument("--limit", type=int, default=1000, help="how many held-out questions")
     parser.add_argument("--answers", type=int, default=8, help="to each question")
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/sampled.json")
     args = parser.parse_args()
-    if min(args.limit, args.answers) < 1 or args.temperature <= 0:
-        parser.error("--limit and --answers must be at least 1, --temperature above 0")
+    if min(args.limit, args.answers) < 1 or min(args.temperature) < 0:
+        parser.error("--limit and --answers must be at least 1, --temperature at least 0")
     rows: list[dict[str, Any]] = []
     try:
         records = held_out(args.data, args.limit)
-        for mode in args.mode:
+        for mode, temperature in product(args.mode, args.temperature):
             start: tuple[npt.NDArray[np.float64], Counts] | None = None
             for name in args.stages:
-                rewards, counts = score_samples(args.folder / name, records, mode, args.answers, args.temperature)
-                row = {"stage": name, "mode": mode, "reward": float(rewards.mean()), "f1": score_counts(counts).f1}
+                rewards, counts = score_samples(args.folder / name, records, mode, args.answers, temperature)
+                row = {"stage": name, "mode": mode, "temperature": temperature}
+                row |= {"reward": float(rewards.mean()), "f1": score_counts(counts).f1}
                 if start:
                     row["reward_gain"], row["reward_gain_interval"] = mean_gain(start[0], rewards)
                     row["f1_gain"], row["f1_gain_interval"] = f1_gain(start[1], counts)
@@ -94,8 +98,7 @@ def main() -> None:
                 print("  ".join(f"{key} {value}" for key, value in row.items()))
     except GemvgError as error:
         parser.error(str(error))
-    settings = {"n": len(records), "answers": args.answers, "temperature": args.temperature}
-    save_result({**settings, "start": args.stages[0], "rows": rows}, args.save)
+    save_result({"n": len(records), "answers": args.answers, "start": args.stages[0], "rows": rows}, args.save)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 
 "$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start grpo \
     grpo-cot grpo-direct --data "$DATA" --limit "$(part 1000)" --save "$SAVE"
-# The likeliest answers are above; GRPO's own objective is the mean over sampled ones.
-"$PYTHON" -m bench.sampled "$OUT" cold-start grpo grpo-cot grpo-direct --data "$DATA" --limit "$(part 1000)" --temperature 0.7 \
+# What GRPO gained over its start, in the likeliest answers and in sampled ones, whose mean reward is what it raises.
+"$PYTHON" -m bench.sampled "$OUT" cold-start grpo grpo-cot grpo-direct --data "$DATA" --limit "$(part 2000)" \
+    --temperature 0 0.7 --answers 4 \
     --save "$(dirname "$SAVE")/sampled.json"
