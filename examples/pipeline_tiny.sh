@@ -56,9 +56,10 @@ stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-dig
 
 # GRPO as GeM-VG is thought to have done it (half the groups reason), and its two ablations. Its questions are about scenes
 # that SFT has not seen and cannot know by heart. What decides whether it learns anything here is how much of its gradient
-# is chance. Sampled whole at temperature 1, a reasoned answer of stage 2 spends three quarters of its randomness on
-# coordinates and most of the rest on listing what is seen, and 240 steps of that ended below their start. So a short SFT
-# first makes the reasoning brief (the conclusion alone), and GRPO samples and learns words only, boxes being the likeliest.
+# is chance. Sampled whole at temperature 1, a reasoned answer of stage 2 spends most of its randomness on coordinates and
+# most of the rest on listing what is seen, and 240 steps of that ended below their start. So a short SFT first makes the
+# reasoning brief (the conclusion alone), and GRPO samples and learns words only, boxes being the likeliest. A learning
+# rate of 3e-3 does harm within thirty steps even so.
 stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 400)" --seed 26 --cot-share 0.5 \
     --brief-share 1 "${sft[@]}"
 "$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2000)" --first-seed 12000
