@@ -60,31 +60,28 @@ def pack(
     prompt's last token again, so that the place before each answer's token is always in its own branch.
     """
     texts = [tuple(row[:length]) for row, length in zip(answers.tolist(), mask.sum(dim=1).tolist(), strict=True)]
-    groups = [{texts[row] for row in prompt.rows} - {()} for prompt in prompts]
     # With nothing left at all one prompt stays, so that every process of several has a gradient to share.
-    kept = [k for k, group in enumerate(groups) if group] or [0]
-    width = max(len(prompts[k].ids) - 1 + sum(len(text) + 1 for text in groups[k]) for k in kept)
+    kept = [prompt for prompt in prompts if any(texts[row] for row in prompt.rows)] or [prompts[0]]
+    branches = [dict.fromkeys(texts[row] for row in prompt.rows if texts[row]) for prompt in kept]
+    width = max(len(p.ids) - 1 + sum(len(text) + 1 for text in own) for p, own in zip(kept, branches, strict=True))
     layouts, found = [], torch.full(answers.shape, -1)
-    for number, prompt in enumerate(prompts[k] for k in kept):
+    for number, (prompt, own) in enumerate(zip(kept, branches, strict=True)):
         stem = len(prompt.ids) - 1
         positions = _positions(prompt, image_token_id, merge)
         ids, labels = [prompt.ids[:stem]], [torch.full((stem,), IGNORED)]
         places, branch = [positions[:, :stem]], [np.zeros(stem, np.int64)]
-        starts: dict[tuple[int, ...], int] = {}  # of each text that is in the row already
-        length = stem
+        starts, length = {}, stem
+        for k, text in enumerate(own, start=1):
+            answer, starts[text] = torch.tensor(text), length
+            # An answer may say the picture token; read as one, it would stand for a picture that is not there.
+            ids += [prompt.ids[stem:], answer.masked_fill(answer == image_token_id, pad_id)]
+            labels += [answer, torch.full((1,), IGNORED)]
+            places.append(text_positions(int(positions[0, -1]), len(text) + 1))
+            branch.append(np.full(len(text) + 1, k))
+            length += len(text) + 1
         for row in prompt.rows:
-            size = len(texts[row])
-            if size and texts[row] not in starts:
-                starts[texts[row]] = length
-                answer = torch.tensor(texts[row])
-                # An answer may say the picture token; read as one, it would stand for a picture that is not there.
-                ids += [prompt.ids[stem:], answer.masked_fill(answer == image_token_id, pad_id)]
-                labels += [answer, torch.full((1,), IGNORED)]
-                places.append(text_positions(int(positions[0, -1]), size + 1))
-                branch.append(np.full(size + 1, len(starts)))
-                length += size + 1
-            if size:
-                found[row, :size] = number * width + starts[texts[row]] + torch.arange(size)
+            if text := texts[row]:
+                found[row, : len(text)] = number * width + starts[text] + torch.arange(len(text))
         layouts.append((torch.cat(ids), torch.cat(labels), np.concatenate(places, axis=1), np.concatenate(branch)))
     return Packed(
         {
@@ -93,8 +90,8 @@ def pack(
             "attention_mask": torch.from_numpy(
                 branch_mask(np.stack([np.pad(b, (0, width - len(b)), constant_values=-1) for *_, b in layouts]))
             )[:, None],
-            "pixel_values": torch.cat([prompts[k].pixels for k in kept]),
-            "image_grid_thw": torch.cat([prompts[k].grids for k in kept]),
+            "pixel_values": torch.cat([prompt.pixels for prompt in kept]),
+            "image_grid_thw": torch.cat([prompt.grids for prompt in kept]),
         },
         torch.stack([_padded(row_labels, width, IGNORED) for _, row_labels, _, _ in layouts]),
         found,

@@ -21,6 +21,7 @@ import numpy as np
 from gemvg_edge.boxes import Box
 from train.data.record import Kind
 from train.world.picture_sets import PictureSet, Seen
+from train.world.scenes import Thing
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 PHRASES = {
@@ -99,13 +100,7 @@ def _referential(pictures: PictureSet, rng: np.random.Generator) -> Question:
     if pictures.count > 1 and rng.random() < ONE_IMAGE_SHARE:
         images = [int(rng.choice(images))]
         text += f" in image {images[0] + 1}"
-    found = [
-        seen
-        for seen in pictures.seen
-        if seen.image in images
-        and (task == "colour" or seen.name == name)
-        and (task == "name" or seen.colour == colour)
-    ]
+    found = [seen for seen in pictures.seen if seen.image in images and _fits(task, seen.thing, name, colour)]
     return Question(text, tuple(found), "referential", task, _listing(pictures, images), _conclusion("Found", found))
 
 
@@ -115,21 +110,23 @@ def _subject(pictures: PictureSet, task: str, rng: np.random.Generator) -> tuple
     near = things[rng.integers(len(things))]
     if rng.random() >= NO_TARGET_SHARE:
         return near
-    if (task == "colour" and {c for _, c in things} >= set(COLOURS)) or (
-        task == "name" and {n for n, _ in things} >= set(NAMES)
-    ):
-        return near  # nothing is absent
+
+    def absent(name: str, colour: str) -> bool:
+        return not any(_fits(task, thing, name, colour) for thing in things)
+
+    if not any(absent(name, colour) for name in NAMES for colour in COLOURS):
+        return near
     while True:
         name, colour = str(rng.choice(NAMES)), str(rng.choice(list(COLOURS)))
         if rng.random() < 0.7:  # a hard negative: half of it is there
             name, colour = (near[0], colour) if rng.random() < 0.5 else (name, near[1])
-        absent = {
-            "object": (name, colour) not in things,
-            "colour": all(colour != other for _, other in things),
-            "name": all(name != other for other, _ in things),
-        }
-        if absent[task]:
+        if absent(name, colour):
             return name, colour
+
+
+def _fits(task: str, thing: Thing, name: str, colour: str) -> bool:
+    """Whether a thing (name, colour) answers a referential task about this name and colour."""
+    return (task == "colour" or thing[0] == name) and (task == "name" or thing[1] == colour)
 
 
 def _shared(pictures: PictureSet, rng: np.random.Generator) -> Question:
