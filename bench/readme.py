@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.scoring import gain_text
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", ROOT / "gemvg_edge" / "models" / "tabletop" / "README.md")
@@ -79,7 +81,7 @@ def stages(result: Result) -> str:
     head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of]
     head += ["tokens", "tokens a box"]
     lines = [
-        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {_gain(gain['gain'], gain['interval'])}, "
+        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}, "
         "paired over the questions."
         for gain in result["gains"]
     ]
@@ -91,7 +93,7 @@ def sampled(result: Result) -> str:
     rows = []
     for row in result["rows"]:
         gains = [
-            _gain(row[f"{name}_gain"], row[f"{name}_gain_interval"]) if f"{name}_gain" in row else ""
+            gain_text(row[f"{name}_gain"], row[f"{name}_gain_interval"]) if f"{name}_gain" in row else ""
             for name in ("reward", "f1")
         ]
         scores = f"{row['reward']:.3f}", gains[0], f"{row['f1']:.3f}", gains[1]
@@ -149,10 +151,6 @@ def render(page: str) -> str:
 def _with_interval(row: Result, name: str) -> str:
     low, high = row[f"{name}_interval"]
     return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _gain(gain: float, interval: Sequence[float]) -> str:
-    return f"{gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def _machine(result: Result) -> str:

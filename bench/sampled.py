@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bench.accuracy import HELD_OUT, held_out
 from bench.results import save_result
-from bench.scoring import Counts, count, f1_gain, mean_gain, score_counts
+from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
 from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
@@ -53,9 +53,7 @@ def score_samples(
             asked = grounder.prompt(images, record.query, think=mode == "cot")
             prompts.append(Prompt(*asked, rows=range(k * answers, (k + 1) * answers)))
         layout = settings.image_token_id, settings.preprocessing.merge_size, grounder.stop_ids[0]
-        said = sample_answers(
-            grounder.model, prompts, *layout, grounder.stop_ids, MAX_NEW_TOKENS, temperature, greedy_between=None
-        )
+        said = sample_answers(grounder.model, prompts, *layout, grounder.stop_ids, MAX_NEW_TOKENS, temperature)
         for record, prompt in zip(part, prompts, strict=True):
             about = record.boxes, record.sizes, settings.answer_format
             texts = [settings.tokenizer.decode(said[row], skip_special_tokens=False) for row in prompt.rows]
@@ -90,12 +88,14 @@ def main() -> None:
                 rewards, counts = score_samples(args.folder / name, records, mode, args.answers, temperature)
                 row = {"stage": name, "mode": mode, "temperature": temperature}
                 row |= {"reward": float(rewards.mean()), "f1": score_counts(counts).f1}
+                print(f"{name} {mode} at {temperature:g}: reward {row['reward']:.3f}  F1@0.5 {row['f1']:.3f}")
                 if start:
                     row["reward_gain"], row["reward_gain_interval"] = mean_gain(start[0], rewards)
                     row["f1_gain"], row["f1_gain_interval"] = f1_gain(start[1], counts)
+                    for gained in ("reward", "f1"):
+                        print(f"    {gained} {gain_text(row[f'{gained}_gain'], row[f'{gained}_gain_interval'])}")
                 start = start or (rewards, counts)
                 rows.append(row)
-                print("  ".join(f"{key} {value}" for key, value in row.items()))
     except GemvgError as error:
         parser.error(str(error))
     save_result({"n": len(records), "answers": args.answers, "start": args.stages[0], "rows": rows}, args.save)

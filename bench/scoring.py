@@ -82,6 +82,11 @@ def mean_gain(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -
     return float((after - before).mean()), _interval(again)
 
 
+def gain_text(gain: float, interval: Sequence[float]) -> str:
+    """A gain and its interval for people."""
+    return f"{gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+
+
 def _resample(counts: Counts) -> Counts:
     """Sums (RESAMPLES, columns) over questions drawn with replacement; the draw is fixed."""
     n = len(counts)

@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
 from bench.results import save_result
-from bench.scoring import f1_gain
+from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.answer import localise, mark
 from gemvg_edge.errors import GemvgError
@@ -53,12 +53,12 @@ def read_stage(text: str, splits: Sequence[str]) -> tuple[str, Sequence[str], Se
     return name, [mode] if mode else MODES, [split] if split else splits
 
 
-def score_stage(folder: Path, think: bool, split: str, records: Sequence[Record]) -> dict[str, Any]:
+def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -> dict[str, Any]:
     """One checkpoint's scores in one mode; read from beside it if its weights were scored before."""
     mode = "cot" if think else "direct"
     file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
     weights = _digest(folder)
-    key = {"weights": weights, "limit": len(records)}
+    key = {"weights": weights, "limit": limit}
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         row: dict[str, Any] = kept["row"]
         return row
@@ -67,9 +67,10 @@ def score_stage(folder: Path, think: bool, split: str, records: Sequence[Record]
         bundle.parent.mkdir(exist_ok=True)
         if export([str(folder), str(bundle)]):
             raise GemvgError(f"{folder} cannot be exported; see above")
+    records = held_out(data, limit, split)
     row, _ = evaluate(open_model(bundle, think), records, f"{folder.name} {mode}")
     row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
-    row["counts"] = row["counts"].tolist()
+    row |= {"counts": row["counts"].tolist(), "tokens_a_box": tokens_a_box(folder, records)}
     file.parent.mkdir(exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"key": key, "row": row}))
@@ -85,7 +86,7 @@ def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
         for record in records
         for box in record.boxes
     ]
-    return float(np.mean([len(encode(settings.tokenizer, text)) for text in texts]))
+    return sum(len(encode(settings.tokenizer, text)) for text in texts) / max(1, len(texts))
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,16 +131,13 @@ def main() -> None:
         for name, modes, splits in [read_stage(stage, args.splits) for stage in args.stages]:
             for mode in modes:
                 for split in splits:
-                    folder, records = args.folder / name, held_out(args.data, args.limit, split)
-                    row = score_stage(folder, mode == "cot", split, records)
-                    rows.append({**row, "tokens_a_box": tokens_a_box(folder, records)})
+                    rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
                     print_row(f"{name} {mode} {split}", rows[-1])
     except GemvgError as error:
         parser.error(str(error))
     told = gains(rows)
     for gain in told:
-        low, high = gain["interval"]
-        print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain['gain']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}")
     kept = [{key: value for key, value in row.items() if key not in ("counts", "ms")} for row in rows]
     save_result({"rows": kept, "gains": told}, args.save)
 

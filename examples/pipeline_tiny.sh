@@ -72,9 +72,9 @@ stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
 stage grpo-cot train.grpo --out "$OUT/grpo-cot" --cot-share 1 "${grpo[@]}"
 stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 
-"$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start grpo \
-    grpo-cot grpo-direct --data "$DATA" --limit "$(part 1000)" --save "$SAVE"
+"$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start::held-out \
+    grpo::held-out grpo-cot::held-out grpo-direct::held-out --data "$DATA" --splits held-out new-names new-style \
+    --limit "$(part 1000)" --save "$SAVE"
 # What GRPO gained over its start, in the likeliest answers and in sampled ones, whose mean reward is what it raises.
-"$PYTHON" -m bench.sampled "$OUT" cold-start grpo grpo-cot grpo-direct --data "$DATA" --limit "$(part 2000)" \
-    --temperature 0 0.7 --answers 4 \
-    --save "$(dirname "$SAVE")/sampled.json"
+"$PYTHON" -m bench.sampled "$OUT" cold-start grpo grpo-cot grpo-direct --data "$DATA" --mode cot direct \
+    --limit "$(part 2000)" --temperature 0 0.7 --answers 4 --save "$(dirname "$SAVE")/sampled.json"
