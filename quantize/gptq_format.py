@@ -1,0 +1,138 @@
+"""The GPTQ file format: four tensors in place of a linear layer's weight, as AutoGPTQ began it and GPTQModel writes it.
+
+    qweight (in * bits / 32, out) int32: codes in a little-endian stream of bits along the inputs
+    qzeros (groups, out * bits / 32) int32: zero-points in such a stream along the outputs
+    scales (groups, out) float16, g_idx (in) int32: the group of each input
+
+A weight is (code - zero) * scale of its group. In version 1 (`checkpoint_format: "gptq"`, ours) qzeros holds zero - 1,
+modulo 2^bits; in version 2 (`"gptq_v2"`) zero itself. Bits and groups are read from the shapes, so per-module
+overrides need no rules. numpy only; knows neither networks nor solvers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.json_object import JsonObject
+
+BITS = (2, 3, 4, 8)
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+VERSION_1, VERSION_2 = "gptq", "gptq_v2"
+WORD = 32
+
+Array = npt.NDArray[Any]
+
+
+class QuantizedLinear(NamedTuple):
+    """A quantised weight (out, in), unpacked."""
+
+    codes: npt.NDArray[np.uint8]  # (out, in), 0 .. 2^bits - 1
+    scales: npt.NDArray[np.float16]  # (groups, out)
+    zeros: npt.NDArray[np.uint8]  # (groups, out)
+    groups: npt.NDArray[np.int32]  # (in): the group of each input
+    bits: int
+
+    @property
+    def group_size(self) -> int | None:
+        """How many inputs in a row share a scale; None where groups are not runs (activation order)."""
+        inputs, count = len(self.groups), len(self.scales)
+        size = inputs // count
+        return size if np.array_equal(self.groups, np.arange(inputs) // max(1, size)) else None
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero-point is the middle code."""
+        return bool((self.zeros == 2 ** (self.bits - 1)).all())
+
+
+def dequantize(linear: QuantizedLinear) -> npt.NDArray[np.float32]:
+    """The weight (out, in) that the codes stand for."""
+    scales, zeros = linear.scales.astype(np.float32).T, linear.zeros.astype(np.float32).T  # (out, groups)
+    weight = linear.codes.astype(np.float32)
+    weight -= zeros[:, linear.groups]
+    weight *= scales[:, linear.groups]
+    return weight
+
+
+def pack(linear: QuantizedLinear) -> dict[str, Array]:
+    """The four tensors, version 1. The inputs and the outputs must fill whole words."""
+    outputs, inputs = linear.codes.shape
+    for count, what in ((inputs, "inputs"), (outputs, "outputs")):
+        if count * linear.bits % WORD:
+            raise GemvgError(f"{count} {what} of {linear.bits} bits do not fill whole {WORD}-bit words of a GPTQ file")
+    stored = (linear.zeros - np.uint8(1)) & np.uint8(2**linear.bits - 1)
+    return {
+        "qweight": _pack_rows(linear.codes.T, linear.bits),
+        "qzeros": np.ascontiguousarray(_pack_rows(stored.T, linear.bits).T),
+        "scales": np.ascontiguousarray(linear.scales, np.float16),
+        "g_idx": np.ascontiguousarray(linear.groups, np.int32),
+    }
+
+
+def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedLinear:
+    """The reverse of `pack`, for files of any writer; ValueError says what does not fit."""
+    qweight, qzeros, scales = tensors["qweight"], tensors["qzeros"], tensors["scales"]
+    if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
+        raise ValueError(f"qweight, qzeros and scales have {qweight.ndim}, {qzeros.ndim} and {scales.ndim} dimensions")
+    (groups, outputs), words = scales.shape, qweight.shape[0]
+    bits = qzeros.shape[1] * WORD // outputs
+    if bits not in BITS or qweight.shape[1] != outputs or qzeros.shape != (groups, outputs * bits // WORD):
+        raise ValueError(f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not fit")
+    inputs = words * WORD // bits
+    # Writers without activation order may leave g_idx out.
+    g_idx = tensors.get("g_idx", np.arange(inputs) // -(-inputs // groups))
+    if g_idx.shape != (inputs,) or g_idx.min() < 0 or g_idx.max() >= groups:
+        raise ValueError(f"g_idx of {g_idx.shape} does not give each of {inputs} inputs one of {groups} groups")
+    zeros = np.ascontiguousarray(_unpack_rows(qzeros.T, bits).T)
+    if version == VERSION_1:
+        zeros = (zeros + np.uint8(1)) & np.uint8(2**bits - 1)
+    codes = np.ascontiguousarray(_unpack_rows(qweight, bits).T)
+    return QuantizedLinear(codes, scales.astype(np.float16), zeros, g_idx.astype(np.int32), bits)
+
+
+def read_version(quantization: JsonObject) -> str:
+    """The version that `quantization_config` of a config.json states; GemvgError for another method than GPTQ."""
+    method = quantization.value("quant_method", str)
+    if method != "gptq":
+        raise GemvgError(f"{quantization.path}: quant_method {method!r} is not read; give a GPTQ or a float checkpoint")
+    version = quantization.value("checkpoint_format", str, VERSION_1)
+    if version not in (VERSION_1, VERSION_2):
+        raise GemvgError(
+            f"{quantization.path}: checkpoint_format {version!r} is not read; save the checkpoint as {VERSION_1!r}"
+        )
+    return version
+
+
+def _pack_rows(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
+    """Codes (n, m) -> (n * bits / 32, m): column by column a stream of bits, the lowest first."""
+    n, m = codes.shape
+    padded = np.zeros((-(-n // WORD), WORD, m), np.uint32)
+    padded.reshape(-1, m)[:n] = codes
+    words = np.zeros((len(padded), bits, m), np.uint32)  # 32 codes fill `bits` words
+    for k in range(WORD):
+        word, shift = divmod(k * bits, WORD)
+        words[:, word] |= padded[:, k] << np.uint32(shift)
+        if shift + bits > WORD:  # of 3 bits, two codes in 32 lie in two words
+            words[:, word + 1] |= padded[:, k] >> np.uint32(WORD - shift)
+    return np.ascontiguousarray(words.reshape(-1, m)[: n * bits // WORD]).view(np.int32)
+
+
+def _unpack_rows(packed: npt.NDArray[np.int32], bits: int) -> npt.NDArray[np.uint8]:
+    """The reverse of `_pack_rows`."""
+    rows, m = packed.shape
+    n = rows * WORD // bits
+    words = np.zeros((-(-rows // bits), bits, m), np.uint32)
+    words.reshape(-1, m)[:rows] = np.ascontiguousarray(packed).view(np.uint32)
+    codes = np.empty((len(words), WORD, m), np.uint8)
+    for k in range(WORD):
+        word, shift = divmod(k * bits, WORD)
+        value = words[:, word] >> np.uint32(shift)
+        if shift + bits > WORD:
+            value |= words[:, word + 1] << np.uint32(WORD - shift)
+        codes[:, k] = value & np.uint32(2**bits - 1)
+    return codes.reshape(-1, m)[:n]
