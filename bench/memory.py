@@ -1,4 +1,4 @@
-"""Peak memory of exporting a Qwen2-VL-2B-shaped checkpoint to int4 and of grounding two 448 x 448 pictures with it.
+"""Peak memory of quantising and exporting a Qwen2-VL-2B-shaped checkpoint, and of grounding two pictures with it.
 
     python -m bench.memory [--folder data/qwen2-vl-2b] [--save bench/results/memory.json]
 
@@ -9,6 +9,7 @@ are random, so the boxes mean nothing. Needs about 7 GB of disk, which is freed 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,22 @@ import numpy as np
 from PIL import Image
 
 from bench.results import save_result
+
+SAMPLES = 32  # calibration prompts
+# Hidden width, inner width and width of keys of a decoder layer; both models have 28.
+LAYER_2B, LAYER_7B = (1536, 8960, 256), (3584, 18944, 512)
+
+
+def layer_work(hidden: int, inner: int, keys: int, tokens: int) -> float:
+    """Multiplications of quantising one decoder layer: five forward passes, four Hessians and their factors, solving.
+
+    A factor takes a Cholesky decomposition, an inverse from it and a second decomposition: n^3 / 6 + n^3 / 3 + n^3 / 6.
+    """
+    weights = hidden * (2 * hidden + 2 * keys + 3 * inner)
+    sides = (hidden, hidden, hidden, inner)
+    hessians = sum(tokens * side**2 + 2 / 3 * side**3 for side in sides)
+    solving = hidden * (2 * hidden + 2 * keys + 2 * inner) * hidden / 2 + hidden * inner * inner / 2
+    return 5 * tokens * weights + hessians + solving
 
 
 def peak_of(command: list[str]) -> tuple[float, float]:
@@ -43,6 +60,13 @@ def main() -> None:
     args = parser.parse_args()
     checkpoint, bundle = args.folder / "checkpoint", args.folder / "bundle"
     peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint)])
+    quantized = args.folder / "int4"
+    options = ["--group-size", "128", "--samples", str(SAMPLES)]
+    quantize_gib, quantize_seconds = peak_of(
+        [sys.executable, "-m", "quantize.gptq", "--model", str(checkpoint), "--out", str(quantized), *options]
+    )
+    record = json.loads((quantized / "quantization.json").read_text())
+    layer_seconds, tokens = record["seconds_a_layer"], record["tokens"]
     export_gib, export_seconds = peak_of(
         [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(bundle), "--weights", "int4"]
     )
@@ -62,6 +86,12 @@ def main() -> None:
         {
             "model": "Qwen2-VL-2B shape, random weights",
             **sizes,
+            "quantize_peak_gib": quantize_gib,
+            "quantize_seconds": quantize_seconds,
+            "quantize_samples": SAMPLES,
+            "quantize_tokens": tokens,
+            "quantize_layer_seconds": layer_seconds,
+            "quantize_layer_seconds_7b": layer_seconds * layer_work(*LAYER_7B, tokens) / layer_work(*LAYER_2B, tokens),
             "export_peak_gib": export_gib,
             "export_seconds": export_seconds,
             "ground_peak_gib": ground_gib,

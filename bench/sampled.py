@@ -10,7 +10,7 @@ with one JSON line.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,32 +36,40 @@ COLDEST = 1e-4  # a temperature that leaves nothing to chance
 AT_ONCE = 32  # questions
 
 
-def score_samples(
-    folder: Path, records: Sequence[Record], mode: Mode, answers: int, temperature: float
-) -> tuple[npt.NDArray[np.float64], Counts]:
-    """Of each question: the mean reward of its answers (at temperature 0: of the one), and all their boxes' counts."""
+def sample_texts(
+    grounder: TorchGrounder, records: Sequence[Record], think: bool, answers: int, temperature: float, name: str
+) -> Iterator[tuple[Record, list[str], list[bool]]]:
+    """Each question's answers as texts (at temperature 0: the likeliest), and whether each came to its end."""
     answers, temperature = (answers, temperature) if temperature else (1, COLDEST)
-    grounder = TorchGrounder.open(folder)
     settings = grounder.settings
-    rewards, counts = [], []
     torch.manual_seed(0)
-    for start in tqdm(range(0, len(records), AT_ONCE), desc=f"{folder.name} {mode}", leave=False):
+    for start in tqdm(range(0, len(records), AT_ONCE), desc=name, leave=False):
         part = records[start : start + AT_ONCE]
         prompts = []
         for k, record in enumerate(part):
             images = [load_image(path) for path in record.images]
-            asked = grounder.prompt(images, record.query, think=mode == "cot")
+            asked = grounder.prompt(images, record.query, think=think)
             prompts.append(Prompt(*asked, rows=range(k * answers, (k + 1) * answers)))
         layout = settings.image_token_id, settings.preprocessing.merge_size, grounder.stop_ids[0]
         said = sample_answers(grounder.model, prompts, *layout, grounder.stop_ids, MAX_NEW_TOKENS, temperature)
         for record, prompt in zip(part, prompts, strict=True):
-            about = record.boxes, record.sizes, settings.answer_format
             texts = [settings.tokenizer.decode(said[row], skip_special_tokens=False) for row in prompt.rows]
-            ended = [said[row][-1] in grounder.stop_ids for row in prompt.rows]
-            worths = [total_reward(t, *about, mode, finished=end) for t, end in zip(texts, ended, strict=True)]
-            rewards.append(float(np.mean(worths)))
-            boxes = [read_answer(text, record.sizes, settings.answer_format).boxes for text in texts]
-            counts.append(count(boxes, [record.boxes] * answers).sum(axis=0))
+            yield record, texts, [said[row][-1] in grounder.stop_ids for row in prompt.rows]
+
+
+def score_samples(
+    folder: Path, records: Sequence[Record], mode: Mode, answers: int, temperature: float
+) -> tuple[npt.NDArray[np.float64], Counts]:
+    """Of each question: the mean reward of its answers (at temperature 0: of the one), and all their boxes' counts."""
+    grounder = TorchGrounder.open(folder)
+    rewards, counts = [], []
+    sampled = sample_texts(grounder, records, mode == "cot", answers, temperature, f"{folder.name} {mode}")
+    for record, texts, ended in sampled:
+        about = record.boxes, record.sizes, grounder.settings.answer_format
+        worths = [total_reward(t, *about, mode, finished=end) for t, end in zip(texts, ended, strict=True)]
+        rewards.append(float(np.mean(worths)))
+        boxes = [read_answer(text, record.sizes, grounder.settings.answer_format).boxes for text in texts]
+        counts.append(count(boxes, [record.boxes] * len(boxes)).sum(axis=0))
     return np.asarray(rewards), np.asarray(counts)
 
 

@@ -1,6 +1,7 @@
 """Ground with the PyTorch checkpoint itself: the reference that a bundle's answers are held against.
 
-The prompt, the patches and the reading of the answer are the runtime's; only the model is transformers'.
+The prompt, the patches and the reading of the answer are the runtime's; only the model is transformers'. Of a GPTQ
+checkpoint it computes with the weights that the codes stand for.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gemvg_edge.answer import Answer, read_answer
 from gemvg_edge.images import patchify, resize
 from gemvg_edge.prompt import encode_prefix, encode_query
+from quantize.checkpoint import in_modules, open_checkpoint
+from quantize.model_config import GENERATION
+from quantize.tensors import expected_tensors
 from train.checkpoint import CheckpointSettings, read_settings
 
 
@@ -30,9 +34,7 @@ class TorchGrounder:
     @staticmethod
     def open(checkpoint: Path) -> TorchGrounder:
         """Open a checkpoint folder."""
-        settings = read_settings(checkpoint)
-        model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        return TorchGrounder(model, settings)
+        return TorchGrounder(load_model(checkpoint), read_settings(checkpoint))
 
     @torch.inference_mode()
     def ground(
@@ -71,3 +73,20 @@ class TorchGrounder:
         """The tokens that end an answer."""
         stop = self.model.generation_config.eos_token_id
         return stop if isinstance(stop, list) else [stop]
+
+
+def load_model(folder: Path) -> Qwen2VLForConditionalGeneration:
+    """A checkpoint in float32, its codes dequantised if it has any."""
+    checkpoint = open_checkpoint(folder)
+    if not checkpoint.gptq_version:
+        return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    config = Qwen2VLConfig.from_pretrained(folder)
+    del config.quantization_config  # or transformers asks for GPTQ kernels
+    names = [name for name, _ in expected_tensors(checkpoint.config)]
+    weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
+    model = Qwen2VLForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32
+    ).eval()
+    if (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

@@ -18,18 +18,18 @@ import onnx_ir as ir
 from numpy.lib import format as npy
 from onnxscript import GraphBuilder
 
-from export.checkpoint import Checkpoint
-from export.config import ModelConfig
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
 from export.template_check import check_chat_template
-from export.tensors import EMBEDDING, expected_tensors
 from export.vision import write_vision
 from export.weights import FLOAT32, Scheme, WeightWriter, row_pieces
 from gemvg_edge import bundle
 from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
+from quantize.checkpoint import Checkpoint
+from quantize.model_config import ModelConfig
+from quantize.tensors import EMBEDDING, expected_tensors
 
 PRODUCER, IR_VERSION = "gemvg-edge", 10
 CARD = "README.md"  # written by hand, so it outlives the bundle that it describes

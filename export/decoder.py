@@ -9,10 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.config import ModelConfig
 from export.dialects import Ops
 from export.weights import Linear, Scheme, WeightWriter
 from gemvg_edge.bundle import ModelShape
+from quantize.model_config import ModelConfig
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 

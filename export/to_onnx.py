@@ -14,9 +14,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from export.bundle_writer import Recipe, count_tensors, write_bundle
-from export.checkpoint import open_checkpoint
 from export.weights import Scheme
 from gemvg_edge.errors import GemvgError
+from quantize.checkpoint import open_checkpoint
 from quantize.rtn import BLOCK_SIZES
 
 BITS = {"float32": 32, "int8": 8, "int4": 4}

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from export.checkpoint import open_checkpoint
 from gemvg_edge.bundle import TOKENIZER, Bundle, open_bundle
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
@@ -27,6 +26,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, patchify
 from gemvg_edge.positions import mrope_positions
 from gemvg_edge.prompt import encode_prefix, encode_query
+from quantize.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration

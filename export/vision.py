@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.config import ModelConfig
 from export.dialects import Ops
 from export.weights import FLOAT32, Linear, Scheme, WeightWriter
+from quantize.model_config import ModelConfig
 
 FLOAT = ir.DataType.FLOAT
 EPSILON = 1e-6  # of every layer norm; Qwen2-VL's code has it fixed

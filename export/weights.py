@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.checkpoint import Checkpoint
+from quantize.checkpoint import Checkpoint
 from quantize.rtn import quantize
 
 PIECE_BYTES = 64 * 2**20

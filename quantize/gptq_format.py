@@ -4,9 +4,10 @@
     qzeros (groups, out * bits / 32) int32: zero-points in such a stream along the outputs
     scales (groups, out) float16, g_idx (in) int32: the group of each input
 
-A weight is (code - zero) * scale of its group. In version 1 (`checkpoint_format: "gptq"`, ours) qzeros holds zero - 1,
-modulo 2^bits; in version 2 (`"gptq_v2"`) zero itself. Bits and groups are read from the shapes, so per-module
-overrides need no rules. numpy only; knows neither networks nor solvers.
+A weight is (code - zero) * scale of its group. In version 1 (`checkpoint_format: "gptq"`) qzeros holds zero - 1,
+subtracted from whole words as GPTQModel does it, so that a zero of 0 borrows from its neighbour (3-bit codes, which
+cross words, each for itself); in version 2 (`"gptq_v2"`) zero itself. Bits and groups are read from the shapes, so
+per-module overrides need no rules. numpy only; knows neither networks nor solvers.
 """
 
 from __future__ import annotations
@@ -59,16 +60,18 @@ def dequantize(linear: QuantizedLinear) -> npt.NDArray[np.float32]:
     return weight
 
 
-def pack(linear: QuantizedLinear) -> dict[str, Array]:
-    """The four tensors, version 1. The inputs and the outputs must fill whole words."""
+def pack(linear: QuantizedLinear, version: str = VERSION_1) -> dict[str, Array]:
+    """The four tensors. The inputs and the outputs must fill whole words."""
     outputs, inputs = linear.codes.shape
     for count, what in ((inputs, "inputs"), (outputs, "outputs")):
         if count * linear.bits % WORD:
             raise GemvgError(f"{count} {what} of {linear.bits} bits do not fill whole {WORD}-bit words of a GPTQ file")
-    stored = (linear.zeros - np.uint8(1)) & np.uint8(2**linear.bits - 1)
+    zeros = _pack_rows(linear.zeros.T, linear.bits)
+    if version == VERSION_1:
+        zeros = _shift_zeros(zeros, linear.bits, -1)
     return {
         "qweight": _pack_rows(linear.codes.T, linear.bits),
-        "qzeros": np.ascontiguousarray(_pack_rows(stored.T, linear.bits).T),
+        "qzeros": np.ascontiguousarray(zeros.T),
         "scales": np.ascontiguousarray(linear.scales, np.float16),
         "g_idx": np.ascontiguousarray(linear.groups, np.int32),
     }
@@ -88,9 +91,10 @@ def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedL
     g_idx = tensors.get("g_idx", np.arange(inputs) // -(-inputs // groups))
     if g_idx.shape != (inputs,) or g_idx.min() < 0 or g_idx.max() >= groups:
         raise ValueError(f"g_idx of {g_idx.shape} does not give each of {inputs} inputs one of {groups} groups")
-    zeros = np.ascontiguousarray(_unpack_rows(qzeros.T, bits).T)
+    stored = np.ascontiguousarray(qzeros.T)
     if version == VERSION_1:
-        zeros = (zeros + np.uint8(1)) & np.uint8(2**bits - 1)
+        stored = _shift_zeros(stored, bits, 1)
+    zeros = np.ascontiguousarray(_unpack_rows(stored, bits).T)
     codes = np.ascontiguousarray(_unpack_rows(qweight, bits).T)
     return QuantizedLinear(codes, scales.astype(np.float16), zeros, g_idx.astype(np.int32), bits)
 
@@ -106,6 +110,15 @@ def read_version(quantization: JsonObject) -> str:
             f"{quantization.path}: checkpoint_format {version!r} is not read; save the checkpoint as {VERSION_1!r}"
         )
     return version
+
+
+def _shift_zeros(words: npt.NDArray[np.int32], bits: int, by: int) -> npt.NDArray[np.int32]:
+    """Packed zero-points plus or minus 1."""
+    if bits == 3:
+        return _pack_rows((_unpack_rows(words, bits) + np.uint8(by % 8)) & np.uint8(7), bits)
+    ones = np.uint32(sum(1 << shift for shift in range(0, WORD, bits)))
+    unsigned = words.view(np.uint32)  # wraps
+    return (unsigned + ones if by > 0 else unsigned - ones).view(np.int32)
 
 
 def _pack_rows(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:

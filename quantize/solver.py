@@ -2,10 +2,10 @@
 
 `Factor` is what the inputs of a layer say, made once for all layers that share them; `solve` rounds a weight by it, and
 `round_to_nearest` is the plain baseline that needs no inputs. Rows (outputs) do not depend on each other, so a large
-weight may come in pieces. Differs from the paper in three choices: with `static` order, groups stay runs of inputs although columns
-are taken by importance, so that every kernel reads the result; a symmetric scale has the sign that gives its extreme
-the lowest code, so all 2^bits codes are in use; and the clipping of a group is searched, by what its errors will
-cost. Knows neither networks nor files.
+weight may come in pieces. Three choices are not the paper's: with `static` order, groups stay runs of inputs although
+columns are taken by importance, so that every kernel reads the result; a symmetric scale has the sign that gives its
+extreme the lowest code, so that all 2^bits codes are in use; and the clipping of a group is searched, by what its
+errors will cost. Knows neither networks nor files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Grid:
-    """The values that a weight may take: bits, inputs that share a scale (-1: all), and whether zero is in the middle."""
+    """The values that a weight may take: bits, inputs that share a scale (-1: all), whether zero is the middle one."""
 
     bits: int = 4
     group_size: int = 128
@@ -76,14 +76,14 @@ def factor(hessian: torch.Tensor, order: Order = "static", damping: float = 0.01
 
 def solve(weight: torch.Tensor, known: Factor, grid: Grid, search: bool = True) -> QuantizedLinear:
     """A weight (out, in) rounded by GPTQ."""
-    pieces = [_solve_rows(rows, known, grid, search) for rows in _checked(weight).split(ROWS)]
+    pieces = [_solve_rows(rows, known, grid, search) for rows in torch.split(_checked(weight), ROWS)]
     return _finish(pieces, _group_index(known, grid), grid)
 
 
 def round_to_nearest(weight: torch.Tensor, grid: Grid) -> QuantizedLinear:
     """A weight (out, in) rounded number by number."""
     pieces = []
-    for rows in _checked(weight).split(ROWS):
+    for rows in torch.split(_checked(weight), ROWS):
         columns = rows.float().T.reshape(grid.groups(weight.shape[1]), -1, len(rows))  # (groups, size, out)
         scale, zero = _fit(columns, None, grid)
         pieces.append((_codes(columns, scale, zero, grid).reshape(-1, len(rows)), scale, zero))
@@ -125,9 +125,7 @@ def _solve_rows(
     return back, scales, zeros
 
 
-def _fit(
-    columns: torch.Tensor, weights: torch.Tensor | None, grid: Grid
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit(columns: torch.Tensor, weights: torch.Tensor | None, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero-point (groups, out) of columns (groups, size, out).
 
     With weights (groups, size), the clipping of least weighted squared error; without, none.
@@ -160,8 +158,7 @@ def _span(columns: torch.Tensor, grid: Grid, shrink: float) -> tuple[torch.Tenso
     scale = scale.half().float()  # as it is stored
     scale[scale == 0] = 1
     if not grid.symmetric:
-        # Readers of version 1 disagree about a zero-point of 0, which is stored as -1.
-        zero = (-low / scale).round_().clamp_(1, 2**grid.bits - 1)
+        zero = (-low / scale).round_().clamp_(0, 2**grid.bits - 1)
     return scale, zero
 
 

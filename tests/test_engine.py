@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from export.bundle_writer import Recipe, write_bundle
-from export.checkpoint import open_checkpoint
 from export.weights import Scheme
 from gemvg_edge.bundle import EMBEDDING, VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.onnxruntime import OnnxCache, OnnxDecoder, OnnxVisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
+from quantize.checkpoint import open_checkpoint
 from tests import checkpoints as tiny
 from tests.checkpoints import IMAGE_TOKEN_ID, TINY, TRUE_7B_WIDTHS, torch_logits, torch_vision, write_checkpoint
 from tests.quantized_twin import quantize_like

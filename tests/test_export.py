@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from export import bundle_writer, weights
 from export.bundle_writer import Recipe, count_tensors, write_bundle
-from export.checkpoint import SINGLE, Checkpoint, open_checkpoint
 from export.to_onnx import main as export
 from export.weights import PAGE, Scheme
 from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, FILES, MANIFEST, VISION_DATA, VISION_GRAPH, open_bundle
 from gemvg_edge.errors import GemvgError
+from quantize.checkpoint import SINGLE, Checkpoint, open_checkpoint
 from tests.checkpoints import TINY, write_checkpoint
 from tests.damage import alter, remove, write
 

@@ -43,7 +43,7 @@ Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
 
 @contextmanager
 def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
-    """A folder with the checkpoint's texts, which becomes `out` when all went well; a crash leaves no half `out`."""
+    """A folder with the checkpoint's texts, which becomes `out` when all went well; a failure leaves nothing of it."""
     if out.exists() and not (out / CONFIG).is_file():
         raise GemvgError(f"{out} exists and is no checkpoint; give a new folder")
     if out.resolve() == checkpoint.resolve():
@@ -51,11 +51,15 @@ def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
     folder = out.with_name(out.name + ".partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in (*COMPANIONS, DENSE_HEAD):
-        if (checkpoint / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkpoint / name, folder / name)
-    yield folder
+    try:
+        for name in (*COMPANIONS, DENSE_HEAD):
+            if (checkpoint / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(checkpoint / name, folder / name)
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     shutil.rmtree(out, ignore_errors=True)
     folder.rename(out)
 

@@ -1,7 +1,8 @@
-"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy.
+"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy; also of a GPTQ checkpoint.
 
 Reads safetensors (one file or shards with an index) without torch. A file is opened for each read and closed again, so
-that what was read does not stay mapped: the peak is the piece asked for. Knows nothing of graphs.
+that what was read does not stay mapped: the peak is the piece asked for. A layer that is stored as GPTQ codes reads as
+the weight that they stand for, or as the codes themselves. Knows nothing of graphs and solvers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from export.config import ModelConfig, read_config
-from export.tensors import HEAD, expected_tensors
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import read_object
+from quantize.gptq_format import PARTS, QuantizedLinear, dequantize, read_version, unpack
+from quantize.model_config import ModelConfig, read_config
+from quantize.tensors import HEAD, expected_tensors
+from train.checkpoint import CONFIG, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
@@ -30,31 +32,64 @@ FLOAT_TYPES = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its config and where each tensor lies."""
+    """An opened checkpoint: its config, where each tensor lies, and the version of its GPTQ format if it has any."""
 
     folder: Path
     config: ModelConfig
     places: dict[str, tuple[Path, str]]  # tensor -> file and its name there
+    gptq_version: str | None = None
+
+    def is_quantized(self, layer: str) -> bool:
+        """Whether a layer, named without `.weight`, is stored as GPTQ codes."""
+        return self.gptq_version is not None and f"{layer}.qweight" in self.places
+
+    def quantized(self, layer: str) -> QuantizedLinear:
+        """The codes of such a layer."""
+        assert self.gptq_version is not None
+        parts = {part: self.stored(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in self.places}
+        try:
+            return unpack(parts, self.gptq_version)
+        except (ValueError, KeyError) as error:
+            raise GemvgError(f"{self.folder}: {layer} is not stored in the GPTQ format ({error})") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
+        if self.is_quantized(layer := name.removesuffix(".weight")):
+            with self._slice(f"{layer}.qweight") as qweight, self._slice(f"{layer}.qzeros") as qzeros:
+                (words, outputs), zero_words = qweight.get_shape(), qzeros.get_shape()[1]
+                return outputs, words * outputs // max(1, zero_words)  # both have their bits in words of 32
         with self._slice(name) as tensor:
             return tuple(tensor.get_shape())
 
+    def stored(self, name: str) -> npt.NDArray[Any]:
+        """A whole tensor in the type that it is stored in."""
+        with self._slice(name) as tensor:
+            return np.asarray(tensor[:])
+
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """A whole tensor."""
-        with self._slice(name) as tensor:
-            return np.asarray(tensor[:], np.float32)
+        if self.is_quantized(layer := name.removesuffix(".weight")):
+            return dequantize(self.quantized(layer))
+        return self._floats(name, slice(None))
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows start..stop of a matrix (out, in)."""
-        with self._slice(name) as tensor:
-            return np.asarray(tensor[start:stop], np.float32)
+        if self.is_quantized(name.removesuffix(".weight")):
+            return self.read(name)[start:stop]
+        return self._floats(name, slice(start, stop))
 
     def columns(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Columns start..stop of a matrix (out, in)."""
+        if self.is_quantized(name.removesuffix(".weight")):
+            return np.ascontiguousarray(self.read(name)[:, start:stop])
+        return self._floats(name, (slice(None), slice(start, stop)))
+
+    def _floats(self, name: str, part: Any) -> npt.NDArray[np.float32]:
         with self._slice(name) as tensor:
-            return np.asarray(tensor[:, start:stop], np.float32)
+            if (dtype := tensor.get_dtype()) not in FLOAT_TYPES:
+                path = self.places[name][0]
+                raise GemvgError(f"{path}: {name} has type {dtype}; float32, float16 and bfloat16 are read")
+            return np.asarray(tensor[part], np.float32)
 
     @contextmanager
     def _slice(self, name: str) -> Iterator[Any]:
@@ -62,10 +97,7 @@ class Checkpoint:
             raise GemvgError(f"{self.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
         path, stored = self.places[name]
         with _open(path) as file:
-            tensor = file.get_slice(stored)
-            if (dtype := tensor.get_dtype()) not in FLOAT_TYPES:
-                raise GemvgError(f"{path}: {stored} has type {dtype}; export reads float32, float16 and bfloat16")
-            yield tensor
+            yield file.get_slice(stored)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -78,7 +110,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             for stored in file.keys():  # noqa: SIM118  (not a dict)
                 places[_canonical(stored)] = (path, stored)
     # transformers does not tie a head that was stored, whatever the config says.
-    checkpoint = Checkpoint(folder, replace(config, tied_head=config.tied_head and HEAD not in places), places)
+    stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places
+    config = replace(config, tied_head=config.tied_head and not stored_head)
+    quantization = read_object(folder / CONFIG).object("quantization_config", {})
+    version = read_version(quantization) if quantization.content else None
+    checkpoint = Checkpoint(folder, config, places, version)
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
@@ -104,6 +140,14 @@ def _shards(folder: Path) -> list[Path]:
 
 def _canonical(name: str) -> str:
     for old, new in RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def in_modules(name: str) -> str:
+    """A tensor's name in transformers' modules, from its name on the hub."""
+    for new, old in RENAMED:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name

@@ -1,0 +1,274 @@
+"""Quantise a checkpoint: GPTQ layer by layer, with the inputs that multi-image grounding prompts give it.
+
+    python -m quantize.gptq --model checkpoints/tabletop --out runs/tabletop.int4 --group-size 32
+    python -m quantize.gptq --model CHECKPOINT --out FOLDER --bits 4 --group-size 128 --records mine.jsonl
+
+The decoder's linear layers get `--bits`; vision tower, head and embedding table stay as they are unless told
+otherwise. Out comes a Hugging Face checkpoint in the GPTQ format (gptq_format.py), which other tools load; they do not
+know a quantised embedding table. One block's float32 weights are in memory at a time, and a killed run goes on where it
+was. `--method rtn` rounds to nearest: the baseline. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from quantize.calibration import (
+    CalibrationPrompt,
+    TokenWeights,
+    grounding_prompts,
+    read_text,
+    text_prompts,
+)
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.gptq_format import VERSION_1, VERSION_2, WORD, QuantizedLinear, dequantize
+from quantize.parts import (
+    START,
+    pack_layers,
+    part_size,
+    quantization_config,
+    write_checkpoint,
+    write_part,
+    writing_parts,
+)
+from quantize.solver import Grid, Order, factor, round_to_nearest, solve
+from quantize.stream import HEAD, Block, block_names, stream
+from quantize.tensors import EMBEDDING, expected_tensors
+from train.stage import claim_work_folder, run_command, settings_json
+
+BITS, UNTOUCHED = (3, 4, 8), 16
+EMBEDDING_LAYER = EMBEDDING.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a run is told; data and model have no default."""
+
+    model: Path
+    out: Path
+    bits: int = 4  # of the decoder's linear layers: 3, 4 or 8
+    group_size: int = 128  # inputs that share a scale; -1 for all
+    sym: bool = True  # zero is the middle code; otherwise every group has its zero-point
+    desc_act: bool = False  # groups by importance: a little closer, but many kernels cannot read it
+    method: str = "gptq"  # or "rtn"
+    calibration: str = "grounding"  # or "text"
+    samples: int = 128
+    records: Path | None = None  # grounding prompts of your own (train/data/record.py); else simulated scenes
+    text: Path | None = None  # a text file; else Python's language reference
+    scenes: Path = Path("data/world/calibration")  # where the simulated scenes are, or are rendered to
+    visual_weight: float = 1.0  # how much a token of this class counts in a Hessian
+    text_weight: float = 1.0
+    answer_weight: float = 1.0
+    vision_bits: int = UNTOUCHED  # 16 leaves as it is; 8 and 4
+    head_bits: int = UNTOUCHED
+    embedding_bits: int = UNTOUCHED
+    damping: float = 0.01  # of the Hessian's mean diagonal
+    search: bool = True  # search the clipping of each group
+    true_sequential: bool = True  # layers of a block see what those before them became
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def grid(self, layer: str) -> Grid | None:
+        """What a layer's weight is rounded to, by its tensor's name without `.weight`; None leaves it."""
+        if layer.startswith("visual."):
+            # 8-bit products want one scale an output: it can be applied after the sum.
+            bits, group_size = self.vision_bits, -1 if self.vision_bits == 8 else self.group_size
+        else:
+            special = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
+            bits, group_size = special.get(layer, self.bits), self.group_size
+        return Grid(bits, group_size, self.sym or layer.startswith("visual.")) if bits < UNTOUCHED else None
+
+    @property
+    def version(self) -> str:
+        """Of the GPTQ format. GPTQModel takes zero-points in version 1 only from itself: others' once were wrong."""
+        return VERSION_1 if self.sym else VERSION_2
+
+    @property
+    def order(self) -> Order:
+        """In which order a weight's columns are taken."""
+        return "desc_act" if self.desc_act else "static"
+
+
+def quantize(run: Settings) -> None:
+    """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
+    checkpoint = open_checkpoint(run.model)
+    check(run, checkpoint)
+    work = claim_work_folder(run)
+    with writing_parts(run.out):
+        prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
+        write_part(checkpoint, work, START, pack_layers(_round_embedding(run, checkpoint), run.version))
+        seconds = _quantize_blocks(run, checkpoint, prompts, work)
+        record = settings_json(run) | {
+            "tokens": sum(len(prompt.ids) for prompt in prompts),
+            "seconds_a_layer": round(seconds, 2),
+        }
+        quantization = {"quantization_config": _describe(run, checkpoint)}
+        write_checkpoint(checkpoint, work, run.out, quantization, record, own_head=run.head_bits < UNTOUCHED)
+    shutil.rmtree(work)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"out": str(run.out), "seconds_a_layer": round(seconds, 2), "peak_gib": round(peak, 3)}))
+
+
+def quantize_block(block: Block, run: Settings) -> dict[str, QuantizedLinear]:
+    """Round a block's layers, each by the inputs that reach it; its weights become what the codes stand for."""
+    grids = {layer: grid for layer in block.linears if (grid := run.grid(layer))}
+    found: dict[str, QuantizedLinear] = {}
+    if not grids:
+        return found
+    groups = _sharing_inputs(block, list(grids)) if block.inputs else [[layer] for layer in grids]
+    at_once = [[group] for group in groups] if run.true_sequential else [groups]
+    for together in at_once:
+        hessians = collect_hessians(block, [group[0] for group in together]) if block.inputs else {}
+        for group in together:
+            try:
+                known = factor(hessians.pop(group[0]), run.order, run.damping) if block.inputs else None
+                for layer in group:
+                    weight, grid = block.linears[layer].weight, grids[layer]
+                    found[layer] = solve(weight, known, grid, run.search) if known else round_to_nearest(weight, grid)
+                    weight.copy_(torch.from_numpy(dequantize(found[layer])))
+            except GemvgError as error:
+                raise GemvgError(f"{run.model}: {', '.join(group)}: {error}") from None
+    return found
+
+
+def collect_hessians(block: Block, layers: Sequence[str]) -> dict[str, torch.Tensor]:
+    """X^T X (in, in) of the inputs of each layer over all prompts, every token by its weight."""
+    linears = block.linears
+    hessians = {layer: linears[layer].weight.new_zeros(2 * [linears[layer].in_features]) for layer in layers}
+    current: list[torch.Tensor | None] = [None]
+
+    def add(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0].reshape(-1, inputs[0].shape[-1])  # (tokens, in)
+            weighted = x if current[0] is None else x * current[0][:, None]
+            hessians[layer].addmm_(weighted.T, x)
+
+        return hook
+
+    handles = [linears[layer].register_forward_pre_hook(add(layer)) for layer in layers]
+    for k in range(len(block.inputs)):
+        current[0] = block.weights[k]
+        block.run_one(k)
+    for handle in handles:
+        handle.remove()
+    return hessians
+
+
+def read_prompts(run: Settings, checkpoint: Checkpoint) -> list[CalibrationPrompt]:
+    """What the model is calibrated on."""
+    settings = checkpoint.config.settings
+    if run.calibration == "text":
+        return text_prompts(settings, read_text(run.text), run.samples)
+    weights = TokenWeights(run.visual_weight, run.text_weight, run.answer_weight)
+    return grounding_prompts(settings, run.records, run.scenes, run.samples, weights)
+
+
+def check(run: Settings, checkpoint: Checkpoint) -> None:
+    """Refuse, before any work, what cannot be done."""
+    if checkpoint.gptq_version:
+        raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
+    for value, known, flag in (
+        (run.bits, BITS, "bits"),
+        (run.vision_bits, (4, 8, UNTOUCHED), "vision-bits"),
+        (run.head_bits, (4, 8, UNTOUCHED), "head-bits"),
+        (run.embedding_bits, (4, 8, UNTOUCHED), "embedding-bits"),
+        (run.method, ("gptq", "rtn"), "method"),
+        (run.calibration, ("grounding", "text"), "calibration"),
+    ):
+        if value not in known:
+            raise GemvgError(f"--{flag} is {value}; give one of {', '.join(map(str, known))}")
+    if run.samples < 1 or run.damping <= 0 or min(run.visual_weight, run.text_weight, run.answer_weight) < 0:
+        raise GemvgError("--samples and --damping must be above zero, the weights of tokens not below")
+    if run.group_size != -1 and run.group_size < 1:
+        raise GemvgError(f"--group-size is {run.group_size}; give how many inputs share a scale, or -1 for all")
+    for layer, (outputs, inputs) in linear_layers(checkpoint).items():
+        if not (grid := run.grid(layer)):
+            continue
+        if grid.group_size != -1 and inputs % grid.group_size:
+            fits = ", ".join(str(size) for size in (32, 64, 128) if inputs % size == 0) or "no usual group"
+            raise GemvgError(
+                f"--group-size {grid.group_size} does not divide the {inputs} inputs of {layer}; {fits} would, and -1"
+            )
+        if inputs * grid.bits % WORD or outputs * grid.bits % WORD:
+            raise GemvgError(
+                f"{layer} has {inputs} inputs and {outputs} outputs; at {grid.bits} bits both must fill whole "
+                f"{WORD}-bit words, so leave the layer as it is or use more bits"
+            )
+
+
+def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Shape (out, in) of each layer that could be quantised, the embedding table too, by name without `.weight`."""
+    shapes = {name: shape for name, shape in expected_tensors(checkpoint.config) if len(shape) == 2}
+    shapes.setdefault(f"{HEAD}.weight", shapes[EMBEDDING])  # where it is tied
+    return {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
+
+
+def _describe(run: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
+    grids = {layer: grid for layer in linear_layers(checkpoint) if (grid := run.grid(layer))}
+    return quantization_config(Grid(run.bits, run.group_size, run.sym), run.desc_act, run.damping, run.version, grids)
+
+
+def _quantize_blocks(run: Settings, checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], work: Path) -> float:
+    """Write every block's part; median seconds of a decoder layer."""
+    names = block_names(checkpoint)
+    sizes = [part_size(checkpoint, name) for name in names]
+    seconds: list[float] = []
+    started = time.perf_counter()
+    with tqdm(total=round(sum(sizes) / 1e6, 1), desc=run.out.name, unit="M weights", smoothing=0.1) as bar:
+        for block in stream(checkpoint, prompts, run.device, work):
+            index = names.index(block.name)
+            if not seconds:  # after those that an earlier run finished
+                bar.n = bar.initial = sum(sizes[:index]) / 1e6
+            write_part(checkpoint, work, block.name, pack_layers(quantize_block(block, run), run.version))
+            bar.update(sizes[index] / 1e6)
+            seconds.append(time.perf_counter() - started)
+            started = time.perf_counter()
+    in_decoder = [took for name, took in zip(names[-len(seconds) :], seconds, strict=True) if name.startswith("model.")]
+    return median(in_decoder or [0.0])
+
+
+def _round_embedding(run: Settings, checkpoint: Checkpoint) -> dict[str, QuantizedLinear]:
+    """The embedding table's rows are looked up, not multiplied, so they are rounded to nearest."""
+    grid = run.grid(EMBEDDING_LAYER)
+    return {EMBEDDING_LAYER: round_to_nearest(torch.from_numpy(checkpoint.read(EMBEDDING)), grid)} if grid else {}
+
+
+def _sharing_inputs(block: Block, layers: Sequence[str]) -> list[list[str]]:
+    """The layers in the order in which they are computed, those of one and the same input together."""
+    groups: list[tuple[torch.Tensor, list[str]]] = []
+
+    def note(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if groups and groups[-1][0] is inputs[0]:
+                groups[-1][1].append(layer)
+            else:
+                groups.append((inputs[0], [layer]))
+
+        return hook
+
+    handles = [block.linears[layer].register_forward_pre_hook(note(layer)) for layer in layers]
+    block.run_one(0)
+    for handle in handles:
+        handle.remove()
+    return [group for _, group in groups]
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    run_command("quantize.gptq", Settings, "Quantise a checkpoint with GPTQ.", quantize)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Move outliers from activations into weights, so that 8 bits hold both: SmoothQuant (arXiv 2211.10438), offline.
+
+    python -m quantize.smooth --model CHECKPOINT --out FOLDER [--alpha 0.5]
+
+Every channel of a linear layer's input is divided by s = max|x|^alpha / max|w|^(1 - alpha) and the layer's column
+multiplied by it; the division goes into what makes the input: a norm, or a linear layer with nothing but attention or
+a product behind it. The result is a float checkpoint that computes the same. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from gemvg_edge.errors import GemvgError
+from quantize.calibration import grounding_prompts
+from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
+from quantize.stream import HEAD, MERGER, Block, block_names, stream
+from train.stage import claim_work_folder, run_command, settings_json
+
+SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is never used stays as it is
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is told."""
+
+    model: Path
+    out: Path
+    alpha: float = 0.5  # how much of the difficulty goes to the weights
+    samples: int = 128
+    records: Path | None = None  # grounding prompts of your own; else simulated scenes
+    scenes: Path = Path("data/world/calibration")
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Fold(NamedTuple):
+    """Where a scale goes: from the inputs of `readers` into rows of the `makers`' tensors."""
+
+    makers: tuple[str, ...]  # tensors of the block whose rows are divided
+    readers: tuple[str, ...]  # linear layers of the block whose columns are multiplied
+    rows: npt.NDArray[np.int64]  # of each column: the row that makes it
+
+
+def folds(checkpoint: Checkpoint, name: str) -> list[Fold]:
+    """The folds of a block."""
+    shape = checkpoint.config.shape
+    if name == HEAD:
+        return []
+    if name == MERGER:  # a token's input is several patches side by side, each from the same norm
+        width = shape.vision.embed_dim
+        patches = checkpoint.config.merged_dim // width
+        return [Fold(("ln_q.weight", "ln_q.bias"), ("mlp.0",), np.tile(np.arange(width), patches))]
+    if name.startswith("visual."):
+        own = np.arange(shape.vision.embed_dim)
+        return [
+            Fold(("norm1.weight", "norm1.bias"), ("attn.qkv",), own),
+            Fold(("norm2.weight", "norm2.bias"), ("mlp.fc1",), own),
+            Fold(("attn.qkv.weight", "attn.qkv.bias"), ("attn.proj",), 2 * len(own) + own),  # the values' third
+        ]
+    own = np.arange(shape.hidden_size)
+    heads = np.arange(shape.kv_heads * shape.head_dim).reshape(shape.kv_heads, shape.head_dim)
+    values = np.repeat(heads, shape.heads // shape.kv_heads, axis=0).ravel()  # query heads share a value head
+    return [
+        Fold(("input_layernorm.weight",), ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), own),
+        Fold(("post_attention_layernorm.weight",), ("mlp.gate_proj", "mlp.up_proj"), own),
+        Fold(("self_attn.v_proj.weight", "self_attn.v_proj.bias"), ("self_attn.o_proj",), values),
+        Fold(("mlp.up_proj.weight",), ("mlp.down_proj",), np.arange(checkpoint.config.intermediate_size)),
+    ]
+
+
+def smooth(run: Settings) -> None:
+    """Write the smoothed checkpoint."""
+    if not 0 <= run.alpha <= 1 or run.samples < 1:
+        raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
+    checkpoint = open_checkpoint(run.model)
+    if checkpoint.gptq_version:
+        raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
+    work = claim_work_folder(run)
+    with writing_parts(run.out):
+        prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
+        write_part(checkpoint, work, START, {})
+        names = block_names(checkpoint)
+        for block in tqdm(stream(checkpoint, prompts, run.device, work), total=len(names), unit="block"):
+            changed = smooth_block(block, folds(checkpoint, block.name), run.alpha)
+            stored = {name: as_stored(checkpoint, name, values) for name, values in changed.items()}
+            write_part(checkpoint, work, block.name, stored)
+        write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=False)
+    shutil.rmtree(work)
+    print(json.dumps({"out": str(run.out), "alpha": run.alpha}))
+
+
+def smooth_block(block: Block, folds: list[Fold], alpha: float) -> dict[str, npt.NDArray[np.float32]]:
+    """The block's tensors that change, by their full names; the block itself stays as it is."""
+    tensors = {name: tensor.clone() for name, tensor in block.module.state_dict().items()}
+    largest = _largest_inputs(block, [fold.readers[0] for fold in folds])
+    changed: set[str] = set()
+    for fold in folds:
+        rows = torch.from_numpy(fold.rows)
+        weights = [f"{reader}.weight" for reader in fold.readers]
+        columns = torch.stack([tensors[weight].abs().amax(dim=0) for weight in weights]).amax(dim=0)
+        scale = largest[fold.readers[0]] ** alpha / columns.clamp(min=SMALLEST) ** (1 - alpha)
+        scale = torch.where(largest[fold.readers[0]] < SMALLEST, 1.0, scale.clamp(min=SMALLEST))  # (columns)
+        count = len(tensors[fold.makers[0]])
+        # Columns that one row makes share its scale: the largest.
+        by_row = torch.zeros(count).index_reduce(0, rows, scale.cpu(), "amax").to(scale.device)
+        by_row[by_row == 0] = 1
+        for maker in fold.makers:
+            tensors[maker] /= by_row if tensors[maker].dim() == 1 else by_row[:, None]
+        for weight in weights:
+            tensors[weight] *= by_row[rows]
+        changed |= {*fold.makers, *weights}
+    return {f"{block.name}.{name}": tensors[name].cpu().numpy() for name in sorted(changed)}
+
+
+def _largest_inputs(block: Block, layers: list[str]) -> dict[str, torch.Tensor]:
+    """The largest magnitude in each channel of a layer's inputs, over all prompts."""
+    found = {layer: torch.zeros(()) for layer in layers}
+
+    def note(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0].reshape(-1, inputs[0].shape[-1])
+            if len(x):
+                found[layer] = torch.maximum(found[layer].to(x.device), x.abs().amax(dim=0))
+
+        return hook
+
+    handles = [block.module.get_submodule(layer).register_forward_pre_hook(note(layer)) for layer in layers]
+    block.run()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    run_command("quantize.smooth", Settings, "Move outliers from activations into weights.", smooth)
+
+
+if __name__ == "__main__":
+    main()
