@@ -2,36 +2,65 @@
 
     python -m bench.compression checkpoints/tabletop [QUANTISED ...] [--save bench/results/compression.json]
 
-Each row is a checkpoint that quantize.gptq writes (kept in `--work`, with its scores, so that a killed run goes on);
-GPTQ checkpoints given after the float one are rows too. Weights are compared with the float ones, next-token
-distributions by KL on the true answers, boxes with the truth, texts with the float model's. `W8A8` also rounds what
-each linear layer of vision tower and decoder is given, to 8 bits a token. Writes a Markdown table and a plot beside
-the JSON, which is the last line.
+Each row is a checkpoint that quantize/ writes (kept in `--work` with its scores, so that a killed run goes on); GPTQ
+checkpoints given after the float one are rows too. Weights are compared with the float ones, next-token distributions
+by KL on the true answers, boxes with the truth, texts with the float model's. All answers come from transformers in
+float32, with the weights that the codes stand for; `W8A8` also rounds, token by token, what each linear layer of
+vision tower and decoder is given, in prefill and decoding. `--save` also writes a plot beside the JSON, which is the
+last line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import nn
+
+from bench.accuracy import HELD_OUT, held_out
+from bench.readme import compression as table
+from bench.results import machine, save_result
+from bench.sampled import sample_texts
+from bench.scoring import count, f1_gain, gain_text, score_counts
+from bench.torch_grounder import TorchGrounder
+from gemvg_edge.answer import read_answer
+from gemvg_edge.errors import GemvgError
+from quantize.checkpoint import open_checkpoint
+from quantize.gptq import Settings, quantize
+from quantize.rotate import Settings as Rotation
+from quantize.rotate import rotate
+from quantize.smooth import Settings as Smoothing
+from quantize.smooth import smooth
+from quantize.tensors import expected_tensors
+from train.collate import IGNORED, collate
+from train.data.record import Record
+from train.data.samples import record_sample
+
 KL_QUESTIONS, AT_ONCE = 500, 8
-REFERENCE = "float"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to compress: options of quantize.gptq, none for the float model itself."""
+    """One way to compress."""
 
     name: str
-    options: dict[str, Any] | None
+    options: dict[str, Any] = field(default_factory=dict)  # of quantize.gptq
     first: str = ""  # what is done to the float model before: smooth or rotate
     activations: bool = False  # what linear layers are given is rounded to 8 bits a token
 
 
 W8 = {"bits": 8, "group_size": -1, "vision_bits": 8, "method": "rtn"}
-SHIPPED = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8}
+FLOAT = "float32"
+SMALLEST = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8}
 ROWS = (
-    Row(REFERENCE, None),
     Row("RTN int4", {"method": "rtn"}),
     Row("GPTQ int4, text", {"calibration": "text"}),
     Row("GPTQ int4", {}),
@@ -41,44 +70,186 @@ ROWS = (
     Row("W8A8", W8, activations=True),
     Row("W8A8, smoothed", W8, "smooth", activations=True),
     Row("W8A8, rotated", W8, "rotate", activations=True),
-    Row("shipped", SHIPPED),
+    Row("GPTQ int4, the rest int8", SMALLEST),
 )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The float model, the questions, and what it says to them."""
-
-    folder: Path
-    records: list[Record]
-    logits: list[torch.Tensor]  # of KL_QUESTIONS, in batches: (answer tokens, vocabulary)
-    row: dict[str, Any]
 
 
 def make_checkpoint(row: Row, reference: Path, work: Path, group_size: int) -> Path:
     """The row's checkpoint; one that is there is kept."""
-    if row.options is None:
-        return reference
-    source = reference
-    if row.first:
-        source = work / row.first
-        if not source.is_dir():
-            smooth(Smoothing(reference, source)) if row.first == "smooth" else rotate(Rotation(reference, source))
-    out = work / row.name.replace(", ", ".").replace(" ", "-").lower()
+    source = work / row.first if row.first else reference
+    match row.first:
+        case "smooth" if not source.is_dir():
+            smooth(Smoothing(reference, source))
+        case "rotate" if not source.is_dir():
+            rotate(Rotation(reference, source))
+    out = work / _file_name(row.name)
     if not out.is_dir():
         quantize(Settings(source, out, **{"group_size": group_size, **row.options}))
     return out
 
 
-def score(row: Row, folder: Path, reference: Path, records: Sequence[Record], start: dict[str, Any] | None) -> Any:
-    """One checkpoint's figures, and what comparing others with it needs."""
-    grounder = TorchGrounder.open(folder)
-    if row.activations:
-        round_activations(grounder.model)
-    texts = [answers[0] for _, answers, _ in sample_texts(grounder, records, False, 1, 0.0, row.name)]
-    boxes = [
-        read_answer(text, record.sizes, grounder.settings.answer_format).boxes
-        for text, record in zip(texts, records, strict=True)
-    ]
-    counts = count(boxes, [record.boxes for record in records])
-    return grounder, texts, counts
+def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> dict[str, Any]:
+    """Texts, counts of boxes, and the next-token distributions on the true answers."""
+    texts = [answers[0] for _, answers, _ in sample_texts(grounder, records, False, 1, 0.0, name)]
+    answer_format = grounder.settings.answer_format
+    boxes = [read_answer(t, record.sizes, answer_format).boxes for t, record in zip(texts, records, strict=True)]
+    return {
+        "texts": texts,
+        "counts": count(boxes, [record.boxes for record in records]),
+        "log_probabilities": answer_distributions(grounder, records[:KL_QUESTIONS]),
+    }
+
+
+@torch.inference_mode()
+def answer_distributions(grounder: TorchGrounder, records: Sequence[Record]) -> torch.Tensor:
+    """Log-probabilities (answer tokens, vocabulary) before each token of the true answers."""
+    found = []
+    for start in range(0, len(records), AT_ONCE):
+        samples = [
+            record_sample(record, grounder.settings.answer_format) for record in records[start : start + AT_ONCE]
+        ]
+        batch = collate(samples, grounder.settings, pad_id=grounder.stop_ids[0])
+        labels = batch.pop("labels")
+        logits = grounder.model(**batch, use_cache=False).logits
+        found.append(logits[:, :-1][labels[:, 1:] != IGNORED].log_softmax(dim=-1))
+    return torch.cat(found)
+
+
+def weight_error(quantized: Path, reference: Path) -> float:
+    """|difference| / |weights| over all tensors, Frobenius."""
+    ours, theirs = open_checkpoint(quantized), open_checkpoint(reference)
+    difference = total = 0.0
+    for name, _ in expected_tensors(theirs.config):
+        weight = theirs.read(name)
+        difference += float(np.square(ours.read(name) - weight, dtype=np.float64).sum())
+        total += float(np.square(weight, dtype=np.float64).sum())
+    return float(np.sqrt(difference / total))
+
+
+def round_activations(model: nn.Module) -> None:
+    """Make every linear layer but the head round its input to 8 bits, symmetric, one scale a token.
+
+    Sums of 8-bit products are whole numbers that float32 holds, or nearly, so this is int8 arithmetic's result.
+    """
+
+    def hook(layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        scale = (inputs[0].abs().amax(dim=-1, keepdim=True) / 127).clamp(min=1e-12)
+        return (inputs[0] / scale).round_() * scale
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and not name.endswith("lm_head"):
+            layer.register_forward_pre_hook(hook)
+
+
+def compare(name: str, folder: Path, base: Path, found: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """The row of the table: `found` against `start`, the float model's."""
+    scores = score_counts(found["counts"])
+    gain, interval = f1_gain(start["counts"], found["counts"])
+    ours, theirs = found["log_probabilities"], start["log_probabilities"]
+    return {
+        "name": name,
+        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "weight_error": weight_error(folder, base),
+        "kl": float((theirs.exp() * (theirs - ours)).sum(dim=-1).mean()),
+        "f1": scores.f1,
+        "f1_gain": gain,
+        "f1_gain_interval": list(interval),
+        "mean_iou": scores.mean_iou,
+        "image_accuracy": scores.image_accuracy,
+        "same_text": sum(a == b for a, b in zip(found["texts"], start["texts"], strict=True)),
+        "n": scores.n,
+    }
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """F1 with the interval of its loss over megabytes, and KL over megabytes."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for row in rows:
+        size = row["bytes"] / 1e6
+        low, high = row["f1_gain_interval"]
+        bar = [[row["f1_gain"] - low], [high - row["f1_gain"]]]
+        left.errorbar(size, row["f1"], yerr=bar, fmt="o", capsize=3)
+        left.annotate(row["name"], (size, row["f1"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        if row["kl"] > 0:
+            right.scatter(size, row["kl"])
+            right.annotate(row["name"], (size, row["kl"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    left.set(xlabel="checkpoint, MB", ylabel="F1@0.5", title="boxes (bars: 95 % of the difference to float32)")
+    right.set(xlabel="checkpoint, MB", ylabel="KL from float32, nats a token", yscale="log", title="next tokens")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.15)
+    partial = file.with_name(file.name + ".partial")
+    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
+    os.replace(partial, file)
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="What compression does to boxes.")
+    parser.add_argument("checkpoint", type=Path, help="a float checkpoint")
+    parser.add_argument("quantised", type=Path, nargs="*", help="GPTQ checkpoints of it, each a row more")
+    parser.add_argument("--limit", type=int, default=2000, help="how many held-out questions")
+    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
+    parser.add_argument("--work", type=Path, default=Path("runs/compression"), help="for checkpoints and scores")
+    parser.add_argument("--save", type=Path, help="also keep the JSON here, and a plot of the same name in PNG")
+    args = parser.parse_args()
+    if args.limit < 1:
+        parser.error("--limit must be at least 1")
+    try:
+        rows = compression(args.checkpoint, args.quantised, args.limit, args.group_size, args.data, args.work)
+    except GemvgError as error:
+        parser.error(str(error))
+    result = {"model": args.checkpoint.name, "group_size": args.group_size, "rows": rows}
+    if args.save:
+        plot(rows, args.save.with_suffix(".png"))
+    print(table({**result, "machine": machine()}))
+    save_result(result, args.save)
+
+
+def compression(
+    checkpoint: Path, quantised: Sequence[Path], limit: int, group_size: int, data: Path, work: Path
+) -> list[dict[str, Any]]:
+    """Every row's figures, the float model's first."""
+    if open_checkpoint(checkpoint).gptq_version:
+        raise GemvgError(f"{checkpoint} is quantised; give the float checkpoint first")
+    work = work / f"{checkpoint.name}-g{group_size}-{_digest(checkpoint)}"
+    work.mkdir(parents=True, exist_ok=True)
+    records = held_out(data, limit)
+    start = measure(TorchGrounder.open(checkpoint), records, FLOAT)
+    rows = [compare(FLOAT, checkpoint, checkpoint, start, start)]
+    for row in (*ROWS, *(Row(folder.name) for folder in quantised)):
+        given = next((folder for folder in quantised if folder.name == row.name), None)
+        folder = given or make_checkpoint(row, checkpoint, work, group_size)
+        kept = work / f"{_file_name(row.name)}.{len(records)}.{_digest(folder)}.json"
+        if kept.is_file():
+            rows.append(json.loads(kept.read_text()))
+            continue
+        grounder = TorchGrounder.open(folder)
+        if row.activations:
+            round_activations(grounder.model)
+        base = work / row.first if row.first else checkpoint
+        rows.append(compare(row.name, folder, base, measure(grounder, records, row.name), start))
+        partial = kept.with_suffix(".partial")
+        partial.write_text(json.dumps(rows[-1]))
+        os.replace(partial, kept)
+        print(f"{row.name}: F1 {gain_text(rows[-1]['f1_gain'], rows[-1]['f1_gain_interval'])}  KL {rows[-1]['kl']:.4f}")
+    return rows
+
+
+def _file_name(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-").lower()
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

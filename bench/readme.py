@@ -104,6 +104,28 @@ def sampled(result: Result) -> str:
     return table(head, rows) + "\n\n" + asked + _machine(result)
 
 
+def compression(result: Result) -> str:
+    """What each way to compress does to weights, next tokens and boxes."""
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{100 * row['weight_error']:.2f}",
+            f"{row['kl']:.4f}",
+            f"{row['f1']:.3f}",
+            gain_text(row["f1_gain"], row["f1_gain_interval"]) if row["kl"] else "",
+            f"{row['mean_iou']:.3f}",
+            f"{row['image_accuracy']:.3f}",
+            f"{row['same_text']} / {row['n']}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["weights", "MB", "weight error, %", "KL, nats a token", "F1@0.5", "less float32 [95 %]", "mean IoU"]
+    head += ["image accuracy", "same text as float32"]
+    note = f"`{result['model']}`, groups of {result['group_size']}. "
+    return table(head, rows) + "\n\n" + note + _machine(result)
+
+
 def memory(result: Result) -> str:
     """Peaks of export and grounding at Qwen2-VL-2B's size."""
     rows = [
@@ -132,6 +154,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "kinds": ("accuracy.json", kinds),
     "stages": ("stages.json", stages),
     "sampled": ("sampled.json", sampled),
+    "compression": ("compression.json", compression),
     "memory": ("memory.json", memory),
     "vision layout": ("vision_layout.json", vision_layout),
 }

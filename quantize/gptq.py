@@ -226,13 +226,13 @@ def _quantize_blocks(run: Settings, checkpoint: Checkpoint, prompts: Sequence[Ca
     sizes = [part_size(checkpoint, name) for name in names]
     seconds: list[float] = []
     started = time.perf_counter()
-    with tqdm(total=round(sum(sizes) / 1e6, 1), desc=run.out.name, unit="M weights", smoothing=0.1) as bar:
+    with tqdm(total=sum(sizes), desc=run.out.name, unit=" weights", unit_scale=True) as bar:
         for block in stream(checkpoint, prompts, run.device, work):
             index = names.index(block.name)
             if not seconds:  # after those that an earlier run finished
-                bar.n = bar.initial = sum(sizes[:index]) / 1e6
+                bar.n = bar.initial = sum(sizes[:index])
             write_part(checkpoint, work, block.name, pack_layers(quantize_block(block, run), run.version))
-            bar.update(sizes[index] / 1e6)
+            bar.update(sizes[index])
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()
     in_decoder = [took for name, took in zip(names[-len(seconds) :], seconds, strict=True) if name.startswith("model.")]

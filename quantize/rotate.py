@@ -78,13 +78,13 @@ def rotated_part(checkpoint: Checkpoint, name: str, rotation: Array) -> Mapping[
         found = {weight: rotation.T @ read(weight), bias: read(bias) @ rotation}
     elif name == HEAD:
         head = EMBEDDING if checkpoint.config.tied_head else f"{HEAD}.weight"
-        return {f"{HEAD}.weight": as_stored(checkpoint, head, (read(head) * read(NORM)) @ rotation)}
+        return {f"{HEAD}.weight": as_stored(checkpoint, head, np.matmul(read(head) * read(NORM), rotation))}
     elif name.startswith("model.layers."):
         for norm, readers in READERS.items():
             scale = read(f"{name}.{norm}.weight")
             found[f"{name}.{norm}.weight"] = np.ones_like(scale)
             for weight in (f"{name}.{reader}.weight" for reader in readers):
-                found[weight] = (read(weight) * scale) @ rotation
+                found[weight] = np.matmul(read(weight) * scale, rotation)
         for weight in (f"{name}.{writer}.weight" for writer in WRITERS):
             found[weight] = rotation.T @ read(weight)
     return {tensor: as_stored(checkpoint, tensor, values) for tensor, values in found.items()}

@@ -114,7 +114,7 @@ def smooth_block(block: Block, folds: list[Fold], alpha: float) -> dict[str, npt
         scale = torch.where(largest[fold.readers[0]] < SMALLEST, 1.0, scale.clamp(min=SMALLEST))  # (columns)
         count = len(tensors[fold.makers[0]])
         # Columns that one row makes share its scale: the largest.
-        by_row = torch.zeros(count).index_reduce(0, rows, scale.cpu(), "amax").to(scale.device)
+        by_row = torch.zeros(count, device=scale.device).scatter_reduce(0, rows.to(scale.device), scale, "amax")
         by_row[by_row == 0] = 1
         for maker in fold.makers:
             tensors[maker] /= by_row if tensors[maker].dim() == 1 else by_row[:, None]
