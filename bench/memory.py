@@ -28,7 +28,7 @@ LAYER_2B, LAYER_7B = (1536, 8960, 256), (3584, 18944, 512)
 
 
 def layer_work(hidden: int, inner: int, keys: int, tokens: int) -> float:
-    """Multiplications of quantising one decoder layer: five forward passes, four Hessians and their factors, solving.
+    """Multiplications of quantising one decoder layer: two forward passes, four Hessians and their factors, solving.
 
     A factor takes a Cholesky decomposition, an inverse from it and a second decomposition: n^3 / 6 + n^3 / 3 + n^3 / 6.
     """
@@ -36,7 +36,7 @@ def layer_work(hidden: int, inner: int, keys: int, tokens: int) -> float:
     sides = (hidden, hidden, hidden, inner)
     hessians = sum(tokens * side**2 + 2 / 3 * side**3 for side in sides)
     solving = hidden * (2 * hidden + 2 * keys + 2 * inner) * hidden / 2 + hidden * inner * inner / 2
-    return 5 * tokens * weights + hessians + solving
+    return 2 * tokens * weights + hessians + solving
 
 
 def peak_of(command: list[str]) -> tuple[float, float]:

@@ -2,10 +2,10 @@
 
 `Factor` is what the inputs of a layer say, made once for all layers that share them; `solve` rounds a weight by it, and
 `round_to_nearest` is the plain baseline that needs no inputs. Rows (outputs) do not depend on each other, so a large
-weight may come in pieces. Three choices are not the paper's: with `static` order, groups stay runs of inputs although
-columns are taken by importance, so that every kernel reads the result; a symmetric scale has the sign that gives its
-extreme the lowest code, so that all 2^bits codes are in use; and the clipping of a group is searched, by what its
-errors will cost. Knows neither networks nor files.
+weight may come in pieces. Three choices are not the paper's: in `grouped` order the most important group comes first
+and its columns by importance, so that groups stay runs of inputs and every kernel reads the result (GPTQModel's GAR);
+a symmetric scale has the sign that gives its extreme the lowest code, so that all 2^bits codes are in use; and the
+clipping of a group is searched, by what its errors will cost. Knows neither networks nor files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from gemvg_edge.errors import GemvgError
 from quantize.gptq_format import QuantizedLinear
 
-Order = Literal["none", "static", "desc_act"]  # as they lie; by importance in fixed groups; by importance, grouped so
+Order = Literal["none", "grouped", "desc_act"]  # as they lie; group by group; by importance, and grouped so
 BLOCK = 128  # columns whose errors are gathered before they reach the rest of the weight
 ROWS = 16384  # outputs solved at once: a head of 150,000 outputs needs no second copy
 SHRINKS = tuple(1 - step / 40 for step in range(17))  # a group's range times 1 .. 0.6
@@ -33,9 +33,9 @@ class Grid:
     group_size: int = 128
     symmetric: bool = True
 
-    def groups(self, inputs: int) -> int:
-        """How many groups so many inputs have."""
-        return 1 if self.group_size == -1 else inputs // self.group_size
+    def size(self, inputs: int) -> int:
+        """How many of so many inputs share a scale."""
+        return inputs if self.group_size == -1 else self.group_size
 
 
 class Factor(NamedTuple):
@@ -43,18 +43,24 @@ class Factor(NamedTuple):
 
     upper: torch.Tensor  # (in, in): upper Cholesky factor of the inverse Hessian, in the order of `order`
     order: torch.Tensor  # (in): which column is taken when
-    cost: torch.Tensor  # (in): what a squared error of 1 costs in each column when it is taken, as the inputs lie
+    cost: torch.Tensor  # (in), in that order: what a column's squared error costs, those before it being rounded
     regroup: bool  # groups are runs of `order`, not of the inputs
 
 
-def factor(hessian: torch.Tensor, order: Order = "static", damping: float = 0.01) -> Factor:
-    """Hessian X^T X (in, in) float32 -> Factor; the Hessian is overwritten. GemvgError if it cannot be inverted."""
+def factor(hessian: torch.Tensor, order: Order, size: int, damping: float = 0.01) -> Factor:
+    """Hessian X^T X (in, in) float32 -> Factor for groups of `size`; the Hessian is overwritten.
+
+    GemvgError if it cannot be inverted.
+    """
     if not hessian.isfinite().all():
         raise GemvgError("its Hessian holds NaN or infinite numbers: the layer's inputs are broken")
     importance = hessian.diagonal().clone()
     columns = torch.arange(len(hessian), device=hessian.device)
     if order != "none":
         columns = importance.argsort(descending=True, stable=True)
+        if order == "grouped":
+            first = importance.view(-1, size).mean(dim=1).argsort(descending=True, stable=True).argsort(stable=True)
+            columns = columns[first[columns // size].argsort(stable=True)]
         hessian = hessian[columns][:, columns]
     diagonal = hessian.diagonal()
     # An input that calibration never saw is rounded to nearest: it neither takes part in others' errors nor gives any.
@@ -67,9 +73,7 @@ def factor(hessian: torch.Tensor, order: Order = "static", damping: float = 0.01
             torch.cholesky_inverse(lower, out=hessian)
             upper, failed = torch.linalg.cholesky_ex(hessian, upper=True)
             if not failed:
-                cost = torch.empty_like(importance)
-                cost[columns] = upper.diagonal() ** -2.0  # the sum of these errors is the loss that GPTQ ends with
-                return Factor(upper, columns, cost, order == "desc_act")
+                return Factor(upper, columns, upper.diagonal() ** -2.0, order == "desc_act")
             break
     raise GemvgError("its Hessian cannot be inverted; raise --damping or give more --samples")
 
@@ -82,39 +86,32 @@ def solve(weight: torch.Tensor, known: Factor, grid: Grid, search: bool = True) 
 
 def round_to_nearest(weight: torch.Tensor, grid: Grid) -> QuantizedLinear:
     """A weight (out, in) rounded number by number."""
-    pieces = []
+    pieces, size = [], grid.size(weight.shape[1])
     for rows in torch.split(_checked(weight), ROWS):
-        columns = rows.float().T.reshape(grid.groups(weight.shape[1]), -1, len(rows))  # (groups, size, out)
+        columns = rows.float().T.reshape(-1, size, len(rows))  # (groups, size, out)
         scale, zero = _fit(columns, None, grid)
         pieces.append((_codes(columns, scale, zero, grid).reshape(-1, len(rows)), scale, zero))
-    return _finish(pieces, torch.arange(weight.shape[1]) // _size(grid, weight.shape[1]), grid)
+    return _finish(pieces, torch.arange(weight.shape[1]) // size, grid)
 
 
 def _solve_rows(
     weight: torch.Tensor, known: Factor, grid: Grid, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes (in, out) as the inputs lie, scales and zeros (groups, out)."""
-    inputs, size = weight.shape[1], _size(grid, weight.shape[1])
+    inputs, size = weight.shape[1], grid.size(weight.shape[1])
     left = weight.float().T[known.order].contiguous()  # (in, out): what is still to be rounded
-    weights = known.cost[known.order] if search else None
-    fixed = not known.regroup and not torch.equal(known.order, torch.arange(inputs, device=known.order.device))
-    scales = left.new_empty(grid.groups(inputs), left.shape[1])
-    zeros = torch.empty_like(scales)
-    if fixed:  # the columns of a group are not neighbours, so its scale is chosen before any of them is rounded
-        columns = weight.float().T.reshape(len(scales), size, -1)
-        scales, zeros = _fit(columns, known.cost.view(len(scales), size) if search else None, grid)
-    codes = torch.empty_like(left, dtype=torch.uint8)
+    scales = left.new_empty(inputs // size, left.shape[1])
+    zeros, codes = torch.empty_like(scales), torch.empty_like(left, dtype=torch.uint8)
     block = size if size % BLOCK and BLOCK % size else BLOCK  # no group begins within a block and ends beyond it
     for start in range(0, inputs, block):
         stop = min(start + block, inputs)
         here, upper = left[start:stop], known.upper[start:stop, start:stop]
         errors = torch.empty_like(here)
-        for k in range(stop - start):
-            column = start + k
-            group = int(known.order[column]) // size if fixed else column // size
-            if not fixed and column % size == 0:
-                group_weights = None if weights is None else weights[None, column : column + size]
-                scale, zero = _fit(left[None, column : column + size], group_weights, grid)
+        for k, column in enumerate(range(start, stop)):
+            if column % size == 0:
+                group = column // size if known.regroup else int(known.order[column]) // size
+                cost = known.cost[None, column : column + size] if search else None
+                scale, zero = _fit(left[None, column : column + size], cost, grid)
                 scales[group], zeros[group] = scale[0], zero[0]
             codes[column] = _codes(here[k], scales[group], zeros[group], grid)
             errors[k] = (here[k] - (codes[column] - zeros[group]) * scales[group]) / upper[k, k]
@@ -186,15 +183,11 @@ def _group_index(known: Factor, grid: Grid) -> torch.Tensor:
     places = torch.arange(len(known.order), device=known.order.device)
     if known.regroup:
         places = known.order.argsort()
-    return places // _size(grid, len(places))
-
-
-def _size(grid: Grid, inputs: int) -> int:
-    return inputs // grid.groups(inputs)
+    return places // grid.size(len(places))
 
 
 def _checked(weight: torch.Tensor) -> torch.Tensor:
-    largest = float(weight.abs().max())
+    largest = float(weight.detach().abs().max())
     if not largest < FLOAT16_MAX:
         raise GemvgError(f"its weights reach {largest}, more than a float16 scale can hold; the checkpoint is broken")
-    return weight
+    return weight.detach()
