@@ -126,6 +126,16 @@ def compression(result: Result) -> str:
     return table(head, rows) + "\n\n" + note + _machine(result)
 
 
+def interchange(result: Result) -> str:
+    """Logits of one side's checkpoints in the other's hands."""
+    rows = [
+        [row["writer"], row["case"], f"{row['largest_difference']:.0e}", f"{row['largest_logit']:.1f}"]
+        for row in result["rows"]
+    ]
+    head = ["written by", "what", "largest difference of logits", "largest logit"]
+    return table(head, rows) + "\n\n" + f"`{result['model']}`. " + _machine(result)
+
+
 def memory(result: Result) -> str:
     """Peaks of export and grounding at Qwen2-VL-2B's size."""
     rows = [
@@ -155,6 +165,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "stages": ("stages.json", stages),
     "sampled": ("sampled.json", sampled),
     "compression": ("compression.json", compression),
+    "interchange": ("interchange.json", interchange),
     "memory": ("memory.json", memory),
     "vision layout": ("vision_layout.json", vision_layout),
 }
