@@ -74,7 +74,7 @@ def interchange(checkpoint: Path, python: Path, folder: Path) -> list[dict[str, 
     np.save(folder / "ids.npy", ids)
     jobs = []
     for writer, cases in (("quantize.gptq", OURS), ("GPTQModel", THEIRS)):
-        for k, (name, options) in enumerate(cases.items()):
+        for k, options in enumerate(cases.values()):
             out = folder / f"{writer}-{k}"
             if writer == "GPTQModel":
                 given = {"checkpoint": str(checkpoint.resolve()), "out": str(out), "ids": str(folder / "ids.npy")}

@@ -137,8 +137,9 @@ def interchange(result: Result) -> str:
 
 
 def memory(result: Result) -> str:
-    """Peaks of export and grounding at Qwen2-VL-2B's size."""
+    """Peaks of quantising, export and grounding at Qwen2-VL-2B's size."""
     rows = [
+        ["GPTQ to int4 (`quantize.gptq`)", f"{result['quantize_peak_gib']:.2f}", f"{result['quantize_seconds']:.0f}"],
         ["export to int4 (`export.to_onnx`)", f"{result['export_peak_gib']:.2f}", f"{result['export_seconds']:.0f}"],
         [
             "ground two 448 x 448 pictures (`gemvg ground`)",
@@ -147,6 +148,12 @@ def memory(result: Result) -> str:
         ],
     ]
     sizes = f"Checkpoint {result['checkpoint_gb']:.2f} GB (bfloat16), bundle {result['bundle_gb']:.2f} GB. "
+    sizes += (
+        f"GPTQ saw {result['quantize_samples']} prompts of {result['quantize_tokens']} tokens in all and took "
+        f"{result['quantize_layer_seconds']:.1f} s a decoder layer; by the count of multiplications a layer of the 7B "
+        f"takes {result['quantize_layer_seconds_7b']:.0f} s, and its 28 layers "
+        f"{28 * result['quantize_layer_seconds_7b'] / 60:.0f} minutes. "
+    )
     return table(["whole process", "peak memory, GiB", "seconds"], rows) + "\n\n" + sizes + _machine(result)
 
 

@@ -20,6 +20,7 @@ from onnxscript import GraphBuilder
 
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
+from export.gptq_blocks import Blocks, to_blocks
 from export.template_check import check_chat_template
 from export.vision import write_vision
 from export.weights import FLOAT32, Scheme, WeightWriter, row_pieces
@@ -29,7 +30,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
 from quantize.checkpoint import Checkpoint
 from quantize.model_config import ModelConfig
-from quantize.tensors import EMBEDDING, expected_tensors
+from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
 
 PRODUCER, IR_VERSION = "gemvg-edge", 10
 CARD = "README.md"  # written by hand, so it outlives the bundle that it describes
@@ -48,7 +49,7 @@ class Recipe:
 
     @property
     def embedding(self) -> str:
-        """The table of a quantised bundle is float16: it is only looked up in."""
+        """The table of a quantised bundle is float16: it is only looked up in. Codes stay codes."""
         return "float32" if self.decoder.bits == 32 else "float16"
 
 
@@ -99,12 +100,35 @@ def _write_graph(
 
 
 def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
+    if checkpoint.is_quantized(EMBEDDING_LAYER):
+        write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
+        return
     shape = checkpoint.shape(EMBEDDING)
     header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         npy.write_array_header_1_0(file, header)
         for rows in row_pieces(checkpoint, EMBEDDING):
             file.write(rows.astype(dtype).data)
+
+
+def write_embedding_codes(blocks: Blocks, path: Path) -> None:
+    """A quantised table: a row's codes and then its scales, so that looking one up reads one place."""
+    if blocks.zeros is not None:
+        raise GemvgError(f"{EMBEDDING_LAYER} has zero-points; quantise the table symmetrically")
+    rows, count = blocks.scales.shape
+    codes = blocks.packed.reshape(rows, -1)
+    fields = [("codes", "u1", (codes.shape[1],)), ("scales", "<f2", (count,))]
+    table = np.empty(rows, fields)
+    table["codes"], table["scales"] = codes, blocks.scales
+    np.save(path, table)
+
+
+def weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
+    """What the manifest says of a layer: how the checkpoint stores it, or else how it was written."""
+    if not checkpoint.is_quantized(layer):
+        return otherwise
+    linear = checkpoint.quantized(layer)
+    return f"int{linear.bits}-gptq-" + ("channel" if len(linear.scales) == 1 else f"g{linear.group_size}")
 
 
 def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Recipe) -> None:
@@ -120,10 +144,10 @@ def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Rec
         "prompt": settings.template.to_config(),
         "dialect": recipe.dialect,
         "weights": {
-            "vision": recipe.vision.name,
-            "decoder": recipe.decoder.name,
-            "head": recipe.decoder.name,
-            "embedding": recipe.embedding,
+            "vision": weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name),
+            "decoder": weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name),
+            "head": weights_name(checkpoint, "lm_head", recipe.decoder.name),
+            "embedding": weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),
         },
         "files": {file: _describe(folder / file) for file in bundle.FILES},
     }

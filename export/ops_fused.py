@@ -25,10 +25,10 @@ def linear(g: GraphBuilder, x: ir.Value, layer: Linear) -> ir.Value:
             return _node(g.op.MatMul(x, weight))
         case DenseLinear(weight, bias):
             return _node(g.op.Add(g.op.MatMul(x, weight), bias))
-        case BlockLinear(packed, scales, bias, inputs, outputs, scheme):
+        case BlockLinear(packed, scales, zeros, bias, inputs, outputs, scheme):
             return _node(
                 _fused(g).MatMulNBits(
-                    x, packed, scales, *([] if bias is None else [None, None, bias]), K=inputs, N=outputs,
+                    x, packed, scales, *_until_last(zeros, None, bias), K=inputs, N=outputs,
                     bits=scheme.bits, block_size=scheme.block_size, accuracy_level=INT8_ACTIVATIONS,
                 )
             )  # fmt: skip
@@ -91,6 +91,12 @@ def activation(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
 def silu_times(g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:
     """silu(gate) * up; QuickGelu with alpha 1 is SiLU in one kernel."""
     return _node(g.op.Mul(_fused(g).QuickGelu(gate, alpha=1.0), up))
+
+
+def _until_last(*inputs: ir.Value | None) -> list[ir.Value | None]:
+    """Optional inputs without the absent ones at the end."""
+    present = [k for k, value in enumerate(inputs) if value is not None]
+    return list(inputs[: present[-1] + 1]) if present else []
 
 
 def _fused(g: GraphBuilder) -> Any:

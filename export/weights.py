@@ -1,7 +1,8 @@
 """Streams a checkpoint's tensors into a graph's external-data file and hands back initialisers that point there.
 
-Matrices go through in pieces of about PIECE_BYTES, so a 7B export needs little more memory than one piece. Knows how a
-linear layer is stored (float32 or blocks), not what it is for.
+Matrices go through in pieces of about PIECE_BYTES, so a 7B export needs little more memory than one piece. A layer that
+the checkpoint has as GPTQ codes keeps them, whatever the scheme. Knows how a linear layer is stored (float32 or
+blocks), not what it is for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
+from export.gptq_blocks import Blocks, to_blocks
+from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import Checkpoint
 from quantize.rtn import quantize
 
@@ -49,10 +52,11 @@ class DenseLinear:
 
 @dataclass(frozen=True)
 class BlockLinear:
-    """Symmetric blocks in MatMulNBits' layout."""
+    """Blocks in MatMulNBits' layout."""
 
     packed: ir.Value  # (out, blocks, block_size * bits / 8) uint8
     scales: ir.Value  # (out, blocks)
+    zeros: ir.Value | None  # (out, blocks * bits / 8) uint8; None where all blocks are symmetric
     bias: ir.Value | None
     inputs: int
     outputs: int
@@ -90,10 +94,12 @@ class WeightWriter:
         if bias:
             values = np.concatenate([self._read(f"{part}.bias") for part in parts])
             bias_value = self._write(f"{name}.bias", ir.DataType.FLOAT, values.shape, [values])
-        if scheme.bits == 32:
+        if any(self._checkpoint.is_quantized(part) for part in parts):
+            linear: Linear = self._write_codes(name, parts, inputs, outputs, bias_value)
+        elif scheme.bits == 32:
             pieces = self._transposed_pieces(weights, inputs, outputs)
             weight = self._write(f"{name}.weight", ir.DataType.FLOAT, (inputs, outputs), pieces)
-            linear: Linear = DenseLinear(weight, bias_value)
+            linear = DenseLinear(weight, bias_value)
         else:
             linear = self._write_blocks(name, weights, scheme, inputs, outputs, bias_value)
         for weight_name in weights:
@@ -132,7 +138,27 @@ class WeightWriter:
         block_bytes = scheme.block_size * scheme.bits // 8
         packed = self._write(f"{name}.packed", ir.DataType.UINT8, (outputs, blocks, block_bytes), pieces())
         scale = self._write(f"{name}.scales", ir.DataType.FLOAT, (outputs, blocks), scales)
-        return BlockLinear(packed, scale, bias, inputs, outputs, scheme)
+        return BlockLinear(packed, scale, None, bias, inputs, outputs, scheme)
+
+    def _write_codes(
+        self, name: str, parts: Sequence[str], inputs: int, outputs: int, bias: ir.Value | None
+    ) -> BlockLinear:
+        if float_parts := [part for part in parts if not self._checkpoint.is_quantized(part)]:
+            raise GemvgError(f"{float_parts[0]} is stored as float, but {name} holds it beside quantised layers")
+        blocks = [to_blocks(self._checkpoint.quantized(part), part) for part in parts]
+        if len({(part.bits, part.block_size) for part in blocks}) > 1:
+            raise GemvgError(f"the parts of {name} have several bits or group sizes; quantise {', '.join(parts)} alike")
+        bits, block_size = blocks[0].bits, blocks[0].block_size
+        count = blocks[0].scales.shape[1]
+        shape = (outputs, count, block_size * bits // 8)
+        packed = self._write(f"{name}.packed", ir.DataType.UINT8, shape, [part.packed for part in blocks])
+        scales = self._write(f"{name}.scales", ir.DataType.FLOAT, (outputs, count), [part.scales for part in blocks])
+        zeros = None
+        if any(part.zeros is not None for part in blocks):
+            width = -(-count * bits // 8)
+            pieces = [_middle(part, width) if part.zeros is None else part.zeros for part in blocks]
+            zeros = self._write(f"{name}.zeros", ir.DataType.UINT8, (outputs, width), pieces)
+        return BlockLinear(packed, scales, zeros, bias, inputs, outputs, Scheme(bits, block_size))
 
     def _write(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], pieces: Iterable[npt.NDArray[Any]]
@@ -148,6 +174,11 @@ class WeightWriter:
             self._path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
         )
         return self._g.initializer(tensor, name, qualify=False)
+
+
+def _middle(blocks: Blocks, width: int) -> npt.NDArray[np.uint8]:
+    """Zero-points of symmetric blocks, written out."""
+    return np.full((len(blocks.scales), width), 0x88 if blocks.bits == 4 else 0x80, np.uint8)
 
 
 def row_pieces(checkpoint: Checkpoint, name: str) -> Iterable[npt.NDArray[np.float32]]:

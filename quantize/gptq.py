@@ -46,11 +46,10 @@ from quantize.parts import (
 )
 from quantize.solver import Grid, Order, factor, round_to_nearest, solve
 from quantize.stream import HEAD, Block, block_names, stream
-from quantize.tensors import EMBEDDING, expected_tensors
+from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
 from train.stage import claim_work_folder, run_command, settings_json
 
 BITS, UNTOUCHED = (3, 4, 8), 16
-EMBEDDING_LAYER = EMBEDDING.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Settings:
         else:
             special = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
             bits, group_size = special.get(layer, self.bits), self.group_size
-        return Grid(bits, group_size, self.sym or layer.startswith("visual.")) if bits < UNTOUCHED else None
+        symmetric = self.sym or layer.startswith("visual.") or layer == EMBEDDING_LAYER
+        return Grid(bits, group_size, symmetric) if bits < UNTOUCHED else None
 
     @property
     def version(self) -> str:

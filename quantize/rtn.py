@@ -40,7 +40,7 @@ def quantize(weight: npt.NDArray[np.float32], bits: int, block_size: int) -> Qua
     np.rint(codes, out=codes)
     np.clip(codes, -zero_point, zero_point - 1, out=codes)
     codes += zero_point
-    return QuantizedRows(_pack(codes.astype(np.uint8), bits), scales)
+    return QuantizedRows(pack_codes(codes.astype(np.uint8), bits), scales)
 
 
 def dequantize(rows: QuantizedRows, inputs: int, bits: int) -> npt.NDArray[np.float32]:
@@ -52,7 +52,8 @@ def dequantize(rows: QuantizedRows, inputs: int, bits: int) -> npt.NDArray[np.fl
     return np.ascontiguousarray(weight.reshape(len(weight), -1)[:, :inputs])
 
 
-def _pack(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+def pack_codes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes (out, blocks, block_size) -> bytes, two 4-bit codes in each, the low half first."""
     if bits == 8:
         return codes
     return np.bitwise_or(codes[:, :, 0::2], np.left_shift(codes[:, :, 1::2], 4), dtype=np.uint8)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from quantize.model_config import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING_LAYER = EMBEDDING.removesuffix(".weight")
 
 Tensor = tuple[str, tuple[int, ...]]  # name and shape
 

@@ -93,11 +93,19 @@ def test_matmulnbits_reads_the_layout(
 
 
 def run_matmulnbits(
-    x: np.ndarray, rows: QuantizedRows, bias: np.ndarray, bits: int, block_size: int, accuracy_level: int
+    x: np.ndarray,
+    rows: QuantizedRows,
+    bias: np.ndarray,
+    bits: int,
+    block_size: int,
+    accuracy_level: int,
+    zeros: np.ndarray | None = None,
 ) -> np.ndarray:
     tensors: dict[str, np.ndarray] = {"q": rows.packed, "s": rows.scales, "b": bias}
+    tensors |= {} if zeros is None else {"z": zeros}
     node = helper.make_node(
-        "MatMulNBits", ["x", "q", "s", "", "", "b"], ["y"], domain="com.microsoft", K=x.shape[2], N=len(bias),
+        "MatMulNBits", ["x", "q", "s", "" if zeros is None else "z", "", "b"], ["y"],
+        domain="com.microsoft", K=x.shape[2], N=len(bias),
         bits=bits, block_size=block_size, accuracy_level=accuracy_level,
     )  # fmt: skip
     graph = helper.make_graph(

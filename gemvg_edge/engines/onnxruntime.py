@@ -88,8 +88,8 @@ class OnnxDecoder:
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
-        rows: Floats = self._table[ids].astype(np.float32)
-        return rows
+        rows = self._table[ids]
+        return rows.astype(np.float32) if rows.dtype.names is None else dequantize_rows(rows, self._shape.hidden_size)
 
     def forward(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> Floats:
         """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one."""
@@ -105,6 +105,16 @@ class OnnxDecoder:
         return logits
 
 
+def dequantize_rows(rows: npt.NDArray[Any], width: int) -> Floats:
+    """Rows of a quantised table, each `codes` (8 bits, or two of 4 in a byte) and `scales` -> (rows, width)."""
+    codes, scales = rows["codes"], rows["scales"].astype(np.float32)
+    middle = 128
+    if codes.shape[1] < width:
+        codes, middle = np.stack([codes & 15, codes >> 4], axis=-1), 8
+    values = (codes.astype(np.float32) - middle).reshape(len(rows), scales.shape[1], -1)
+    return (values * scales[:, :, None]).reshape(len(rows), width)
+
+
 def _open_embedding(bundle: Bundle) -> npt.NDArray[Any]:
     path, shape = bundle.path(EMBEDDING), bundle.manifest.model
     try:
@@ -112,6 +122,10 @@ def _open_embedding(bundle: Bundle) -> npt.NDArray[Any]:
     except (OSError, ValueError) as error:
         raise GemvgError(f"{path} is not a numpy array ({error}); copy or export the bundle again") from None
     wanted = (shape.vocab_size, shape.hidden_size)
+    if table.dtype.names == ("codes", "scales") and table.shape == wanted[:1]:
+        codes, scales = (table.dtype[name].shape[0] for name in ("codes", "scales"))
+        if codes in (shape.hidden_size, shape.hidden_size / 2) and shape.hidden_size % scales == 0:
+            return table
     if table.shape != wanted or table.dtype not in (np.float32, np.float16):
         found = f"{table.shape} of {table.dtype}"
         raise GemvgError(f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again")
