@@ -72,6 +72,11 @@ stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
 stage grpo-cot train.grpo --out "$OUT/grpo-cot" --cot-share 1 "${grpo[@]}"
 stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 
+# What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
+stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
+    --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
+"$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4"
+
 "$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start::held-out \
     grpo::held-out grpo-cot::held-out grpo-direct::held-out --data "$DATA" --splits held-out new-names new-style \
     --limit "$(part 1000)" --save "$SAVE"

@@ -19,7 +19,7 @@ STAGES = ("stage1", "stage2", "student", "student-digits", "cold-start", "grpo",
 
 @pytest.mark.slow
 def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
-    """Two or three minutes: eleven stages, each a process of its own."""
+    """Two or three minutes: twelve stages, each a process of its own."""
     write_small_model(tmp_path / "start", seed=0)
     settings = {
         "SCALE": "2000", "RL_BATCH": "2", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
@@ -29,8 +29,10 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     for again in (False, True):
         done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        for stage in STAGES:
+        for stage in (*STAGES, "int4"):
             assert f"== {stage}: done before" in done.stdout if again else f"== {stage}\n" in done.stdout
+    stated = json.loads((tmp_path / "runs" / "bundles" / "int4" / "manifest.json").read_text())["weights"]
+    assert stated["decoder"] == "int4-gptq-g32"
     result = json.loads((tmp_path / "stages.json").read_text())
     assert {row["stage"] for row in result["rows"]} == set(STAGES)
     assert {(row["stage"], row["mode"]) for row in result["rows"]} >= {("grpo", "cot"), ("grpo", "direct")}
