@@ -54,12 +54,10 @@ def test_distributions_are_those_before_each_token_of_the_answer(tiny: tuple[Any
     for prompt in prompts_of(folder):
         patches = [part.numpy() for part in torch.split(prompt.patches, [h * w for _, h, w in prompt.grids])]
         logits = torch.from_numpy(torch_logits(model, prompt.ids.numpy(), patches, list(prompt.grids)))
-        end = grounder.stop_ids[0]
-        starts = (prompt.ids == grounder.settings.tokenizer.token_to_id("<|im_start|>")).nonzero()
-        first = (
-            int(starts[-1]) + len(grounder.settings.tokenizer.encode("assistant\n", add_special_tokens=False).ids) + 1
-        )
-        assert prompt.ids[-1] == end
+        tokenizer, ids = grounder.settings.tokenizer, prompt.ids.tolist()
+        turns = [k for k, token in enumerate(ids) if token == token_id(tokenizer, "<|im_start|>")]
+        first = turns[-1] + len(encode(tokenizer, "<|im_start|>assistant\n"))
+        assert ids[-1] == grounder.stop_ids[0]
         plain.append(logits[first - 1 : -1].log_softmax(dim=-1))
     assert torch.allclose(found, torch.cat(plain), atol=1e-4)
 
