@@ -61,7 +61,7 @@ class Settings:
     bits: int = 4  # of the decoder's linear layers: 3, 4 or 8
     group_size: int = 128  # inputs that share a scale; -1 for all
     sym: bool = True  # zero is the middle code; otherwise every group has its zero-point
-    desc_act: bool = False  # groups by importance: a little closer, but many kernels cannot read it
+    desc_act: bool = False  # groups by importance, which many kernels cannot read
     method: str = "gptq"  # or "rtn"
     calibration: str = "grounding"  # or "text"
     samples: int = 128
@@ -106,8 +106,8 @@ def quantize(run: Settings) -> None:
     checkpoint = open_checkpoint(run.model)
     check(run, checkpoint)
     work = claim_work_folder(run)
+    prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
     with writing_parts(run.out):
-        prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
         write_part(checkpoint, work, START, pack_layers(_round_embedding(run, checkpoint), run.version))
         seconds = _quantize_blocks(run, checkpoint, prompts, work)
         record = settings_json(run) | {
