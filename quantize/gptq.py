@@ -105,9 +105,9 @@ def quantize(run: Settings) -> None:
     """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
     checkpoint = open_checkpoint(run.model)
     check(run, checkpoint)
-    work = claim_work_folder(run)
     prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
     with writing_parts(run.out):
+        work = claim_work_folder(run)
         write_part(checkpoint, work, START, pack_layers(_round_embedding(run, checkpoint), run.version))
         seconds = _quantize_blocks(run, checkpoint, prompts, work)
         record = settings_json(run) | {

@@ -117,7 +117,7 @@ def writing_parts(out: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise GemvgError(
-            f"{out} cannot be written ({error}); what is done is kept in {work_folder(out)}: make room and start again"
+            f"{out} cannot be written ({error}); what is done is kept in {work_folder(out)}, make room and start again"
         ) from None
 
 

@@ -52,9 +52,9 @@ def rotate(run: Settings) -> None:
     checkpoint = open_checkpoint(run.model)
     if checkpoint.gptq_version:
         raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
-    work = claim_work_folder(run)
     rotation = random_rotation(checkpoint.config.shape.hidden_size, run.seed)
     with writing_parts(run.out):
+        work = claim_work_folder(run)
         for name in tqdm([START, *block_names(checkpoint)], unit="block"):
             write_part(checkpoint, work, name, rotated_part(checkpoint, name, rotation))
         write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=True)

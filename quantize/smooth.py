@@ -87,9 +87,9 @@ def smooth(run: Settings) -> None:
     checkpoint = open_checkpoint(run.model)
     if checkpoint.gptq_version:
         raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
-    work = claim_work_folder(run)
     prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
     with writing_parts(run.out):
+        work = claim_work_folder(run)
         write_part(checkpoint, work, START, {})
         names = block_names(checkpoint)
         for block in tqdm(stream(checkpoint, prompts, run.device, work), total=len(names), unit="block"):

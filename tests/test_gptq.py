@@ -197,6 +197,14 @@ def test_a_killed_run_goes_on_where_it_was(tiny: tuple[Any, Path], monkeypatch: 
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_mended_run_is_not_refused(tiny: tuple[Any, Path]) -> None:
+    """What failed before anything was written leaves nothing behind."""
+    _, folder = tiny
+    with pytest.raises(GemvgError, match="no such file"):
+        quantize(settings(folder, "mended", records=folder / "none.jsonl"))
+    quantize(settings(folder, "mended"))
+
+
 def test_a_run_with_other_settings_is_refused(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = tiny
     monkeypatch.setattr(gptq, "quantize_block", lambda block, run: exec("raise KeyboardInterrupt"))
@@ -277,6 +285,12 @@ def test_bad_input_is_one_sentence(case: str, tiny: tuple[Any, Path], tmp_path: 
         quantize(run)
     assert not run.out.exists()
     assert not (folder / "out.partial").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tiny: tuple[Any, Path]) -> None:
+    run = replace(settings(tiny[1], "unused", method="rtn"), out=Path("/proc/nowhere"))
+    with pytest.raises(GemvgError, match=r"/proc/nowhere cannot be written \(.*make room and start again"):
+        quantize(run)
 
 
 def test_a_quantised_checkpoint_is_refused(tiny: tuple[Any, Path]) -> None:
