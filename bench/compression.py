@@ -165,21 +165,19 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """F1 with the interval of its loss over megabytes, and KL over megabytes."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-    for row in rows:
-        size = row["bytes"] / 1e6
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    for k, row in enumerate(rows):
+        size, look = row["bytes"] / 1e6, {"color": plt.get_cmap("tab20")(k % 20), "marker": "os^D"[k % 4]}
         low, high = row["f1_gain_interval"]
         bar = [[row["f1_gain"] - low], [high - row["f1_gain"]]]
-        left.errorbar(size, row["f1"], yerr=bar, fmt="o", capsize=3)
-        left.annotate(row["name"], (size, row["f1"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        left.errorbar(size, row["f1"], yerr=bar, linestyle="none", capsize=3, label=row["name"], **look)
         if row["kl"] > 0:
-            right.scatter(size, row["kl"])
-            right.annotate(row["name"], (size, row["kl"]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            right.scatter(size, row["kl"], s=50, **look)
+    figure.legend(loc="outside right upper")
     left.set(xlabel="checkpoint, MB", ylabel="F1@0.5", title="boxes (bars: 95 % of the difference to float32)")
     right.set(xlabel="checkpoint, MB", ylabel="KL from float32, nats a token", yscale="log", title="next tokens")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.margins(x=0.15)
     partial = file.with_name(file.name + ".partial")
     figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
     os.replace(partial, file)
