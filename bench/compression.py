@@ -4,10 +4,10 @@
 
 Each row is a checkpoint that quantize/ writes (kept in `--work` with its scores, so that a killed run goes on); GPTQ
 checkpoints given after the float one are rows too. Weights are compared with the float ones, next-token distributions
-by KL on the true answers, boxes with the truth, texts with the float model's. All answers come from transformers in
-float32, with the weights that the codes stand for; `W8A8` also rounds, token by token, what each linear layer of
-vision tower and decoder is given, in prefill and decoding. `--save` also writes a plot beside the JSON, which is the
-last line.
+by KL on the true answers, boxes with the truth, texts with the float model's. All rows but the last answer through
+transformers in float32, with the weights that the codes stand for; the last is the smallest one as a bundle in the
+runtime. `W8A8` also rounds, token by token, what each linear layer of vision tower and decoder is given, in prefill and
+decoding. `--save` also writes a plot beside the JSON, which is the last line.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.accuracy import HELD_OUT, held_out
+from bench.accuracy import HELD_OUT, evaluate, held_out, open_model
 from bench.readme import compression as table
 from bench.results import machine, save_result
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.torch_grounder import TorchGrounder
+from export.to_onnx import main as export
 from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.prompt import END_OF_TURN
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
 from quantize.rotate import Settings as Rotation
@@ -90,7 +92,8 @@ def make_checkpoint(row: Row, reference: Path, work: Path, group_size: int) -> P
 
 def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> dict[str, Any]:
     """Texts, counts of boxes, and the next-token distributions on the true answers."""
-    texts = [answers[0] for _, answers, _ in sample_texts(grounder, records, False, 1, 0.0, name)]
+    said = [answers[0] for _, answers, _ in sample_texts(grounder, records, False, 1, 0.0, name)]
+    texts = [text.removesuffix(END_OF_TURN) for text in said]  # as the runtime gives them
     answer_format = grounder.settings.answer_format
     boxes = [read_answer(t, record.sizes, answer_format).boxes for t, record in zip(texts, records, strict=True)]
     return {
@@ -98,6 +101,12 @@ def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> di
         "counts": count(boxes, [record.boxes for record in records]),
         "log_probabilities": answer_distributions(grounder, records[:KL_QUESTIONS]),
     }
+
+
+def measure_bundle(bundle: Path, records: Sequence[Record], name: str) -> dict[str, Any]:
+    """Texts and counts of a bundle through the runtime, which does not tell distributions."""
+    row, texts = evaluate(open_model(bundle), records, name)
+    return {"texts": texts, "counts": row["counts"], "log_probabilities": None}
 
 
 @torch.inference_mode()
@@ -150,7 +159,7 @@ def compare(name: str, folder: Path, base: Path, found: dict[str, Any], start: d
         "name": name,
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         "weight_error": weight_error(folder, base),
-        "kl": float((theirs.exp() * (theirs - ours)).sum(dim=-1).mean()),
+        "kl": None if ours is None else float((theirs.exp() * (theirs - ours)).sum(dim=-1).mean()),
         "f1": scores.f1,
         "f1_gain": gain,
         "f1_gain_interval": list(interval),
@@ -171,7 +180,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         low, high = row["f1_gain_interval"]
         bar = [[row["f1_gain"] - low], [high - row["f1_gain"]]]
         left.errorbar(size, row["f1"], yerr=bar, linestyle="none", capsize=3, label=row["name"], **look)
-        if row["kl"] > 0:
+        if row["kl"]:
             right.scatter(size, row["kl"], s=50, **look)
     figure.legend(loc="outside right upper")
     left.set(xlabel="checkpoint, MB", ylabel="F1@0.5", title="boxes (bars: 95 % of the difference to float32)")
@@ -221,20 +230,35 @@ def compression(
     for row in (*ROWS, *(Row(folder.name) for folder in quantised)):
         given = next((folder for folder in quantised if folder.name == row.name), None)
         folder = given or make_checkpoint(row, checkpoint, work, group_size)
-        kept = work / f"{_file_name(row.name)}.{len(records)}.{_digest(folder)}.json"
-        if kept.is_file():
-            rows.append(json.loads(kept.read_text()))
-            continue
-        grounder = TorchGrounder.open(folder)
-        if row.activations:
-            round_activations(grounder.model)
         base = work / row.first if row.first else checkpoint
-        rows.append(compare(row.name, folder, base, measure(grounder, records, row.name), start))
-        partial = kept.with_suffix(".partial")
-        partial.write_text(json.dumps(rows[-1]))
-        os.replace(partial, kept)
-        print(f"{row.name}: F1 {gain_text(rows[-1]['f1_gain'], rows[-1]['f1_gain_interval'])}  KL {rows[-1]['kl']:.4f}")
+        rows.append(_scored(row, folder, base, records, start, work))
+    smallest = make_checkpoint(ROWS[-1], checkpoint, work, group_size)
+    bundle = work / "bundle"
+    if export([str(smallest), str(bundle)]):
+        raise GemvgError(f"{smallest} cannot be exported; see above")
+    found = measure_bundle(bundle, records, "bundle")
+    rows.append(compare(f"{ROWS[-1].name}, as a bundle", smallest, checkpoint, found, start))
+    rows[-1]["bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
     return rows
+
+
+def _scored(
+    row: Row, folder: Path, base: Path, records: Sequence[Record], start: dict[str, Any], work: Path
+) -> dict[str, Any]:
+    """A row's figures; what was scored before is read."""
+    kept = work / f"{_file_name(row.name)}.{len(records)}.{_digest(folder)}.json"
+    if kept.is_file():
+        scored: dict[str, Any] = json.loads(kept.read_text())
+        return scored
+    grounder = TorchGrounder.open(folder)
+    if row.activations:
+        round_activations(grounder.model)
+    scored = compare(row.name, folder, base, measure(grounder, records, row.name), start)
+    partial = kept.with_suffix(".partial")
+    partial.write_text(json.dumps(scored))
+    os.replace(partial, kept)
+    print(f"{row.name}: F1 {gain_text(scored['f1_gain'], scored['f1_gain_interval'])}  KL {scored['kl']:.4f}")
+    return scored
 
 
 def _file_name(name: str) -> str:
