@@ -50,7 +50,9 @@ def run_gptqmodel(python: Path, jobs: list[dict[str, Any]], folder: Path) -> Non
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
     try:
-        done = subprocess.run([python, SIDE, file], capture_output=True, text=True, check=False)
+        # In the folder that is thrown away: GPTQModel leaves a log where it is started.
+        command = [python.absolute(), SIDE.resolve(), file]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:
         raise GemvgError(f"{python} cannot be run ({error}); give the python of GPTQModel's environment") from None
     if done.returncode:
