@@ -13,7 +13,6 @@ decoding. `--save` also writes a plot beside the JSON, which is the last line.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -27,9 +26,10 @@ from torch import nn
 
 from bench.accuracy import HELD_OUT, evaluate, held_out, open_model
 from bench.readme import compression as table
-from bench.results import machine, save_result
+from bench.results import machine, save_result, write_whole
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
+from bench.stages import checkpoint_digest
 from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
 from gemvg_edge.answer import read_answer
@@ -76,14 +76,19 @@ ROWS = (
 )
 
 
-def make_checkpoint(row: Row, reference: Path, work: Path, group_size: int) -> Path:
-    """The row's checkpoint; one that is there is kept."""
+def make_source(row: Row, reference: Path, work: Path) -> Path:
+    """The float checkpoint that the row quantises; one that is there is kept."""
     source = work / row.first if row.first else reference
     match row.first:
         case "smooth" if not source.is_dir():
             smooth(Smoothing(reference, source))
         case "rotate" if not source.is_dir():
             rotate(Rotation(reference, source))
+    return source
+
+
+def make_checkpoint(row: Row, source: Path, work: Path, group_size: int) -> Path:
+    """The row's checkpoint; one that is there is kept."""
     out = work / _file_name(row.name)
     if not out.is_dir():
         quantize(Settings(source, out, **{"group_size": group_size, **row.options}))
@@ -222,17 +227,17 @@ def compression(
     """Every row's figures, the float model's first."""
     if open_checkpoint(checkpoint).gptq_version:
         raise GemvgError(f"{checkpoint} is quantised; give the float checkpoint first")
-    work = work / f"{checkpoint.name}-g{group_size}-{_digest(checkpoint)}"
+    work = work / f"{checkpoint.name}-g{group_size}-{checkpoint_digest(checkpoint)[:12]}"
     work.mkdir(parents=True, exist_ok=True)
     records = held_out(data, limit)
     start = measure(TorchGrounder.open(checkpoint), records, FLOAT)
     rows = [compare(FLOAT, checkpoint, checkpoint, start, start)]
-    for row in (*ROWS, *(Row(folder.name) for folder in quantised)):
-        given = next((folder for folder in quantised if folder.name == row.name), None)
-        folder = given or make_checkpoint(row, checkpoint, work, group_size)
-        base = work / row.first if row.first else checkpoint
-        rows.append(_scored(row, folder, base, records, start, work))
-    smallest = make_checkpoint(ROWS[-1], checkpoint, work, group_size)
+    for row in ROWS:
+        source = make_source(row, checkpoint, work)
+        folder = smallest = make_checkpoint(row, source, work, group_size)  # the last row is the smallest
+        rows.append(_scored(row, folder, source, records, start, work))
+    for folder in quantised:
+        rows.append(_scored(Row(folder.name), folder, checkpoint, records, start, work))
     bundle = work / "bundle"
     if export([str(smallest), str(bundle)]):
         raise GemvgError(f"{smallest} cannot be exported; see above")
@@ -246,7 +251,7 @@ def _scored(
     row: Row, folder: Path, base: Path, records: Sequence[Record], start: dict[str, Any], work: Path
 ) -> dict[str, Any]:
     """A row's figures; what was scored before is read."""
-    kept = work / f"{_file_name(row.name)}.{len(records)}.{_digest(folder)}.json"
+    kept = work / f"{_file_name(row.name)}.{len(records)}.{checkpoint_digest(folder)[:12]}.json"
     if kept.is_file():
         scored: dict[str, Any] = json.loads(kept.read_text())
         return scored
@@ -254,23 +259,13 @@ def _scored(
     if row.activations:
         round_activations(grounder.model)
     scored = compare(row.name, folder, base, measure(grounder, records, row.name), start)
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(scored))
-    os.replace(partial, kept)
+    write_whole(kept, json.dumps(scored))
     print(f"{row.name}: F1 {gain_text(scored['f1_gain'], scored['f1_gain_interval'])}  KL {scored['kl']:.4f}")
     return scored
 
 
 def _file_name(name: str) -> str:
     return name.replace(",", "").replace(" ", "-").lower()
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:12]
 
 
 if __name__ == "__main__":

@@ -13,10 +13,15 @@ def save_result(result: dict[str, Any], file: Path | None) -> None:
     """Print the result as one JSON line, with the machine it was measured on, and keep it if a file is named."""
     result = {**_rounded(result), "machine": machine()}
     if file:
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, file)
+        write_whole(file, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file, all or nothing."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, file)
 
 
 def machine() -> dict[str, Any]:
@@ -35,9 +40,9 @@ def _read_lines(path: str) -> list[str]:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 4)
+        return round(value, 6)  # tables show three digits, and rounding twice would change the last
     if isinstance(value, dict):
         return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_rounded(entry) for entry in value]
     return value

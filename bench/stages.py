@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
-from bench.results import save_result
+from bench.results import save_result, write_whole
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.answer import localise, mark
@@ -57,7 +56,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     """One checkpoint's scores in one mode; read from beside it if its weights were scored before."""
     mode = "cot" if think else "direct"
     file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
-    weights = _digest(folder)
+    weights = checkpoint_digest(folder)
     key = {"weights": weights, "limit": limit}
     if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
         row: dict[str, Any] = kept["row"]
@@ -72,9 +71,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
     row |= {"counts": row["counts"].tolist(), "tokens_a_box": tokens_a_box(folder, records)}
     file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"key": key, "row": row}))
-    os.replace(partial, file)
+    write_whole(file, json.dumps({"key": key, "row": row}))
     return row
 
 
@@ -101,7 +98,8 @@ def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return told
 
 
-def _digest(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
+    """The sha256 of what a checkpoint answers with: weights, config and tokenizer."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"]):
         if not file.is_file():

@@ -101,7 +101,7 @@ def _write_graph(
 
 def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
     if checkpoint.is_quantized(EMBEDDING_LAYER):
-        write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
+        _write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
         return
     shape = checkpoint.shape(EMBEDDING)
     header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
@@ -111,7 +111,7 @@ def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
             file.write(rows.astype(dtype).data)
 
 
-def write_embedding_codes(blocks: Blocks, path: Path) -> None:
+def _write_embedding_codes(blocks: Blocks, path: Path) -> None:
     """A quantised table: a row's codes and then its scales, so that looking one up reads one place."""
     if blocks.zeros is not None:
         raise GemvgError(f"{EMBEDDING_LAYER} has zero-points; quantise the table symmetrically")
@@ -123,12 +123,12 @@ def write_embedding_codes(blocks: Blocks, path: Path) -> None:
     np.save(path, table)
 
 
-def weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
+def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
     """What the manifest says of a layer: how the checkpoint stores it, or else how it was written."""
     if not checkpoint.is_quantized(layer):
         return otherwise
-    linear = checkpoint.quantized(layer)
-    return f"int{linear.bits}-gptq-" + ("channel" if len(linear.scales) == 1 else f"g{linear.group_size}")
+    bits, groups = checkpoint.grid(layer)
+    return f"int{bits}-gptq-" + ("channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}")
 
 
 def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Recipe) -> None:
@@ -144,10 +144,10 @@ def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Rec
         "prompt": settings.template.to_config(),
         "dialect": recipe.dialect,
         "weights": {
-            "vision": weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name),
-            "decoder": weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name),
-            "head": weights_name(checkpoint, "lm_head", recipe.decoder.name),
-            "embedding": weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),
+            "vision": _weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name),
+            "decoder": _weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name),
+            "head": _weights_name(checkpoint, "lm_head", recipe.decoder.name),
+            "embedding": _weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),
         },
         "files": {file: _describe(folder / file) for file in bundle.FILES},
     }

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from gemvg_edge.errors import GemvgError
-from quantize.gptq_format import PARTS, QuantizedLinear, dequantize, read_version, unpack
+from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_version, unpack
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
 from train.checkpoint import CONFIG, read_object
@@ -52,14 +52,26 @@ class Checkpoint:
         except (ValueError, KeyError) as error:
             raise GemvgError(f"{self.folder}: {layer} is not stored in the GPTQ format ({error})") from None
 
+    def grid(self, layer: str) -> tuple[int, int]:
+        """(bits, number of groups) of a quantised layer, without reading it."""
+        groups, zero_words = self._shape(f"{layer}.qzeros")
+        return zero_words * WORD // self._shape(f"{layer}.qweight")[1], groups
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         if self.is_quantized(layer := name.removesuffix(".weight")):
-            with self._slice(f"{layer}.qweight") as qweight, self._slice(f"{layer}.qzeros") as qzeros:
-                (words, outputs), zero_words = qweight.get_shape(), qzeros.get_shape()[1]
-                return outputs, words * outputs // max(1, zero_words)  # both have their bits in words of 32
+            words, outputs = self._shape(f"{layer}.qweight")
+            return outputs, words * WORD // max(1, self.grid(layer)[0])
+        return self._shape(name)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
         with self._slice(name) as tensor:
             return tuple(tensor.get_shape())
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type that a tensor is stored in, without reading it."""
+        with self._slice(name) as tensor:
+            return np.asarray(tensor[:0]).dtype
 
     def stored(self, name: str) -> npt.NDArray[Any]:
         """A whole tensor in the type that it is stored in."""
@@ -118,6 +130,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
+    return checkpoint
+
+
+def open_float_checkpoint(folder: Path) -> Checkpoint:
+    """The same, for work that begins with float weights; GemvgError for a quantised one."""
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.gptq_version:
+        raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
     return checkpoint
 
 

@@ -15,14 +15,13 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
@@ -33,7 +32,7 @@ from quantize.calibration import (
     read_text,
     text_prompts,
 )
-from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.gptq_format import VERSION_1, VERSION_2, WORD, QuantizedLinear, dequantize
 from quantize.parts import (
     START,
@@ -103,7 +102,7 @@ class Settings:
 
 def quantize(run: Settings) -> None:
     """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
-    checkpoint = open_checkpoint(run.model)
+    checkpoint = open_float_checkpoint(run.model)
     check(run, checkpoint)
     prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
     with writing_parts(run.out):
@@ -149,22 +148,15 @@ def collect_hessians(block: Block, layers: Sequence[str]) -> dict[str, torch.Ten
     """X^T X (in, in) of the inputs of each layer over all prompts, every token by its weight."""
     linears = block.linears
     hessians = {layer: linears[layer].weight.new_zeros(2 * [linears[layer].in_features]) for layer in layers}
-    current: list[torch.Tensor | None] = [None]
+    weights: torch.Tensor | None = None
 
-    def add(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1])  # (tokens, in)
-            weighted = x if current[0] is None else x * current[0][:, None]
-            hessians[layer].addmm_(weighted.T, x)
+    def add(layer: str, x: torch.Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        hessians[layer].addmm_((x if weights is None else x * weights[:, None]).T, x)
 
-        return hook
-
-    handles = [linears[layer].register_forward_pre_hook(add(layer)) for layer in layers]
-    for k in range(len(block.inputs)):
-        current[0] = block.weights[k]
-        block.run_one(k)
-    for handle in handles:
-        handle.remove()
+    with block.watching(layers, add):
+        for k, weights in enumerate(block.weights):  # noqa: B007  (`add` reads it)
+            block.run_one(k)
     return hessians
 
 
@@ -179,8 +171,6 @@ def read_prompts(run: Settings, checkpoint: Checkpoint) -> list[CalibrationPromp
 
 def check(run: Settings, checkpoint: Checkpoint) -> None:
     """Refuse, before any work, what cannot be done."""
-    if checkpoint.gptq_version:
-        raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
     for value, known, flag in (
         (run.bits, BITS, "bits"),
         (run.vision_bits, (4, 8, UNTOUCHED), "vision-bits"),
@@ -251,19 +241,14 @@ def _sharing_inputs(block: Block, layers: Sequence[str]) -> list[list[str]]:
     """The layers in the order in which they are computed, those of one and the same input together."""
     groups: list[tuple[torch.Tensor, list[str]]] = []
 
-    def note(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            if groups and groups[-1][0] is inputs[0]:
-                groups[-1][1].append(layer)
-            else:
-                groups.append((inputs[0], [layer]))
+    def note(layer: str, x: torch.Tensor) -> None:
+        if groups and groups[-1][0] is x:
+            groups[-1][1].append(layer)
+        else:
+            groups.append((x, [layer]))
 
-        return hook
-
-    handles = [block.linears[layer].register_forward_pre_hook(note(layer)) for layer in layers]
-    block.run_one(0)
-    for handle in handles:
-        handle.remove()
+    with block.watching(layers, note):
+        block.run_one(0)
     return [group for _, group in groups]
 
 

@@ -53,7 +53,7 @@ def pack_layers(quantized: Mapping[str, QuantizedLinear], version: str) -> dict[
 
 def as_stored(checkpoint: Checkpoint, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
     """A tensor's new values in the type that it is stored in; GemvgError where they do not fit."""
-    stored = values.astype(checkpoint.stored(name).dtype)
+    stored = values.astype(checkpoint.dtype(name))
     if not np.isfinite(stored.astype(np.float32)).all():
         raise GemvgError(
             f"{checkpoint.folder}: {name} would leave the range of {stored.dtype}; cast it to float32 first"

@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from gemvg_edge.errors import GemvgError
-from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, block_names
 from quantize.tensors import EMBEDDING
@@ -49,9 +48,7 @@ class Settings:
 
 def rotate(run: Settings) -> None:
     """Write the rotated checkpoint."""
-    checkpoint = open_checkpoint(run.model)
-    if checkpoint.gptq_version:
-        raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
+    checkpoint = open_float_checkpoint(run.model)
     rotation = random_rotation(checkpoint.config.shape.hidden_size, run.seed)
     with writing_parts(run.out):
         work = claim_work_folder(run)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
 from quantize.calibration import grounding_prompts
-from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, Block, block_names, stream
 from train.stage import claim_work_folder, run_command, settings_json
@@ -84,9 +82,7 @@ def smooth(run: Settings) -> None:
     """Write the smoothed checkpoint."""
     if not 0 <= run.alpha <= 1 or run.samples < 1:
         raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
-    checkpoint = open_checkpoint(run.model)
-    if checkpoint.gptq_version:
-        raise GemvgError(f"{run.model} is quantised already; give the float checkpoint that it came from")
+    checkpoint = open_float_checkpoint(run.model)
     prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
     with writing_parts(run.out):
         work = claim_work_folder(run)
@@ -125,21 +121,16 @@ def smooth_block(block: Block, folds: list[Fold], alpha: float) -> dict[str, npt
 
 
 def _largest_inputs(block: Block, layers: list[str]) -> dict[str, torch.Tensor]:
-    """The largest magnitude in each channel of a layer's inputs, over all prompts."""
-    found = {layer: torch.zeros(()) for layer in layers}
+    """The largest magnitude in each channel of the inputs of layers (by names in the block), over all prompts."""
+    full = {f"{block.name}.{layer}": layer for layer in layers}
+    found = {layer: block.linears[name].weight.new_zeros(()) for name, layer in full.items()}
 
-    def note(layer: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-            x = inputs[0].reshape(-1, inputs[0].shape[-1])
-            if len(x):
-                found[layer] = torch.maximum(found[layer].to(x.device), x.abs().amax(dim=0))
+    def note(name: str, x: torch.Tensor) -> None:
+        if x.numel():
+            found[full[name]] = torch.maximum(found[full[name]], x.abs().reshape(-1, x.shape[-1]).amax(dim=0))
 
-        return hook
-
-    handles = [block.module.get_submodule(layer).register_forward_pre_hook(note(layer)) for layer in layers]
-    block.run()
-    for handle in handles:
-        handle.remove()
+    with block.watching(full, note):
+        block.run()
     return found
 
 

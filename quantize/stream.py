@@ -8,7 +8,8 @@ With a work folder the inputs are kept after each block, so that a killed run go
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ class Block:
             for name, layer in self.module.named_modules()
             if isinstance(layer, nn.Linear)
         }
+
+    @contextmanager
+    def watching(self, layers: Iterable[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Show `see` what each of these linear layers is given, with its name, whenever the block runs."""
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+            return lambda module, inputs: see(name, inputs[0])
+
+        linears = self.linears
+        handles = [linears[layer].register_forward_pre_hook(hook(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def run(self) -> Inputs:
         """What the block makes of its inputs."""

@@ -69,7 +69,6 @@ def test_the_whole_command(
     _, folder = tiny
     records = list(read_records(folder / "records.jsonl"))
     monkeypatch.setattr(compression, "held_out", lambda data, limit: records[:limit])
-    monkeypatch.setattr(compression, "MAX_NEW_TOKENS", 8, raising=False)
     options = {"records": folder / "records.jsonl", "samples": SAMPLES, "device": "cpu"}
     # The tiny model's widths allow no groups that have a kernel, so what becomes a bundle has one scale an output.
     rows = (Row("RTN int4", {"method": "rtn", "device": "cpu"}), Row("GPTQ int4", {**options, "group_size": -1}))
