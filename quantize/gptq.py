@@ -75,7 +75,7 @@ class Settings:
     embedding_bits: int = UNTOUCHED
     damping: float = 0.01  # of the Hessian's mean diagonal
     search: bool = True  # search the clipping of each group
-    true_sequential: bool = False  # a block's layers see what those before them became: 5 passes, not 2, and no closer
+    true_sequential: bool = False  # a block's layers see what those before them became: more passes
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def grid(self, layer: str) -> Grid | None:
