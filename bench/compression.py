@@ -32,7 +32,6 @@ from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
 from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
-from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from quantize.checkpoint import open_checkpoint
@@ -99,8 +98,7 @@ def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> di
     """Texts, counts of boxes, and the next-token distributions on the true answers."""
     said = [answers[0] for _, answers, _ in sample_texts(grounder, records, False, 1, 0.0, name)]
     texts = [text.removesuffix(END_OF_TURN) for text in said]  # as the runtime gives them
-    answer_format = grounder.settings.answer_format
-    boxes = [read_answer(t, record.sizes, answer_format).boxes for t, record in zip(texts, records, strict=True)]
+    boxes = [grounder.read(text, record.sizes).boxes for text, record in zip(texts, records, strict=True)]
     return {
         "texts": texts,
         "counts": count(boxes, [record.boxes for record in records]),
@@ -120,7 +118,8 @@ def answer_distributions(grounder: TorchGrounder, records: Sequence[Record]) -> 
     found = []
     for start in range(0, len(records), AT_ONCE):
         samples = [
-            record_sample(record, grounder.settings.answer_format) for record in records[start : start + AT_ONCE]
+            record_sample(record, grounder.settings.answer_format, grounder.settings.resized(record.sizes))
+            for record in records[start : start + AT_ONCE]
         ]
         batch = collate(samples, grounder.settings, pad_id=grounder.stop_ids[0])
         labels = batch.pop("labels")

@@ -24,7 +24,6 @@ from bench.accuracy import HELD_OUT, held_out
 from bench.results import save_result
 from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
-from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
 from train.data.record import MODES, Mode, Record
@@ -66,9 +65,11 @@ def score_samples(
     sampled = sample_texts(grounder, records, mode == "cot", answers, temperature, f"{folder.name} {mode}")
     for record, texts, ended in sampled:
         about = record.boxes, record.sizes, grounder.settings.answer_format
-        worths = [total_reward(t, *about, mode, finished=end) for t, end in zip(texts, ended, strict=True)]
+        resized = grounder.settings.resized(record.sizes)
+        ends = zip(texts, ended, strict=True)
+        worths = [total_reward(text, *about, mode, finished=end, resized=resized) for text, end in ends]
         rewards.append(float(np.mean(worths)))
-        boxes = [read_answer(text, record.sizes, grounder.settings.answer_format).boxes for text in texts]
+        boxes = [grounder.read(text, record.sizes).boxes for text in texts]
         counts.append(count(boxes, [record.boxes] * len(boxes)).sum(axis=0))
     return np.asarray(rewards), np.asarray(counts)
 

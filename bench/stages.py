@@ -78,11 +78,8 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
 def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
     """How many tokens, each a decode step, a true box takes in the checkpoint's own format, on average."""
     settings = read_settings(folder)
-    texts = [
-        localise(mark(box, record.sizes[box.image]), settings.answer_format)
-        for record in records
-        for box in record.boxes
-    ]
+    places = [(box, record.sizes[box.image]) for record in records for box in record.boxes]
+    texts = [localise(mark(box, size), settings.answer_format, settings.resized([size])) for box, size in places]
     return sum(len(encode(settings.tokenizer, text)) for text in texts) / max(1, len(texts))
 
 

@@ -1,7 +1,6 @@
 """Ground with the PyTorch checkpoint itself: the reference that a bundle's answers are held against.
 
-The prompt, the patches and the reading of the answer are the runtime's; only the model is transformers'. Of a GPTQ
-checkpoint it computes with the weights that the codes stand for.
+The prompt, the patches and the reading of the answer are the runtime's; only the model is transformers'.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from gemvg_edge.answer import Answer, read_answer
+from gemvg_edge.boxes import Size
 from gemvg_edge.images import patchify, resize
 from gemvg_edge.prompt import encode_prefix, encode_query
-from quantize.checkpoint import in_modules, open_checkpoint
-from quantize.model_config import GENERATION
-from quantize.tensors import expected_tensors
+from quantize.torch_model import load_model
 from train.checkpoint import CheckpointSettings, read_settings
 
 
@@ -28,7 +26,7 @@ from train.checkpoint import CheckpointSettings, read_settings
 class TorchGrounder:
     """A checkpoint opened in transformers, float32, with what its folder says about prompts and answers."""
 
-    model: Qwen2VLForConditionalGeneration
+    model: PreTrainedModel
     settings: CheckpointSettings
 
     @staticmethod
@@ -55,7 +53,11 @@ class TorchGrounder:
         text = self.settings.tokenizer.decode(
             tokens[:-1] if tokens[-1] in self.stop_ids else tokens, skip_special_tokens=False
         )
-        return text, read_answer(text, [image.size for image in images], self.settings.answer_format)
+        return text, self.read(text, [image.size for image in images])
+
+    def read(self, text: str, sizes: Sequence[Size]) -> Answer:
+        """What a text of this checkpoint says about pictures of (width, height)."""
+        return read_answer(text, sizes, self.settings.answer_format, self.settings.resized(sizes))
 
     def prompt(
         self, images: Sequence[Image.Image], query: str, think: bool = False
@@ -64,7 +66,8 @@ class TorchGrounder:
         numbers, tokenizer = self.settings.preprocessing, self.settings.tokenizer
         patches, grids = zip(*(patchify(resize(image, numbers), numbers) for image in images), strict=True)
         prefix = encode_prefix(tokenizer, self.settings.template, grids, numbers.merge_size)
-        question = encode_query(tokenizer, self.settings.template, self.settings.answer_format, query, think)
+        resized = self.settings.resized([image.size for image in images])
+        question = encode_query(tokenizer, self.settings.template, self.settings.answer_format, query, think, resized)
         ids = torch.from_numpy(np.concatenate([prefix, question]))
         return ids, torch.from_numpy(np.concatenate(patches)), torch.tensor(grids)
 
@@ -73,20 +76,3 @@ class TorchGrounder:
         """The tokens that end an answer."""
         stop = self.model.generation_config.eos_token_id
         return stop if isinstance(stop, list) else [stop]
-
-
-def load_model(folder: Path) -> Qwen2VLForConditionalGeneration:
-    """A checkpoint in float32, its codes dequantised if it has any."""
-    checkpoint = open_checkpoint(folder)
-    if not checkpoint.gptq_version:
-        return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    config = Qwen2VLConfig.from_pretrained(folder)
-    del config.quantization_config  # or transformers asks for GPTQ kernels
-    names = [name for name, _ in expected_tensors(checkpoint.config)]
-    weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
-    model = Qwen2VLForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=weights, dtype=torch.float32
-    ).eval()
-    if (folder / GENERATION).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model

@@ -111,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, target = Path(folder, "checkpoint"), Path(folder, "bundle")
         write_random_checkpoint(checkpoint, config)
-        export(checkpoint, target, "float32", "float32", 32)
+        export(checkpoint, target)
         rows = compare(open_bundle(target), args.repeats)
     save_result({"tower": "Qwen2-VL widths, 4 layers, float32, random weights", "rows": rows}, args.save)
 

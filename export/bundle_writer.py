@@ -6,12 +6,14 @@ The same checkpoint and options give the same bytes. Knows files; vision.py and 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +23,10 @@ from onnxscript import GraphBuilder
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
 from export.gptq_blocks import Blocks, to_blocks
+from export.hashed_file import HashedFile
 from export.template_check import check_chat_template
 from export.vision import write_vision
-from export.weights import FLOAT32, Scheme, WeightWriter, row_pieces
+from export.weights import DENSE, Scheme, WeightWriter, row_pieces
 from gemvg_edge import bundle
 from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
@@ -32,45 +35,69 @@ from quantize.checkpoint import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
 
-PRODUCER, IR_VERSION = "gemvg-edge", 10
-CARD = "README.md"  # written by hand, so it outlives the bundle that it describes
+PRODUCER = "gemvg-edge"
+IR_VERSIONS = {20: 9, 21: 10, 24: 12}  # of the onnx release that brought the opset
+DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 LEFT_ALONE = "the folder is left alone, give another one"
 OnTensor = Callable[[str], None]
+FileEntry = dict[str, int | str]
 WriteNetwork = Callable[[GraphBuilder, ModelConfig, WeightWriter, Ops, Scheme], None]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to write: the dialect of the graphs and how each part's weights are stored."""
+    """What to write: the dialect of the graphs, what they compute in, and how each part's float weights are stored."""
 
     dialect: str = "fused"
-    decoder: Scheme = FLOAT32
-    vision: Scheme = FLOAT32
+    precision: str = "float32"
+    decoder: Scheme = DENSE
+    vision: Scheme = DENSE
 
     @property
     def embedding(self) -> str:
         """The table of a quantised bundle is float16: it is only looked up in. Codes stay codes."""
-        return "float32" if self.decoder.bits == 32 else "float16"
+        return "float32" if self.precision == "float32" and not self.decoder.bits else "float16"
+
+    def check(self) -> None:
+        """GemvgError for what the dialect cannot hold."""
+        ops = choose_dialect(self.dialect)
+        if self.precision not in ops.PRECISIONS:
+            raise GemvgError(
+                f"the {self.dialect} dialect has no {self.precision}; it computes in {', '.join(ops.PRECISIONS)}"
+            )
+        if ops.GRID and (self.decoder.bits or self.vision.bits):
+            raise GemvgError(
+                f"the {self.dialect} dialect takes quantised layers as they are and rounds none itself; run "
+                "`python -m quantize.gptq` first (--method rtn needs no calibration) and export its checkpoint"
+            )
+
+
+FLOAT32 = Recipe()
 
 
 def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
     """Write a bundle folder; an existing bundle there is replaced but for its README.md, anything else is refused."""
     target = target.resolve()  # gives `.` and links their name
+    recipe.check()
     _check_target(target)
     check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         work.chmod(0o755)  # mkdtemp's folder is for its owner alone
-        ops = choose_dialect(recipe.dialect)
-        _write_graph(checkpoint, work / bundle.VISION_GRAPH, write_vision, ops, recipe.vision, on_tensor)
-        _write_graph(checkpoint, work / bundle.DECODER_GRAPH, write_decoder, ops, recipe.decoder, on_tensor)
-        _write_embedding(checkpoint, work / bundle.EMBEDDING, recipe.embedding)
+        write_tower = _vision_writer(checkpoint.config)
+        records = _write_graph(checkpoint, work / bundle.VISION_GRAPH, write_tower, recipe, recipe.vision, on_tensor)
+        records |= _write_graph(
+            checkpoint, work / bundle.DECODER_GRAPH, write_decoder, recipe, recipe.decoder, on_tensor
+        )
+        records |= _write_embedding(checkpoint, work / bundle.EMBEDDING, recipe.embedding)
         on_tensor(EMBEDDING)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
-        _write_manifest(checkpoint, work, target.name, recipe)
-        if (target / CARD).is_file():
-            shutil.copyfile(target / CARD, work / CARD)
+        records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
+        manifest = _manifest(checkpoint, target.name, recipe)
+        write_manifest(work, manifest | {"files": {name: records[name] for name in bundle.FILES}})
+        if (target / bundle.CARD).is_file():
+            shutil.copyfile(target / bundle.CARD, work / bundle.CARD)
         if target.exists():
             target.rename(work / "replaced")
         work.rename(target)
@@ -87,28 +114,50 @@ def count_tensors(checkpoint: Checkpoint) -> int:
     return len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head  # a tied table is read twice
 
 
+def _vision_writer(config: ModelConfig) -> WriteNetwork:
+    match config.shape.model_type:
+        case "qwen2_vl":
+            return write_vision
+    raise GemvgError(f"no vision tower of {config.shape.model_type!r} is exported")
+
+
 def _write_graph(
-    checkpoint: Checkpoint, path: Path, write: WriteNetwork, ops: Ops, scheme: Scheme, on_tensor: OnTensor
-) -> None:
+    checkpoint: Checkpoint,
+    path: Path,
+    write: WriteNetwork,
+    recipe: Recipe,
+    scheme: Scheme,
+    on_tensor: OnTensor,
+) -> dict[str, FileEntry]:
+    ops = choose_dialect(recipe.dialect)
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(ops.OPSETS), name=path.stem)
     g = GraphBuilder(graph)
-    with WeightWriter(g, checkpoint, path.with_suffix(".data"), on_tensor) as weights:
+    with HashedFile(path.with_suffix(".data")) as data:
+        weights = WeightWriter(g, checkpoint, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
         write(g, checkpoint.config, weights, ops, scheme)
+        record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
         node.metadata_props.clear()
-    ir.save(ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER), path)
+    if not any("block_size" in node.attributes for node in graph):
+        graph.opset_imports.update(ops.OPSETS_WITHOUT_BLOCKS)
+    ir.save(ir.Model(graph, ir_version=IR_VERSIONS[graph.opset_imports[""]], producer_name=PRODUCER), path)
+    return {path.name: describe(path), data.path.name: record}
 
 
-def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> None:
+def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> dict[str, FileEntry]:
     if checkpoint.is_quantized(EMBEDDING_LAYER):
         _write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
-        return
+        return {path.name: describe(path)}
     shape = checkpoint.shape(EMBEDDING)
-    header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        npy.write_array_header_1_0(file, header)
-        for rows in row_pieces(checkpoint, EMBEDDING):
-            file.write(rows.astype(dtype).data)
+    header = io.BytesIO()
+    npy.write_array_header_1_0(
+        header, {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    )
+    with HashedFile(path) as file:
+        file.write(header.getvalue())
+        for rows in row_pieces(checkpoint, EMBEDDING, np.dtype(dtype)):
+            file.write(rows.data.cast("B"))
+        return {path.name: file.record()}
 
 
 def _write_embedding_codes(blocks: Blocks, path: Path) -> None:
@@ -131,9 +180,9 @@ def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
     return f"int{bits}-gptq-" + ("channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}")
 
 
-def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Recipe) -> None:
-    settings = checkpoint.config.settings
-    manifest = {
+def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, Any]:
+    settings, precision = checkpoint.config.settings, recipe.precision
+    return {
         "format": bundle.FORMAT,
         "format_version": bundle.FORMAT_VERSION,
         "name": name,
@@ -143,18 +192,23 @@ def _write_manifest(checkpoint: Checkpoint, folder: Path, name: str, recipe: Rec
         "answer": settings.answer_format.to_config(),
         "prompt": settings.template.to_config(),
         "dialect": recipe.dialect,
+        "precision": precision,
         "weights": {
-            "vision": _weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name),
-            "decoder": _weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name),
-            "head": _weights_name(checkpoint, "lm_head", recipe.decoder.name),
+            "vision": _weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name(precision)),
+            "decoder": _weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name(precision)),
+            "head": _weights_name(checkpoint, "lm_head", recipe.decoder.name(precision)),
             "embedding": _weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),
         },
-        "files": {file: _describe(folder / file) for file in bundle.FILES},
     }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """`manifest.json` of a bundle folder."""
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _describe(path: Path) -> dict[str, int | str]:
+def describe(path: Path) -> FileEntry:
+    """The manifest's entry for a file that is there."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -165,7 +219,7 @@ def _check_target(target: Path) -> None:
     if not target.is_dir():
         raise GemvgError(f"{target} is a file; give a folder to write the bundle to")
     files = {path.name for path in target.iterdir()}
-    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST, CARD}):
+    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST, bundle.CARD}):
         raise GemvgError(f"{target} holds {others[0]}, no part of a bundle, so it is left alone; give another folder")
     if files:
         manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")

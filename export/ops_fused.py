@@ -10,33 +10,38 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.weights import BlockLinear, DenseLinear, Linear
-from gemvg_edge.bundle import ModelShape
+from export.graph import BOOL, FLOAT, INT32, Inputs, cast, node, sizes
+from export.weights import BlockLinear, DenseLinear, GridLinear, Linear, take_in_order
+from gemvg_edge.bundle import ModelShape, VisionShape
 
 MICROSOFT = "com.microsoft"
-OPSETS = {"": 21, MICROSOFT: 1}
+OPSETS = OPSETS_WITHOUT_BLOCKS = {"": 21, MICROSOFT: 1}
+GRID = False
+PRECISIONS: tuple[str, ...] = ("float32", "float16")  # the CPU's kernels have no bfloat16
+BATCH: int | str = 1  # GroupQueryAttention has one rotary table for the whole batch, and scenes differ in theirs
+NEW_CACHE = "present"
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level: activations are rounded to 8 bits in blocks too
 
 
 def linear(g: GraphBuilder, x: ir.Value, layer: Linear) -> ir.Value:
     """X @ weight + bias."""
     match layer:
-        case DenseLinear(weight, None):
-            return _node(g.op.MatMul(x, weight))
         case DenseLinear(weight, bias):
-            return _node(g.op.Add(g.op.MatMul(x, weight), bias))
-        case BlockLinear(packed, scales, zeros, bias, inputs, outputs, scheme):
-            return _node(
+            return node(g.op.Gemm(x, weight, *_until_last(bias), transB=1))
+        case BlockLinear(packed, scales, zeros, bias, order, inputs, outputs, scheme):
+            return node(
                 _fused(g).MatMulNBits(
-                    x, packed, scales, *_until_last(zeros, None, bias), K=inputs, N=outputs,
+                    take_in_order(g, x, order), packed, scales, *_until_last(zeros, None, bias), K=inputs, N=outputs,
                     bits=scheme.bits, block_size=scheme.block_size, accuracy_level=INT8_ACTIVATIONS,
                 )
             )  # fmt: skip
+        case GridLinear():
+            raise AssertionError("a grid is the layout of other dialects")
 
 
 def rms_norm(g: GraphBuilder, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
     """Root-mean-square norm."""
-    return _node(g.op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=epsilon, stash_type=1))
+    return node(g.op.SimplifiedLayerNormalization(x, weight, axis=-1, epsilon=epsilon, stash_type=1))
 
 
 def add_rms_norm(
@@ -49,7 +54,7 @@ def add_rms_norm(
 
 def layer_norm(g: GraphBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value, epsilon: float) -> ir.Value:
     """Layer norm."""
-    return _node(g.op.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon))
+    return node(g.op.LayerNormalization(x, weight, bias, axis=-1, epsilon=epsilon))
 
 
 def add_layer_norm(
@@ -60,37 +65,69 @@ def add_layer_norm(
     return y, total
 
 
+def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> Inputs:
+    """How many tokens there are with the new ones, and the rotary row of every place."""
+    half = shape.head_dim // 2
+    return {
+        "last": g.input("seqlens_k", INT32, [1]),  # total - 1
+        "total": g.input("total", INT32, []),
+        "cos": cast(g, g.input("cos", FLOAT, ["capacity", half]), dtype),
+        "sin": cast(g, g.input("sin", FLOAT, ["capacity", half]), dtype),
+        "rows": node(g.op.Constant(value_ints=[-1])),
+    }
+
+
 def cached_attention(
-    g: GraphBuilder,
-    qkv: ir.Value,
-    past: tuple[ir.Value, ir.Value],
-    where: tuple[ir.Value, ir.Value, ir.Value, ir.Value],
-    shape: ModelShape,
+    g: GraphBuilder, qkv: ir.Value, past: tuple[ir.Value, ir.Value], inputs: Inputs, shape: ModelShape
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Causal attention over the cache; with one row a token, do_rotary serves mRoPE's 3-D positions unchanged."""
+    width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     y, key, value = _fused(g).GroupQueryAttention(
-        qkv, None, None, *past, *where, _outputs=3,
+        g.op.Reshape(qkv, [1, -1, width]), None, None, *past,
+        *(inputs[name] for name in ("last", "total", "cos", "sin")), _outputs=3,
         num_heads=shape.heads, kv_num_heads=shape.kv_heads, do_rotary=1, scale=shape.head_dim**-0.5,
     )  # fmt: skip
-    return y, key, value
+    return node(g.op.Reshape(y, [-1, shape.heads * shape.head_dim])), key, value
 
 
-def picture_attention(g: GraphBuilder, qkv: ir.Value, cos: ir.Value, sin: ir.Value, heads: int) -> ir.Value:
-    """Full attention among the patches of each picture of the batch; without a mask the flash kernel serves it."""
-    query, key, value = g.op.Split(qkv, axis=-1, num_outputs=3, _outputs=3)  # each (B, n, width)
-    first = g.op.Constant(value_ints=[0])  # rows are taken from the first on
-    query, key = (_fused(g).RotaryEmbedding(x, first, cos, sin) for x in (query, key))
-    return _node(_fused(g).MultiHeadAttention(query, key, value, num_heads=heads))
+def picture_inputs(
+    g: GraphBuilder, patches: ir.Value, shape: VisionShape, dtype: ir.DataType, window: int = 0
+) -> Inputs:
+    """Rotary rows of the patches, and which patches of a padded picture are any."""
+    half, width = shape.head_dim // 2, shape.heads * shape.head_dim
+    inputs = {
+        "cos": cast(g, g.input("cos", FLOAT, ["patches", half]), dtype),
+        "sin": cast(g, g.input("sin", FLOAT, ["patches", half]), dtype),
+        "picture": sizes(g, patches, 0, 1, -1, width),
+        "first": node(g.op.Constant(value_ints=[0])),  # rows of the table are taken from the first on
+    }
+    if window:
+        valid = cast(g, g.input("valid", BOOL, ["pictures", "patches"]), INT32, source=BOOL)
+        inputs |= {"valid": valid, "valid in windows": node(g.op.Reshape(valid, [-1, window]))}
+    return inputs
+
+
+def picture_attention(g: GraphBuilder, qkv: ir.Value, inputs: Inputs, shape: VisionShape, window: int = 0) -> ir.Value:
+    """Attention among the patches of each picture or window; without padding the flash kernel serves it."""
+    width = shape.heads * shape.head_dim
+    query, key, value = g.op.Split(qkv, axis=-1, num_outputs=3, _outputs=3)  # each (rows, width)
+    query, key, value = (node(g.op.Reshape(x, inputs["picture"])) for x in (query, key, value))
+    query, key = (_fused(g).RotaryEmbedding(x, *(inputs[k] for k in ("first", "cos", "sin"))) for x in (query, key))
+    if window:
+        query, key, value = (node(g.op.Reshape(x, [-1, window, width])) for x in (query, key, value))
+    mask = inputs.get("valid in windows" if window else "valid")
+    y = _fused(g).MultiHeadAttention(query, key, value, *_until_last(None, mask), num_heads=shape.heads)
+    return node(g.op.Reshape(y, [-1, width]))
 
 
 def activation(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
     """`quick_gelu` or `gelu`."""
-    return _node(_fused(g).QuickGelu(x, alpha=1.702) if name == "quick_gelu" else g.op.Gelu(x, approximate="none"))
+    return node(_fused(g).QuickGelu(x, alpha=1.702) if name == "quick_gelu" else g.op.Gelu(x, approximate="none"))
 
 
 def silu_times(g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:
     """silu(gate) * up; QuickGelu with alpha 1 is SiLU in one kernel."""
-    return _node(g.op.Mul(_fused(g).QuickGelu(gate, alpha=1.0), up))
+    return node(g.op.Mul(_fused(g).QuickGelu(gate, alpha=1.0), up))
 
 
 def _until_last(*inputs: ir.Value | None) -> list[ir.Value | None]:
@@ -101,9 +138,3 @@ def _until_last(*inputs: ir.Value | None) -> list[ir.Value | None]:
 
 def _fused(g: GraphBuilder) -> Any:
     return g.opset(MICROSOFT)
-
-
-def _node(value: Any) -> ir.Value:
-    # The builder's ops come by attribute access, so they are untyped.
-    assert isinstance(value, ir.Value)
-    return value

@@ -1,25 +1,38 @@
-"""Boxes <-> text: the grammar of an answer, in digits or in location tokens. Shared with rewards and scorers.
+"""Boxes <-> text: the grammar of an answer, in digits, location tokens or pixels. Shared with rewards and scorers.
 
 Written: one line an image with targets, boxes sorted by (image, x1, y1); no target is `None`:
 
     Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     digits, 0..1000 of the image's own size
+    Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     pixels of the image as it was resized
     Image-2: <|box_start|><loc_3><loc_40><loc_64><loc_90><|box_end|>     location tokens, 0..N-1 of the image's own size
 
 With reasoning: `<think>...</think><answer>the same</answer>`. A query may show a box as well, always in digits
 (`mark`); `localise` turns it into what the checkpoint reads.
 
 Read: those, with or without `<think>..</think><answer>..</answer>`, and what Migician ("It's in the third image. ..."),
-Qwen2-VL and UniVG-R1 write. The format is ours: GeM-VG's own was never published.
+Qwen2-VL, UniVG-R1 and Qwen2.5-VL (JSON with `bbox_2d`, in pixels) write. The format is ours: GeM-VG's own was never
+published.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps, to_steps
+from gemvg_edge.boxes import (
+    ABSOLUTE,
+    RELATIVE,
+    RELATIVE_STEPS,
+    Box,
+    Size,
+    Steps,
+    change_steps,
+    from_steps,
+    to_steps,
+)
 from gemvg_edge.errors import GemvgError
 
 NO_TARGET = "None"
@@ -35,24 +48,30 @@ _PIECES = re.compile(
     rf"|(?P<ordinal>{'|'.join(_ORDINALS)}) image"
     rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER})"
     rf"|(?P<locations>(?:<loc_{_NUMBER}>){{4}})"
-    rf"|(?P<broken>{re.escape(BOX_START)}\s*)",
+    rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\")"
+    r"|(?P<brace>\{)",
     re.IGNORECASE | re.ASCII,
 )
+# How Qwen2.5-VL says that nothing is there.
+_EMPTY_LIST = re.compile(r"(?:```(?:json)?)?\s*\[\s*\]\s*(?:```)?")
+COORDINATES = ("digits", "locations", "pixels")
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
     """How a checkpoint writes coordinates; kept under `grounding.answer` of its config.json."""
 
-    coordinates: Literal["digits", "locations"] = "digits"
+    # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own.
+    coordinates: Literal["digits", "locations", "pixels"] = "digits"
     locations: int = 0  # how many <loc_k> tokens the vocabulary has
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> AnswerFormat:
         """Read the two fields and check that they fit each other."""
         answer = AnswerFormat(**config)
-        if answer.coordinates not in ("digits", "locations"):
-            raise GemvgError(f"grounding.answer.coordinates is {answer.coordinates!r}; use 'digits' or 'locations'")
+        if answer.coordinates not in COORDINATES:
+            known = ", ".join(map(repr, COORDINATES))
+            raise GemvgError(f"grounding.answer.coordinates is {answer.coordinates!r}; use one of {known}")
         if answer.coordinates == "locations" and answer.locations < 2:
             raise GemvgError(f"grounding.answer.locations is {answer.locations}; location tokens need at least 2")
         return answer
@@ -62,9 +81,21 @@ class AnswerFormat:
         return asdict(self)
 
     @property
-    def steps(self) -> int:
-        """The largest coordinate: 1000 in digits, the last location token's number otherwise."""
-        return RELATIVE_FRAME if self.coordinates == "digits" else self.locations - 1
+    def coordinate_frame(self) -> dict[str, Any]:
+        """What the coordinates are relative to, as a manifest says it."""
+        return ABSOLUTE if self.coordinates == "pixels" else RELATIVE
+
+    def steps(self, resized: Size | None = None) -> Steps:
+        """The largest x and y in a picture; GemvgError where its resized (width, height) decides and is not given."""
+        match self.coordinates:
+            case "digits":
+                return RELATIVE_STEPS
+            case "locations":
+                return self.locations - 1, self.locations - 1
+            case "pixels":
+                if resized is None:
+                    raise GemvgError("this model's boxes are in pixels of the resized pictures; give their sizes")
+                return resized
 
 
 @dataclass(frozen=True)
@@ -77,37 +108,53 @@ class Answer:
 
 
 def write_answer(
-    boxes: Sequence[Box], sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat, thinking: str | None = None
+    boxes: Sequence[Box],
+    sizes: Sequence[Size],
+    answer_format: AnswerFormat,
+    thinking: str | None = None,
+    resized: Sequence[Size] | None = None,
 ) -> str:
     """Boxes in original pixels, with each image's (width, height), as the text that the model learns to write.
 
-    With `thinking` the reasoning comes first and the answer stands in its tags.
+    With `thinking` the reasoning comes first and the answer stands in its tags. `resized`: each image's (width, height)
+    as the model sees it, for answers in pixels; GemvgError where it is missing.
     """
     lines: dict[int, str] = {}
     for box in sorted(boxes):
         lines.setdefault(box.image, f"Image-{box.image + 1}: ")
-        lines[box.image] += _write_box(to_steps(box, sizes[box.image], answer_format.steps), answer_format)
+        steps = answer_format.steps(resized[box.image] if resized else None)
+        lines[box.image] += _write_box(to_steps(box, sizes[box.image], steps), answer_format)
     answer = "\n".join(lines.values()) or NO_TARGET
     return answer if thinking is None else f"<think>{thinking}</think><answer>{answer}</answer>"
 
 
-def mark(box: Box, size: tuple[int, int]) -> str:
+def mark(box: Box, size: Size) -> str:
     """A box (original pixels) of a picture of (width, height) as a query shows it.
 
     `f"the same mug as {mark(box, size)} in image 1"`; every checkpoint and bundle takes it, whatever its coordinates.
     """
-    return _write_box(to_steps(box, size, RELATIVE_FRAME), AnswerFormat())
+    return _write_box(to_steps(box, size, RELATIVE_STEPS), AnswerFormat())
 
 
-def localise(query: str, answer_format: AnswerFormat) -> str:
-    """The query with the boxes that it shows in the coordinates that the checkpoint knows."""
-    if answer_format.coordinates == "digits":
+def localise(query: str, answer_format: AnswerFormat, resized: Sequence[Size] | None = None) -> str:
+    """The query with the boxes that it shows in the coordinates that the checkpoint knows.
+
+    Pixels need each picture's `resized` (width, height). A query does not say which picture a box of it lies in, so
+    all must have one size; GemvgError otherwise.
+    """
+    if answer_format.coordinates == "digits" or not _MARK.search(query):
         return query
+    if answer_format.coordinates == "pixels" and len(set(resized or ())) > 1:
+        found = ", ".join(f"{width} x {height}" for width, height in dict.fromkeys(resized or ()))
+        raise GemvgError(
+            f"the query shows a box, which this model reads in pixels, but its pictures have several sizes ({found} "
+            "after resizing), so that the box could lie in any; give pictures of one size or leave the box out"
+        )
+    steps = answer_format.steps(resized[0] if resized else None)
 
     def write(piece: re.Match[str]) -> str:
         values = [int(v) for v in re.findall(r"\d+", piece[1])]
-        steps = answer_format.steps
-        return _write_box([min(steps, round(v * steps / RELATIVE_FRAME)) for v in values], answer_format)
+        return _write_box(change_steps(values, RELATIVE_STEPS, steps), answer_format)
 
     return _MARK.sub(write, query)
 
@@ -120,34 +167,32 @@ def _write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
     return f"{BOX_START}{text}{BOX_END}"
 
 
-def read_answer(text: str, sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat) -> Answer:
+def read_answer(
+    text: str, sizes: Sequence[Size], answer_format: AnswerFormat, resized: Sequence[Size] | None = None
+) -> Answer:
     """A model's text, with each image's (width, height), as boxes in original pixels.
 
     Never raises: what cannot be read is left out and named in `problem`. An answer to one picture need not number it;
-    to several it must, since a box in the wrong picture is worse than none.
+    to several it must, since a box in the wrong picture is worse than none. `resized`: each image's (width, height) as
+    the model sees it, which answers in pixels need.
     """
     thinking, body, problem = _split_thinking(text)
+    if answer_format.coordinates == "pixels" and resized is None:
+        return Answer((), thinking, problem or "the resized pictures' sizes are not known, so pixels have no meaning")
     boxes: list[Box] = []
     image = 0 if len(sizes) == 1 else None
-    pieces = list(_PIECES.finditer(body))
-    for at, piece in enumerate(pieces):
-        if (number := _image_number(piece)) is not None:
-            image = number - 1
-            continue
-        if piece["broken"]:
-            followed = at + 1 < len(pieces) and pieces[at + 1].start() == piece.end()
-            if not (followed and (pieces[at + 1]["digits"] or pieces[at + 1]["locations"])):
-                problem = problem or "a box was started and not finished"
-            continue
-        if image is None:
-            problem = problem or "a box names none of the pictures"
-            continue
-        box, fault = _read_box(piece, image, sizes, answer_format)
-        if box is None:
-            problem = problem or fault
-        else:
-            boxes.append(box)
-    if not boxes and problem is None and body.strip().lower() != NO_TARGET.lower():
+    for piece in _scan(body):
+        fault: str | None = None
+        match piece:
+            case _NamedImage(image):
+                pass
+            case _BrokenBox(fault):
+                pass
+            case _WrittenBox():
+                box, fault = _read_box(piece, image, sizes, answer_format, resized)
+                boxes += [box] if box else []
+        problem = problem or fault
+    if not boxes and problem is None and not _says_none(body.strip(), answer_format):
         problem = "no box and no 'None' in the answer"
     return Answer(tuple(sorted(boxes)), thinking, problem)
 
@@ -167,25 +212,88 @@ def _split_thinking(text: str) -> tuple[str, str, str | None]:
     return "", text, None
 
 
-def _image_number(piece: re.Match[str]) -> int | None:
-    """The 1-based image that this piece names, if it names one."""
-    if piece["ordinal"]:
-        return _ORDINALS.index(piece["ordinal"].lower()) + 1
-    number = piece["number"] or piece["nth"]
-    return int(number) if number else None
+class _NamedImage(NamedTuple):
+    image: int  # 0-based
+
+
+class _BrokenBox(NamedTuple):
+    fault: str
+
+
+class _WrittenBox(NamedTuple):
+    kind: Literal["digits", "locations", "json"]
+    values: Sequence[int]  # x1, y1, x2, y2
+    image: int | None = None  # 0-based, where the box itself names it
+
+
+def _scan(body: str) -> Iterator[_NamedImage | _BrokenBox | _WrittenBox]:
+    """What an answer says, in its order; text inside a box of JSON, such as its label, says nothing else."""
+    at = 0
+    while piece := _PIECES.search(body, at):
+        at = piece.end()
+        values = [int(v) for v in re.findall(r"\d+", piece[0])]
+        if piece["number"] or piece["nth"]:
+            yield _NamedImage(values[0] - 1)
+        elif piece["ordinal"]:
+            yield _NamedImage(_ORDINALS.index(piece["ordinal"].lower()))
+        elif piece["digits"]:
+            yield _WrittenBox("digits", values)
+        elif piece["locations"]:
+            yield _WrittenBox("locations", values)
+        elif piece["broken"]:
+            following = _PIECES.match(body, at)
+            if not (following and (following["digits"] or following["locations"])):
+                yield _BrokenBox("a box was started and not finished")
+        elif found := _read_object(body, piece.start()):
+            box, at = found
+            yield box
+
+
+def _read_object(body: str, start: int) -> tuple[_BrokenBox | _WrittenBox, int] | None:
+    """The JSON object that starts here as a box, and where it ends; None if it is not whole or has no `bbox_2d`."""
+    try:
+        said, end = json.JSONDecoder().raw_decode(body, start)
+    except (ValueError, RecursionError):
+        return None
+    if "bbox_2d" not in said:
+        return None
+    values, number = said["bbox_2d"], said.get("image_id", said.get("image"))
+    if not isinstance(values, list) or len(values) != 4 or not all(type(v) is int for v in values):
+        return _BrokenBox("a bbox_2d is not four whole numbers"), end
+    if number is not None and type(number) is not int:
+        return _BrokenBox("a bbox_2d names its picture by something else than a number"), end
+    return _WrittenBox("json", values, None if number is None else number - 1), end
 
 
 def _read_box(
-    piece: re.Match[str], image: int, sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat
+    written: _WrittenBox,
+    image: int | None,
+    sizes: Sequence[Size],
+    answer_format: AnswerFormat,
+    resized: Sequence[Size] | None,
 ) -> tuple[Box | None, str | None]:
-    values = [int(v) for v in re.findall(r"\d+", piece[0])]
-    if piece["locations"] and answer_format.coordinates != "locations":
+    """The box in original pixels, or why it is none; `image` is the picture that was named before it."""
+    kind, values = written.kind, written.values
+    image = image if written.image is None else written.image
+    if kind == "locations" and answer_format.coordinates != "locations":
         return None, "the answer has location tokens, which this model does not use"
-    steps = answer_format.steps if piece["locations"] else RELATIVE_FRAME
+    if kind == "json" and answer_format.coordinates != "pixels":
+        return None, "the answer has a bbox_2d, whose pixels this model does not use"
+    if image is None:
+        return None, "a box names none of the pictures"
     if not 0 <= image < len(sizes):
         return None, f"image {image + 1} was named, of {len(sizes)}"
-    if max(values) > steps:
-        return None, f"a coordinate of {max(values)} is past {steps}"
+    steps = answer_format.steps(resized[image] if resized else None)
+    if kind == "digits" and answer_format.coordinates == "locations":
+        steps = RELATIVE_STEPS
+    if past := [(v, most) for v, most in zip(values, (*steps, *steps), strict=True) if not 0 <= v <= most]:
+        value, most = max(past)
+        return None, f"a coordinate of {value} is past {most}" if value > 0 else f"a coordinate of {value} is below 0"
     if values[0] >= values[2] or values[1] >= values[3]:
         return None, "a box has no width or no height"
     return from_steps(image, values, sizes[image], steps), None
+
+
+def _says_none(body: str, answer_format: AnswerFormat) -> bool:
+    empty = answer_format.coordinates == "pixels" and _EMPTY_LIST.fullmatch(body)
+    return body.lower() == NO_TARGET.lower() or bool(empty)

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+Size = tuple[int, int]  # width and height of a picture
+Steps = tuple[int, int]  # the largest x and y that a model writes: both are whole numbers from 0 on
 
 # Qwen2-VL writes integers 0..1000 of each image's own width and height (Qwen3-VL issues 721 and 1486).
 RELATIVE_FRAME = 1000
+RELATIVE_STEPS: Steps = (RELATIVE_FRAME, RELATIVE_FRAME)
+# Qwen2.5-VL writes pixels of the resized image (issues 676 and 866), so its steps are each picture's resized size.
+RELATIVE, ABSOLUTE = {"kind": "relative", "size": RELATIVE_FRAME}, {"kind": "absolute"}
+FRAMES: tuple[dict[str, Any], ...] = (RELATIVE, ABSOLUTE)  # as a manifest names them
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -56,22 +64,28 @@ def match_boxes(predicted: Sequence[Box], truth: Sequence[Box], threshold: float
     return matches
 
 
-def to_steps(box: Box, size: tuple[int, int], steps: int) -> tuple[int, int, int, int]:
-    """Pixels -> whole steps 0..`steps` of the image's own (width, height), rounded and clamped."""
-    width, height = size
+def to_steps(box: Box, size: Size, steps: Steps) -> tuple[int, int, int, int]:
+    """Pixels of an image of (width, height) -> whole steps 0..steps along each side, rounded and clamped."""
+    (width, height), (across, down) = size, steps
     return (
-        _step(box.x1, width, steps),
-        _step(box.y1, height, steps),
-        _step(box.x2, width, steps),
-        _step(box.y2, height, steps),
+        _step(box.x1, width, across),
+        _step(box.y1, height, down),
+        _step(box.x2, width, across),
+        _step(box.y2, height, down),
     )
 
 
-def from_steps(image: int, values: Sequence[int], size: tuple[int, int], steps: int) -> Box:
-    """Whole steps 0..`steps` (x1, y1, x2, y2) of an image of (width, height) pixels -> a box in its pixels."""
-    width, height = size
+def from_steps(image: int, values: Sequence[int], size: Size, steps: Steps) -> Box:
+    """Whole steps 0..steps (x1, y1, x2, y2) of an image of (width, height) pixels -> a box in its pixels."""
+    (width, height), (across, down) = size, steps
     x1, y1, x2, y2 = values
-    return Box(image, x1 * width / steps, y1 * height / steps, x2 * width / steps, y2 * height / steps)
+    return Box(image, x1 * width / across, y1 * height / down, x2 * width / across, y2 * height / down)
+
+
+def change_steps(values: Sequence[int], old: Steps, new: Steps) -> list[int]:
+    """The same box (x1, y1, x2, y2) in other steps of the same picture, rounded and clamped."""
+    sides = list(zip(old, new, strict=True)) * 2
+    return [min(there, round(v * there / here)) for v, (here, there) in zip(values, sides, strict=True)]
 
 
 def _step(value: float, extent: int, steps: int) -> int:

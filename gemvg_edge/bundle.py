@@ -1,33 +1,38 @@
 """The bundle: a folder with `manifest.json`, two graphs, their weights, the embedding table and the tokenizer.
 
-This module reads and verifies; `export.bundle_writer` writes. Whatever is wrong with a folder is one GemvgError that
-names the file and the fix. Knows no engine and no model arithmetic.
+Or, built for one GPU from such a folder, with two or three TensorRT engines in place of graphs and weights. This module
+reads and verifies; `export.bundle_writer` writes. Whatever is wrong with a folder is one GemvgError that names the file
+and the fix. Knows no engine and no model arithmetic.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.boxes import RELATIVE_FRAME
+from gemvg_edge.boxes import FRAMES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
 
 FORMAT = "gemvg-edge-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
 EMBEDDING, TOKENIZER = "embedding.npy", "tokenizer.json"
 FILES = (VISION_GRAPH, VISION_DATA, DECODER_GRAPH, DECODER_DATA, EMBEDDING, TOKENIZER)
-MODEL_TYPES = ("qwen2_vl",)
-DIALECTS = ("fused",)
+VISION_ENGINE, DECODER_ENGINE, HEAD_ENGINE = "vision.engine", "decoder.engine", "head.engine"
+ENGINE_FILES = (VISION_ENGINE, DECODER_ENGINE, EMBEDDING, TOKENIZER)  # and the head's, where it was split off
+CARD = "README.md"  # written by hand, and no part of what was exported
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+DIALECTS = ("fused", "standard", "plain")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class VisionShape:
     heads: int
     head_dim: int
     rope_theta: float
+    window: int = 0  # merged tokens a side of an attention window; 0: all blocks attend to the whole picture
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,20 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class EngineBuild:
+    """What TensorRT engines were built with and for: they run nowhere else."""
+
+    version: str  # of TensorRT
+    compute_capability: str  # such as "8.7"
+    gpu: str
+    device: str  # as it was named to `export.to_tensorrt`
+    capacity: int  # the most tokens of a cache
+    max_prefill: int  # the most tokens of one pass
+    max_visual_tokens: int  # the most of one run of the vision tower
+    split_head: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`manifest.json`, checked and typed."""
 
@@ -76,10 +96,12 @@ class Manifest:
     preprocessing: Preprocessing
     answer: AnswerFormat
     prompt: PromptTemplate
-    coordinate_frame: Mapping[str, Any]  # {"kind": "relative", "size": 1000}
+    coordinate_frame: Mapping[str, Any]  # one of boxes.FRAMES
     dialect: str
+    precision: str  # what the graphs compute in
     weights: Mapping[str, str]  # part -> what was done to it, such as "int4-rtn-g32"
     files: Mapping[str, FileRecord]
+    tensorrt: EngineBuild | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,9 @@ def open_bundle(folder: str | Path, check_hashes: bool = True) -> Bundle:
     if not folder.is_dir():
         raise GemvgError(f"{folder}: no such bundle folder; make one with `python -m export.to_onnx CHECKPOINT BUNDLE`")
     manifest = _read_manifest(folder / MANIFEST)
+    known = {MANIFEST, CARD, *manifest.files}
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in known):
+        raise GemvgError(f"{folder / foreign[0]} is no file of this bundle; take it away or export the bundle again")
     for name, record in manifest.files.items():
         _check_file(folder / name, record, check_hashes)
     return Bundle(folder, manifest)
@@ -117,20 +142,39 @@ def _read_manifest(path: Path) -> Manifest:
     if version != FORMAT_VERSION:
         fix = "update gemvg-edge" if version > FORMAT_VERSION else "export the bundle again"
         raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; {fix}")
-    dialect = manifest.value("dialect", str)
-    if dialect not in DIALECTS:
-        raise GemvgError(f"{path}: unknown dialect {dialect!r}; this gemvg-edge runs {', '.join(DIALECTS)}")
+    tensorrt = _read_build(manifest.object("tensorrt")) if "tensorrt" in manifest.content else None
+    answer = manifest.object("answer").settings(AnswerFormat)
     return Manifest(
         name=manifest.value("name", str),
         model=_read_model(manifest.object("model")),
         preprocessing=manifest.object("preprocessing").settings(Preprocessing),
-        answer=manifest.object("answer").settings(AnswerFormat),
+        answer=answer,
         prompt=manifest.object("prompt").settings(PromptTemplate),
-        coordinate_frame=_read_frame(manifest.object("coordinate_frame")),
-        dialect=dialect,
+        coordinate_frame=_read_frame(manifest.object("coordinate_frame"), answer),
+        dialect=_one_of(manifest, "dialect", DIALECTS),
+        precision=_one_of(manifest, "precision", PRECISIONS),
         weights={str(part): str(what) for part, what in manifest.value("weights", dict).items()},
-        files=_read_files(manifest.object("files")),
+        files=_read_files(manifest.object("files"), _expected_files(tensorrt)),
+        tensorrt=tensorrt,
     )
+
+
+def _one_of(manifest: JsonObject, key: str, known: Sequence[str]) -> str:
+    value = manifest.value(key, str)
+    if value not in known:
+        raise GemvgError(f"{manifest.path}: unknown {key} {value!r}; this gemvg-edge runs {', '.join(known)}")
+    return value
+
+
+def _read_build(build: JsonObject) -> EngineBuild:
+    types: dict[str, type[Any]] = {"str": str, "int": int, "bool": bool}
+    return EngineBuild(**{field.name: build.value(field.name, types[str(field.type)]) for field in fields(EngineBuild)})
+
+
+def _expected_files(build: EngineBuild | None) -> tuple[str, ...]:
+    if build is None:
+        return FILES
+    return (*ENGINE_FILES, HEAD_ENGINE) if build.split_head else ENGINE_FILES
 
 
 def _read_model(model: JsonObject) -> ModelShape:
@@ -145,21 +189,27 @@ def _read_model(model: JsonObject) -> ModelShape:
         raise GemvgError(
             f"{model.path}: model.mrope_section is {sections}, not three numbers with the sum {half}; {model.fix}"
         )
-    vision = model.object("vision")
-    vision_numbers = {key: vision.value(key, int) for key in ("depth", "embed_dim", "heads", "head_dim")}
     return ModelShape(
         model_type=model_type,
         rope_theta=model.value("rope_theta", float),
         mrope_section=(sections[0], sections[1], sections[2]),
         eos_token_ids=model.integers("eos_token_ids"),
-        vision=VisionShape(**vision_numbers, rope_theta=vision.value("rope_theta", float)),
+        vision=_read_vision(model.object("vision"), model_type),
         **shape,
     )
 
 
-def _read_files(files: JsonObject) -> dict[str, FileRecord]:
+def _read_vision(vision: JsonObject, model_type: str) -> VisionShape:
+    numbers = {key: vision.value(key, int) for key in ("depth", "embed_dim", "heads", "head_dim")}
+    window = vision.value("window", int, 0)
+    if window < 0 or (window > 0) != (model_type == "qwen2_5_vl"):
+        raise GemvgError(f"{vision.path}: model.vision.window is {window}, not that of a {model_type}; {vision.fix}")
+    return VisionShape(**numbers, rope_theta=vision.value("rope_theta", float), window=window)
+
+
+def _read_files(files: JsonObject, expected: Sequence[str]) -> dict[str, FileRecord]:
     records = {}
-    for name in dict.fromkeys((*FILES, *files.content)):
+    for name in dict.fromkeys((*expected, *files.content)):
         # A manifest is untrusted: its names stay inside the bundle folder.
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise GemvgError(f"{files.path} names the file {name!r}, outside the bundle folder; do not use this bundle")
@@ -168,10 +218,13 @@ def _read_files(files: JsonObject) -> dict[str, FileRecord]:
     return records
 
 
-def _read_frame(frame: JsonObject) -> Mapping[str, Any]:
-    if frame.content != {"kind": "relative", "size": RELATIVE_FRAME}:
-        known = f"this gemvg-edge knows relative ones of {RELATIVE_FRAME}"
-        raise GemvgError(f"{frame.path}: unknown coordinate frame {frame.content}; {known}")
+def _read_frame(frame: JsonObject, answer: AnswerFormat) -> Mapping[str, Any]:
+    if frame.content not in FRAMES:
+        known = " and ".join(map(str, FRAMES))
+        raise GemvgError(f"{frame.path}: unknown coordinate frame {frame.content}; this gemvg-edge knows {known}")
+    if frame.content != answer.coordinate_frame:
+        written = f"answer.coordinates {answer.coordinates!r}"
+        raise GemvgError(f"{frame.path}: coordinate_frame {frame.content} does not fit {written}; {frame.fix}")
     return frame.content
 
 

@@ -36,26 +36,31 @@ def prefill(
     return decoder.forward(embeddings, cache, past, table)
 
 
+def prefill_token(
+    decoder: Decoder[CacheT], rope: Rope, embeddings: Floats, positions: Positions, cache: CacheT, past: int
+) -> int:
+    """The same; the likeliest token after them."""
+    table = mrope_table(positions, rope.head_dim, rope.theta, rope.sections)
+    return decoder.next_token(embeddings, cache, past, table)
+
+
 def decode(
     decoder: Decoder[CacheT],
     rope: Rope,
-    logits: Floats,
+    first: int,
     cache: CacheT,
     past: int,
     position: int,
     stop_ids: Collection[int],
     max_tokens: int,
 ) -> list[int]:
-    """Greedy tokens after a prefill; the stop token, if it came before `max_tokens`, is the last of them.
+    """Greedy tokens from the `first`, which a prefill gave; a stop token that came before `max_tokens` is the last.
 
     `past` counts cached tokens and `position` is the next token's mRoPE position: pictures make the two differ.
     """
-    tokens: list[int] = []
-    while True:
-        token = int(np.argmax(logits))
-        tokens.append(token)
-        if token in stop_ids or len(tokens) >= max_tokens:
-            return tokens
-        embedding = decoder.embed(np.asarray([token]))
-        logits = prefill(decoder, rope, embedding, text_positions(position, 1), cache, past)
+    tokens = [first]
+    while tokens[-1] not in stop_ids and len(tokens) < max_tokens:
+        embedding = decoder.embed(np.asarray(tokens[-1:]))
+        tokens.append(prefill_token(decoder, rope, embedding, text_positions(position, 1), cache, past))
         past, position = past + 1, position + 1
+    return tokens

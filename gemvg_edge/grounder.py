@@ -21,16 +21,17 @@ from tokenizers import Tokenizer
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
-from gemvg_edge.bundle import TOKENIZER, Manifest, open_bundle
-from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill
+from gemvg_edge.bundle import TOKENIZER, Bundle, Manifest, open_bundle
+from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill, prefill_token
 from gemvg_edge.engines.protocol import Decoder, VisionTower
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import ImageSource, load_image, patchify, resize
+from gemvg_edge.images import ImageSource, load_image, patchify, resize, resized_sizes
 from gemvg_edge.positions import mrope_positions, text_positions
 from gemvg_edge.prompt import check_query, encode_prefix, encode_query
 
 DEFAULT_BUNDLE = Path(__file__).parent / "models" / "tabletop"
 MAX_THREADS = 1024
+ENGINES = ("onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Scene:
 
     def __init__(self, grounder: Grounder, sizes: list[tuple[int, int]], past: int, position: int, cache: Any) -> None:
         self.sizes = sizes  # (width, height) of each original picture
+        self.resized = resized_sizes(sizes, grounder.manifest.preprocessing)  # and as the model sees it
         self.timings = Timings()
         self._grounder = grounder
         self._past, self._position = past, position
@@ -75,22 +77,23 @@ class Scene:
         """
         grounder = self._grounder
         started = time.perf_counter()
-        ids = encode_query(grounder.tokenizer, grounder.manifest.prompt, grounder.manifest.answer, query, think)
+        manifest = grounder.manifest
+        ids = encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
         if len(ids) > grounder.max_query_tokens:
             raise GemvgError(
                 f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
                 "shorten it or open the Grounder with more"
             )
         positions = text_positions(self._position, len(ids))
-        logits = prefill(
+        first = prefill_token(
             grounder.decoder, grounder.rope, grounder.decoder.embed(ids), positions, self._cache, self._past
         )
         prefilled = time.perf_counter()
-        stop_ids = grounder.manifest.model.eos_token_ids
+        stop_ids = manifest.model.eos_token_ids
         tokens = decode(
             grounder.decoder,
             grounder.rope,
-            logits,
+            first,
             self._cache,
             self._past + len(ids),
             self._position + len(ids),
@@ -100,7 +103,7 @@ class Scene:
         finished = time.perf_counter()
         stopped = tokens[-1] in stop_ids
         text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
-        answer = read_answer(text, self.sizes, grounder.manifest.answer)
+        answer = read_answer(text, self.sizes, manifest.answer, self.resized)
         problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
         timings = replace(
             self.timings,
@@ -137,6 +140,7 @@ class Grounder:
     def open(
         bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
         *,
+        engine: str | None = None,
         threads: int = 0,
         max_query_tokens: int = 256,
         max_new_tokens: int = 256,
@@ -144,7 +148,9 @@ class Grounder:
     ) -> Grounder:
         """Open and verify a bundle folder; by default the small tabletop model that ships with the package.
 
-        `threads` is the engine's (0: one a physical core). The two token limits size the cache of every scene.
+        `engine` is "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt" (its other providers), or
+        "tensorrt" for a folder that `export.to_tensorrt` built; left out, it is what the folder is for. `threads` is
+        the CPU's (0: one a physical core). The two token limits size the cache of every scene.
         """
         if max_query_tokens < 1 or max_new_tokens < 1:
             raise GemvgError(
@@ -153,11 +159,8 @@ class Grounder:
         if not 0 <= threads <= MAX_THREADS:
             raise GemvgError(f"threads={threads}; give 0 for one a physical core, or a number up to {MAX_THREADS}")
         opened = open_bundle(Path(bundle), check_hashes)
-        # The engine is imported only here, so that everything else works without one.
-        from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
-
+        vision, decoder = _open_engine(opened, engine or ("tensorrt" if opened.manifest.tensorrt else "onnx"), threads)
         tokenizer = _open_tokenizer(opened.path(TOKENIZER))
-        vision, decoder = OnnxVisionTower(opened, threads), OnnxDecoder(opened, threads)
         return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
 
     def look(self, images: Sequence[ImageSource]) -> Scene:
@@ -197,6 +200,24 @@ class Grounder:
         """Look and ask in one go; use `look` when the same pictures get several questions."""
         check_query(query)  # before the expensive half
         return self.look(images).ground(query, think=think)
+
+
+def _open_engine(bundle: Bundle, engine: str, threads: int) -> tuple[VisionTower, Decoder[Any]]:
+    """Both networks. An engine is imported only here, so that everything else works without one."""
+    built = bundle.manifest.tensorrt is not None
+    if engine not in ENGINES:
+        raise GemvgError(f"engine={engine!r}; give one of {', '.join(ENGINES)}")
+    if built != (engine == "tensorrt"):
+        holds = "TensorRT engines" if built else "ONNX graphs"
+        fix = "open it with engine='tensorrt'" if built else "build engines with `python -m export.to_tensorrt`"
+        raise GemvgError(f"{bundle.folder} holds {holds}, which engine={engine!r} does not run; {fix}")
+    if built:
+        from gemvg_edge.engines.tensorrt import TensorRTDecoder, TensorRTVisionTower
+
+        return TensorRTVisionTower(bundle), TensorRTDecoder(bundle)
+    from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
+
+    return OnnxVisionTower(bundle, threads, engine), OnnxDecoder(bundle, threads, engine)
 
 
 def _open_tokenizer(path: Path) -> Tokenizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
@@ -130,6 +131,12 @@ def smart_resize(height: int, width: int, preprocessing: Preprocessing) -> tuple
         new_height = math.ceil(height * beta / factor) * factor
         new_width = math.ceil(width * beta / factor) * factor
     return new_height, new_width
+
+
+def resized_sizes(sizes: Sequence[Size], preprocessing: Preprocessing) -> list[Size]:
+    """Each original picture's (width, height) -> that which the model sees, the frame of answers in pixels."""
+    resized = (smart_resize(height, width, preprocessing) for width, height in sizes)
+    return [(width, height) for height, width in resized]
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

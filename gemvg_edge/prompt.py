@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from gemvg_edge.answer import AnswerFormat, localise
+from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 from gemvg_edge.positions import visual_tokens
@@ -80,11 +81,19 @@ def encode_prefix(tokenizer: Tokenizer, template: PromptTemplate, grids: Sequenc
 
 
 def encode_query(
-    tokenizer: Tokenizer, template: PromptTemplate, answer_format: AnswerFormat, query: str, think: bool = False
+    tokenizer: Tokenizer,
+    template: PromptTemplate,
+    answer_format: AnswerFormat,
+    query: str,
+    think: bool = False,
+    resized: Sequence[Size] | None = None,
 ) -> TokenIds:
-    """Token ids (tokens,) that follow the prefix; the answer's first token comes next."""
+    """Token ids (tokens,) that follow the prefix; the answer's first token comes next.
+
+    `resized`: (width, height) of each picture as the model sees it, for a box in the query of a model of pixels.
+    """
     check_query(query)
-    text = query_text(template, localise(query, answer_format), think)
+    text = query_text(template, localise(query, answer_format, resized), think)
     return np.asarray(encode(tokenizer, text), np.int64)
 
 

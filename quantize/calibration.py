@@ -67,7 +67,8 @@ def grounding_prompts(
     prompts = []
     for number, record in enumerate(tqdm(records, desc="calibration prompts", unit="prompt", leave=False), 1):
         try:
-            batch = collate([record_sample(record, settings.answer_format)], settings, pad_id=0)
+            sample = record_sample(record, settings.answer_format, settings.resized(record.sizes))
+            batch = collate([sample], settings, pad_id=0)
         except GemvgError as error:
             raise GemvgError(f"{file or scenes}, record {number}: {error}") from None
         ids = batch["input_ids"][0]

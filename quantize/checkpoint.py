@@ -82,26 +82,26 @@ class Checkpoint:
         """A whole tensor."""
         if self.is_quantized(layer := name.removesuffix(".weight")):
             return dequantize(self.quantized(layer))
-        return self._floats(name, slice(None))
+        return self._floats(name, slice(None)).astype(np.float32, copy=False)
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows start..stop of a matrix (out, in)."""
         if self.is_quantized(name.removesuffix(".weight")):
             return self.read(name)[start:stop]
+        return self._floats(name, slice(start, stop)).astype(np.float32, copy=False)
+
+    def stored_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """Rows start..stop of a float tensor in the type that it is stored in; of a quantised layer in float32."""
+        if self.is_quantized(name.removesuffix(".weight")):
+            return self.rows(name, start, stop)
         return self._floats(name, slice(start, stop))
 
-    def columns(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Columns start..stop of a matrix (out, in)."""
-        if self.is_quantized(name.removesuffix(".weight")):
-            return np.ascontiguousarray(self.read(name)[:, start:stop])
-        return self._floats(name, (slice(None), slice(start, stop)))
-
-    def _floats(self, name: str, part: Any) -> npt.NDArray[np.float32]:
+    def _floats(self, name: str, part: Any) -> npt.NDArray[Any]:
         with self._slice(name) as tensor:
             if (dtype := tensor.get_dtype()) not in FLOAT_TYPES:
                 path = self.places[name][0]
                 raise GemvgError(f"{path}: {name} has type {dtype}; float32, float16 and bfloat16 are read")
-            return np.asarray(tensor[part], np.float32)
+            return np.asarray(tensor[part])
 
     @contextmanager
     def _slice(self, name: str) -> Iterator[Any]:

@@ -1,13 +1,15 @@
 """The model's shape: config.json and generation_config.json of a checkpoint, on top of what train.checkpoint reads.
 
-Accepts the flat config of the Qwen2-VL checkpoints on the hub and the nested one that transformers 5 saves. Refuses
-what the graphs do not compute (another rotary type, a sliding window, another activation) instead of ignoring it.
+Accepts the flat configs of Qwen2-VL and Qwen2.5-VL checkpoints on the hub and the nested ones that transformers 5
+saves. Refuses what the graphs do not compute (another rotary type, a sliding window, another activation) instead of
+ignoring it. A further family of models is one more case of `_read_vision`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gemvg_edge.bundle import MODEL_TYPES, ModelShape, VisionShape
 from gemvg_edge.errors import GemvgError
@@ -16,12 +18,17 @@ from gemvg_edge.json_object import JsonObject
 from train.checkpoint import CONFIG, PREPROCESSOR, CheckpointSettings, read_object, read_settings
 
 GENERATION = "generation_config.json"
-VISION_ACTIVATIONS = ("quick_gelu", "gelu")
+# What a family's vision tower may use, its usual one first; Qwen2.5-VL's is that of a gated MLP.
+VISION_ACTIVATIONS = {"qwen2_vl": ("quick_gelu", "gelu"), "qwen2_5_vl": ("silu",)}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model's shape, what only its graphs need, and the settings that go into the manifest."""
+    """The model's shape, what only its graphs need, and the settings that go into the manifest.
+
+    `shape.model_type` says which network it is: Qwen2-VL's vision tower has layer norms and a plain MLP, Qwen2.5-VL's
+    has RMS norms, a gated MLP and attention in windows.
+    """
 
     shape: ModelShape
     settings: CheckpointSettings
@@ -31,6 +38,7 @@ class ModelConfig:
     vision_intermediate_size: int
     vision_activation: str
     channels: int
+    full_attention_blocks: tuple[int, ...]  # of a vision tower with windows: the blocks that see the whole picture
 
     @property
     def patch_dim(self) -> int:
@@ -53,8 +61,9 @@ def read_config(folder: Path) -> ModelConfig:
     text = config.object("text_config") if config.content.get("text_config") else config
     vision = config.object("vision_config")
     settings = read_settings(folder)
-    _check_supported(text, vision, settings.preprocessing)
-    shape = _read_shape(config, text, vision, _read_eos(folder, config, text))
+    _check_supported(model_type, text, vision, settings.preprocessing)
+    tower = _read_vision(model_type, vision, settings.preprocessing)
+    shape = _read_shape(config, text, tower.shape, _read_eos(folder, config, text))
     if (tokens := settings.tokenizer.get_vocab_size()) > shape.vocab_size:
         raise GemvgError(
             f"{folder}: the tokenizer has {tokens} tokens, the model {shape.vocab_size}; take both from one checkpoint"
@@ -65,19 +74,59 @@ def read_config(folder: Path) -> ModelConfig:
         rms_norm_eps=text.value("rms_norm_eps", float),
         tied_head=any(part.value("tie_word_embeddings", bool, False) for part in (config, text)),
         intermediate_size=text.value("intermediate_size", int),
-        vision_intermediate_size=int(shape.vision.embed_dim * vision.value("mlp_ratio", float, 4.0)),
-        vision_activation=vision.value("hidden_act", str, "quick_gelu"),
+        vision_intermediate_size=tower.intermediate_size,
+        vision_activation=_vision_activation(model_type, vision),
         channels=vision.value("in_channels", int, vision.value("in_chans", int, 3)),
+        full_attention_blocks=tower.full_attention_blocks,
     )
 
 
-def _read_shape(config: JsonObject, text: JsonObject, vision: JsonObject, eos: tuple[int, ...]) -> ModelShape:
+class _Tower(NamedTuple):
+    """What families say each in their own way of their vision towers."""
+
+    shape: VisionShape
+    intermediate_size: int
+    full_attention_blocks: tuple[int, ...] = ()
+
+
+def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessing) -> _Tower:
+    match model_type:
+        case "qwen2_vl":
+            shape = _vision_shape(vision, _count(vision, "embed_dim"), 0)
+            return _Tower(shape, int(shape.embed_dim * vision.value("mlp_ratio", float, 4.0)))
+        case "qwen2_5_vl":
+            cell = preprocessing.patch_size * preprocessing.merge_size
+            if (window := _count(vision, "window_size") // cell) < 1:
+                raise GemvgError(
+                    f"{vision.path}: vision window_size is below the {cell} pixels of a token; {vision.fix}"
+                )
+            shape = _vision_shape(vision, _count(vision, "hidden_size"), window)
+            return _Tower(shape, _count(vision, "intermediate_size"), vision.integers("fullatt_block_indexes"))
+    raise GemvgError(f"{vision.path}: the vision tower of a {model_type} is not known")
+
+
+def _vision_shape(vision: JsonObject, width: int, window: int) -> VisionShape:
+    heads = _count(vision, "num_heads")
+    return VisionShape(
+        depth=_count(vision, "depth"),
+        embed_dim=width,
+        heads=heads,
+        head_dim=width // heads,
+        rope_theta=vision.object("rope_parameters", {}).value("rope_theta", float, 10000.0),
+        window=window,
+    )
+
+
+def _vision_activation(model_type: str, vision: JsonObject) -> str:
+    return vision.value("hidden_act", str, VISION_ACTIVATIONS[model_type][0])
+
+
+def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: tuple[int, ...]) -> ModelShape:
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads")
     head_dim = hidden // heads
     if head_dim % 16:
         raise GemvgError(f"{text.path}: heads of {head_dim} numbers; the fused attention takes multiples of 16")
     theta, sections = _read_rope(text, head_dim)
-    embed_dim, vision_heads = _count(vision, "embed_dim"), _count(vision, "num_heads")
     return ModelShape(
         model_type=config.value("model_type", str),
         hidden_size=hidden,
@@ -90,13 +139,7 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: JsonObject, eos: t
         vocab_size=_count(text, "vocab_size"),
         image_token_id=config.value("image_token_id", int),
         eos_token_ids=eos,
-        vision=VisionShape(
-            depth=_count(vision, "depth"),
-            embed_dim=embed_dim,
-            heads=vision_heads,
-            head_dim=embed_dim // vision_heads,
-            rope_theta=vision.object("rope_parameters", {}).value("rope_theta", float, 10000.0),
-        ),
+        vision=vision,
     )
 
 
@@ -121,13 +164,13 @@ def _read_eos(folder: Path, config: JsonObject, text: JsonObject) -> tuple[int, 
     raise GemvgError(f"{config.path}: no eos_token_id here nor in {GENERATION}; an answer could not end")
 
 
-def _check_supported(text: JsonObject, vision: JsonObject, preprocessing: Preprocessing) -> None:
+def _check_supported(model_type: str, text: JsonObject, vision: JsonObject, preprocessing: Preprocessing) -> None:
     if text.value("use_sliding_window", bool, False) or "sliding_attention" in text.value("layer_types", list, []):
         raise GemvgError(f"{text.path}: use_sliding_window is true; sliding-window attention is not supported")
     if (name := text.value("hidden_act", str, "silu")) != "silu":
         raise GemvgError(f"{text.path}: hidden_act {name!r} is not supported; Qwen2-VL's decoder uses 'silu'")
-    if (name := vision.value("hidden_act", str, "quick_gelu")) not in VISION_ACTIVATIONS:
-        raise GemvgError(f"{vision.path}: vision hidden_act {name!r} is neither 'quick_gelu' nor 'gelu'")
+    if (name := _vision_activation(model_type, vision)) not in (known := VISION_ACTIVATIONS[model_type]):
+        raise GemvgError(f"{vision.path}: vision hidden_act {name!r} is not {' or '.join(map(repr, known))}")
     for in_vision, ours in (
         ("patch_size", preprocessing.patch_size),
         ("temporal_patch_size", preprocessing.temporal_patch_size),

@@ -54,18 +54,30 @@ class Fold(NamedTuple):
 def folds(checkpoint: Checkpoint, name: str) -> list[Fold]:
     """The folds of a block."""
     shape = checkpoint.config.shape
+    gated = shape.model_type == "qwen2_5_vl"  # a vision tower with RMS norms, which have no bias
+
+    def norm(part: str) -> tuple[str, ...]:
+        return (f"{part}.weight",) if gated else (f"{part}.weight", f"{part}.bias")
+
     if name == HEAD:
         return []
     if name == MERGER:  # a token's input is several patches side by side, each from the same norm
         width = shape.vision.embed_dim
         patches = checkpoint.config.merged_dim // width
-        return [Fold(("ln_q.weight", "ln_q.bias"), ("mlp.0",), np.tile(np.arange(width), patches))]
+        return [Fold(norm("ln_q"), ("mlp.0",), np.tile(np.arange(width), patches))]
     if name.startswith("visual."):
         own = np.arange(shape.vision.embed_dim)
-        return [
-            Fold(("norm1.weight", "norm1.bias"), ("attn.qkv",), own),
-            Fold(("norm2.weight", "norm2.bias"), ("mlp.fc1",), own),
+        attention = [
+            Fold(norm("norm1"), ("attn.qkv",), own),
             Fold(("attn.qkv.weight", "attn.qkv.bias"), ("attn.proj",), 2 * len(own) + own),  # the values' third
+        ]
+        if not gated:
+            return [*attention, Fold(norm("norm2"), ("mlp.fc1",), own)]
+        inner = np.arange(checkpoint.config.vision_intermediate_size)
+        return [
+            *attention,
+            Fold(norm("norm2"), ("mlp.gate_proj", "mlp.up_proj"), own),
+            Fold(("mlp.up_proj.weight", "mlp.up_proj.bias"), ("mlp.down_proj",), inner),
         ]
     own = np.arange(shape.hidden_size)
     heads = np.arange(shape.kv_heads * shape.head_dim).reshape(shape.kv_heads, shape.head_dim)

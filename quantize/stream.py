@@ -2,7 +2,8 @@
 
 Vision blocks, merger, decoder layers, head. `stream` yields a block in float32; whoever takes it may change its
 weights, and the next block sees what the changed ones give. Layers are transformers' own, rotary tables the runtime's.
-With a work folder the inputs are kept after each block, so that a killed run goes on. Knows no quantisation.
+With a work folder the inputs are kept after each block, so that a killed run goes on. A vision tower with windows
+(Qwen2.5-VL) gets its patches window by window and gives its tokens back in order. Knows no quantisation.
 """
 
 from __future__ import annotations
@@ -19,19 +20,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Qwen2VLConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import (
-    PatchEmbed,
-    PatchMerger,
-    Qwen2VLDecoderLayer,
-    Qwen2VLRMSNorm,
-    Qwen2VLVisionBlock,
-)
+from transformers.vision_utils import get_vision_window_index
 
 from gemvg_edge.positions import mrope_table, vision_table
 from quantize.calibration import CalibrationPrompt
 from quantize.checkpoint import Checkpoint
 from quantize.tensors import EMBEDDING
+from quantize.torch_model import Family, family
 
 HEAD, MERGER = "lm_head", "visual.merger"
 ACTIVATIONS = "activations.safetensors"
@@ -94,29 +89,30 @@ def stream(
     checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], device: str = "cpu", work: Path | None = None
 ) -> Iterator[Block]:
     """The blocks one after the other; with no prompts, only their weights. Starts where `work` ended."""
-    config = Qwen2VLConfig.from_pretrained(checkpoint.folder)
+    kind = family(checkpoint.config.shape.model_type)
+    config = kind.config.from_pretrained(checkpoint.folder)
     for part in (config.text_config, config.vision_config):
         part._attn_implementation = "sdpa"
     names = block_names(checkpoint)
     first, inputs = _resume(work, len(prompts), device) if work else (0, [])
+    pictures, words = _layouts(checkpoint, prompts, device), _word_tables(checkpoint, prompts, device)
     if first == 0:
-        inputs = _patch_embeddings(checkpoint, config, prompts, device)
-    pictures, words = _picture_tables(checkpoint, prompts, device), _word_tables(checkpoint, prompts, device)
+        inputs = _patch_embeddings(checkpoint, kind, prompts, pictures, device)
     for index, name in enumerate(names[first:], first):
         in_vision = name.startswith("visual.")
         if name == "model.layers.0":
             inputs = [_embed(checkpoint, *pair, device) for pair in zip(prompts, inputs, strict=True)]
         if name == HEAD:
-            norm = _load(checkpoint, "model.norm", _empty(Qwen2VLRMSNorm, config.text_config.hidden_size), device)
-            norm.variance_epsilon = config.text_config.rms_norm_eps
+            norm = _empty(kind.norm, config.text_config.hidden_size, config.text_config.rms_norm_eps)
+            norm = _load(checkpoint, "model.norm", norm, device)
             with torch.inference_mode():
                 inputs = [norm(x) for x in inputs]
         block = Block(
             name,
-            _load(checkpoint, name, _build(name, config), device),
+            _load(checkpoint, name, _build(checkpoint, kind, name, config), device),
             inputs,
             [None if in_vision else prompt.weights.to(device) for prompt in prompts],
-            _caller(name, pictures if in_vision else words),
+            _vision_caller(checkpoint, name, pictures) if in_vision else _caller(name, words),
         )
         yield block
         if name != HEAD and prompts:
@@ -131,15 +127,16 @@ def _empty(kind: type[nn.Module], *arguments: Any, **named: Any) -> nn.Module:
         return kind(*arguments, **named).eval()
 
 
-def _build(name: str, config: Any) -> nn.Module:
-    text, vision = config.text_config, config.vision_config
+def _build(checkpoint: Checkpoint, kind: Family, name: str, config: Any) -> nn.Module:
+    text, shape = config.text_config, checkpoint.config.shape
     if name == HEAD:
-        return _empty(nn.Linear, text.hidden_size, text.vocab_size, bias=False)
+        return _empty(nn.Linear, shape.hidden_size, shape.vocab_size, bias=False)
     if name == MERGER:
-        return _empty(PatchMerger, vision.hidden_size, vision.embed_dim, vision.spatial_merge_size)
+        merge = checkpoint.config.settings.preprocessing.merge_size
+        return _empty(kind.merger, shape.hidden_size, shape.vision.embed_dim, merge)
     if name.startswith("visual."):
-        return _empty(Qwen2VLVisionBlock, vision)
-    return _empty(Qwen2VLDecoderLayer, text, int(name.rpartition(".")[2]))
+        return _empty(kind.vision_block, config.vision_config)
+    return _empty(kind.decoder_layer, text, int(name.rpartition(".")[2]))
 
 
 def _load(checkpoint: Checkpoint, name: str, module: nn.Module, device: str) -> nn.Module:
@@ -153,35 +150,65 @@ def _load(checkpoint: Checkpoint, name: str, module: nn.Module, device: str) -> 
 
 def _caller(name: str, tables: Sequence[Any]) -> Callable[[nn.Module, int, torch.Tensor], torch.Tensor]:
     def call(module: nn.Module, k: int, x: torch.Tensor) -> torch.Tensor:
-        if name.startswith("visual.") and not tables[k]:  # a text has no pictures
-            return x
-        if name in (HEAD, MERGER):
+        if name == HEAD:
             return module(x)  # type: ignore[no-any-return]
-        if name.startswith("visual."):
-            return module(x, **tables[k])  # type: ignore[no-any-return]
         return module(x[None], position_embeddings=tables[k])[0]  # type: ignore[no-any-return]
 
     return call
 
 
-def _picture_tables(checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], device: str) -> list[dict[str, Any]]:
-    """For each prompt: rotary rows of all its patches, and where each picture begins."""
-    shape, merge = checkpoint.config.shape.vision, checkpoint.config.settings.preprocessing.merge_size
-    found: list[dict[str, Any]] = []
+def _vision_caller(
+    checkpoint: Checkpoint, name: str, layouts: Sequence[Layout | None]
+) -> Callable[[nn.Module, int, torch.Tensor], torch.Tensor]:
+    full = [f"visual.blocks.{k}" for k in checkpoint.config.full_attention_blocks]
+
+    def call(module: nn.Module, k: int, x: torch.Tensor) -> torch.Tensor:
+        layout = layouts[k]
+        if layout is None:  # a text has no pictures
+            return x
+        if name == MERGER:
+            return module(x)[layout.order.argsort()]  # type: ignore[no-any-return]
+        borders = layout.pictures if name in full else layout.windows
+        return module(x, cu_seqlens=borders, position_embeddings=layout.rope)  # type: ignore[no-any-return]
+
+    return call
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the patches of one prompt's pictures go through the vision tower; without windows a picture is one window."""
+
+    order: torch.Tensor  # (tokens): the merged tokens, window after window
+    rope: tuple[torch.Tensor, torch.Tensor]  # cos and sin (patches, head_dim), in that order
+    pictures: torch.Tensor  # at which patch each picture begins, and the end
+    windows: torch.Tensor  # and each window
+
+
+def _layouts(checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], device: str) -> list[Layout | None]:
+    """The layout of each prompt that has pictures."""
+    shape, numbers = checkpoint.config.shape.vision, checkpoint.config.settings.preprocessing
+    found: list[Layout | None] = []
     for prompt in prompts:
-        tables = [vision_table(grid, merge, shape.head_dim, shape.rope_theta) for grid in prompt.grids]
-        if not tables:
-            found.append({})
+        if not prompt.grids:
+            found.append(None)
             continue
-        cos, sin = (torch.from_numpy(np.concatenate(rows)).to(device) for rows in zip(*tables, strict=True))
         lengths = [0, *(t * h * w for t, h, w in prompt.grids)]
-        found.append(
-            {
-                "position_embeddings": (torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)),
-                "cu_seqlens": torch.tensor(lengths).cumsum(0, dtype=torch.int32),
-            }
-        )
+        pictures = windows = torch.tensor(lengths).cumsum(0, dtype=torch.int32)
+        order = torch.arange(sum(lengths) // numbers.merge_size**2)
+        if shape.window:
+            side = shape.window * numbers.merge_size * numbers.patch_size  # pixels
+            grids = torch.tensor(prompt.grids)
+            order, windows = get_vision_window_index(grids, numbers.merge_size, side, numbers.patch_size)
+        tables = [vision_table(grid, numbers.merge_size, shape.head_dim, shape.rope_theta) for grid in prompt.grids]
+        cos, sin = (_ordered(torch.from_numpy(np.concatenate(rows)), order) for rows in zip(*tables, strict=True))
+        rope = torch.cat([cos, cos], dim=-1).to(device), torch.cat([sin, sin], dim=-1).to(device)
+        found.append(Layout(order.to(device), rope, pictures, windows))
     return found
+
+
+def _ordered(patches: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Rows of patches (patches, width) with those of each merged token side by side, the tokens in another order."""
+    return patches.reshape(len(order), -1, patches.shape[-1])[order].reshape(patches.shape)
 
 
 def _word_tables(
@@ -197,14 +224,22 @@ def _word_tables(
     return found
 
 
-def _patch_embeddings(checkpoint: Checkpoint, config: Any, prompts: Sequence[CalibrationPrompt], device: str) -> Inputs:
-    vision = config.vision_config
-    module = _empty(PatchEmbed, vision.patch_size, vision.temporal_patch_size, vision.in_channels, vision.embed_dim)
-    module = _load(checkpoint, "visual.patch_embed", module, device)
+def _patch_embeddings(
+    checkpoint: Checkpoint,
+    kind: Family,
+    prompts: Sequence[CalibrationPrompt],
+    layouts: Sequence[Layout | None],
+    device: str,
+) -> Inputs:
+    numbers, width = checkpoint.config.settings.preprocessing, checkpoint.config.shape.vision.embed_dim
+    patch = numbers.patch_size, numbers.temporal_patch_size, checkpoint.config.channels
+    module = _load(checkpoint, "visual.patch_embed", _empty(kind.patch_embed, *patch, width), device)
     with torch.inference_mode():
         return [
-            module(prompt.patches.to(device)) if prompt.grids else torch.empty(0, vision.embed_dim, device=device)
-            for prompt in prompts
+            _ordered(module(prompt.patches.to(device)), layout.order)
+            if layout
+            else torch.empty(0, width, device=device)
+            for prompt, layout in zip(prompts, layouts, strict=True)
         ]
 
 

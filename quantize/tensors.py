@@ -1,9 +1,13 @@
-"""Which tensors a Qwen2-VL checkpoint has, and their shapes: known before a long export starts, not in its middle."""
+"""Which tensors a checkpoint has, and their shapes: known before a long export starts, not in its middle.
+
+Qwen2-VL's and Qwen2.5-VL's decoders are alike; a family's own vision block is one function and one case of a match.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gemvg_edge.errors import GemvgError
 from quantize.model_config import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -43,17 +47,37 @@ def _vision_tower(config: ModelConfig) -> Iterator[Tensor]:
     width, inner = config.shape.vision.embed_dim, config.vision_intermediate_size
     patch = (config.channels, numbers.temporal_patch_size, numbers.patch_size, numbers.patch_size)
     yield "visual.patch_embed.proj.weight", (width, *patch)
+    match config.shape.model_type:
+        case "qwen2_vl":
+            block, norm = _qwen2_block, _norm
+        case "qwen2_5_vl":
+            block, norm = _qwen2_5_block, _rms_norm
+        case other:
+            raise GemvgError(f"the tensors of a {other} are not known")
     for i in range(config.shape.vision.depth):
-        block = f"visual.blocks.{i}"
-        yield from _norm(f"{block}.norm1", width)
-        yield from _norm(f"{block}.norm2", width)
-        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
-        yield from _linear(f"{block}.attn.proj", width, width)
-        yield from _linear(f"{block}.mlp.fc1", inner, width)
-        yield from _linear(f"{block}.mlp.fc2", width, inner)
-    yield from _norm("visual.merger.ln_q", width)
+        yield from block(f"visual.blocks.{i}", width, inner)
+    yield from norm("visual.merger.ln_q", width)
     yield from _linear("visual.merger.mlp.0", config.merged_dim, config.merged_dim)
     yield from _linear("visual.merger.mlp.2", config.shape.hidden_size, config.merged_dim)
+
+
+def _qwen2_block(block: str, width: int, inner: int) -> Iterator[Tensor]:
+    yield from _norm(f"{block}.norm1", width)
+    yield from _norm(f"{block}.norm2", width)
+    yield from _linear(f"{block}.attn.qkv", 3 * width, width)
+    yield from _linear(f"{block}.attn.proj", width, width)
+    yield from _linear(f"{block}.mlp.fc1", inner, width)
+    yield from _linear(f"{block}.mlp.fc2", width, inner)
+
+
+def _qwen2_5_block(block: str, width: int, inner: int) -> Iterator[Tensor]:
+    yield from _rms_norm(f"{block}.norm1", width)
+    yield from _rms_norm(f"{block}.norm2", width)
+    yield from _linear(f"{block}.attn.qkv", 3 * width, width)
+    yield from _linear(f"{block}.attn.proj", width, width)
+    yield from _linear(f"{block}.mlp.gate_proj", inner, width)
+    yield from _linear(f"{block}.mlp.up_proj", inner, width)
+    yield from _linear(f"{block}.mlp.down_proj", width, inner)
 
 
 def _linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
@@ -64,3 +88,7 @@ def _linear(name: str, outputs: int, inputs: int) -> Iterator[Tensor]:
 def _norm(name: str, width: int) -> Iterator[Tensor]:
     yield f"{name}.weight", (width,)
     yield f"{name}.bias", (width,)
+
+
+def _rms_norm(name: str, width: int) -> Iterator[Tensor]:
+    yield f"{name}.weight", (width,)

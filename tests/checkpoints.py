@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL checkpoints, as transformers itself saves them, for tests of every later stage.
+"""Tiny random Qwen2-VL and Qwen2.5-VL checkpoints, as transformers itself saves them, for tests of every later stage.
 
 Weights keep activations near 1; norms and biases are random too, so that a forgotten or misplaced one shows.
 """
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from gemvg_edge.images import Grid, Preprocessing, patchify
 from gemvg_edge.positions import mrope_positions, visual_tokens
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, token_id
+from quantize.torch_model import family
 from tests.tokenizers_small import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -63,19 +64,41 @@ TRUE_7B_WIDTHS: dict[str, Any] = {
     },
     "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
 }  # fmt: skip
+# Windows of 2 x 2 tokens, so that small pictures have several; the block in the middle sees the whole picture.
+TINY_2_5: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "text_config": TINY["text_config"],
+    "vision_config": {
+        "depth": 3, "hidden_size": 48, "intermediate_size": 56, "out_hidden_size": 96, "num_heads": 3,
+        "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1],
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
+    },
+}  # fmt: skip
+TRUE_2_5_WIDTHS: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "text_config": TRUE_7B_WIDTHS["text_config"],
+    "vision_config": {
+        "depth": 2, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584, "num_heads": 16,
+        "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1],
+    },
+}  # fmt: skip
 
 
 def write_checkpoint(
     folder: Path, sizes: dict[str, Any] = TINY, *, tied: bool = False, bfloat16: bool = False, **saving: Any
-) -> Qwen2VLForConditionalGeneration:
-    """Save a random checkpoint with tokenizer and preprocessor, and give back its model in float32, eager attention."""
+) -> PreTrainedModel:
+    """Save a random checkpoint with tokenizer and preprocessor, and give back its model in float32, eager attention.
+
+    `sizes` may name a `model_type`; without one it is a Qwen2-VL.
+    """
+    kind = family(sizes.get("model_type", "qwen2_vl"))
     text = sizes["text_config"] | {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": None}
-    config = Qwen2VLConfig(
+    config = kind.config(
         text_config=text, vision_config=dict(sizes["vision_config"]), image_token_id=IMAGE_TOKEN_ID,
         tie_word_embeddings=tied,
     )  # fmt: skip
     with no_init_weights():
-        model = Qwen2VLForConditionalGeneration(config).eval()
+        model = kind.model(config).eval()
     model.tie_weights()  # which building without initialisation left out
     randomise(model, bfloat16)
     if bfloat16:  # the model itself stays float32, as do its rotary frequencies
@@ -140,9 +163,7 @@ def random_prompt(grids: list[Grid], seed: int = 0) -> np.ndarray:
 
 
 @torch.no_grad()
-def torch_vision(
-    model: Qwen2VLForConditionalGeneration, patches: list[np.ndarray], grids: list[Grid]
-) -> list[np.ndarray]:
+def torch_vision(model: PreTrainedModel, patches: list[np.ndarray], grids: list[Grid]) -> list[np.ndarray]:
     """Visual tokens (tokens_i, hidden) of each picture by transformers."""
     pixels = torch.from_numpy(np.concatenate(patches))
     features = model.model.get_image_features(pixels, torch.tensor(grids)).pooler_output
@@ -150,9 +171,7 @@ def torch_vision(
 
 
 @torch.no_grad()
-def torch_logits(
-    model: Qwen2VLForConditionalGeneration, ids: np.ndarray, patches: list[np.ndarray], grids: list[Grid]
-) -> np.ndarray:
+def torch_logits(model: PreTrainedModel, ids: np.ndarray, patches: list[np.ndarray], grids: list[Grid]) -> np.ndarray:
     """Logits (tokens, vocab) of a whole sequence by transformers, with its own 3-D positions and no cache."""
     tokens = torch.from_numpy(ids)[None]
     output = model(

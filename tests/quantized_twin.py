@@ -32,7 +32,7 @@ def quantize_like(model: Any, recipe: Recipe) -> None:
     embedding.copy_(embedding.to(getattr(torch, recipe.embedding)))
     for name, layer in linear_layers(model):
         scheme = recipe.vision if "visual." in name else recipe.decoder
-        if scheme.bits < 32:
+        if scheme.bits:
             rows = quantize(layer.weight.numpy(), scheme.bits, scheme.block_size)
             layer.weight.copy_(torch.from_numpy(dequantize(rows, layer.in_features, scheme.bits)))
             layer.register_forward_pre_hook(rounding(scheme))

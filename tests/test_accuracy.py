@@ -18,7 +18,7 @@ from export.to_onnx import main as export
 from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
 from gemvg_edge.bundle import EMBEDDING, TOKENIZER, open_bundle
-from gemvg_edge.engines.onnxruntime import dequantize_rows
+from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.grounder import DEFAULT_BUNDLE
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq_format import dequantize

@@ -14,6 +14,7 @@ from gemvg_edge.errors import GemvgError
 
 DIGITS = AnswerFormat()
 LOCATIONS = AnswerFormat("locations", 101)
+PIXELS = AnswerFormat("pixels")
 ONE = [(1000, 1000)]
 TWO = [(1000, 1000), (200, 100)]  # the second is smaller, so a box in the wrong picture shows
 ELEVEN = [(1000, 1000)] * 11
@@ -97,7 +98,10 @@ BAD = [
     ("cut inside the locations", "Image-1: <|box_start|><loc_10><loc_20>", ONE, LOCATIONS, [], "not finished"),
     ("three locations", "Image-1: <|box_start|><loc_1><loc_2><loc_3><|box_end|>", ONE, LOCATIONS, [], "not finished"),
     ("one corner", "Image-1: <|box_start|>(100,200)<|box_end|>", ONE, DIGITS, [], "not finished"),
-    ("the box of Qwen2.5-VL", '{"bbox_2d": [100, 200, 300, 400]}', ONE, DIGITS, [], "no box and no 'None'"),
+    ("the box of Qwen2.5-VL", '{"bbox_2d": [100, 200, 300, 400]}', ONE, DIGITS, [], "has a bbox_2d, whose pixels"),
+    ("the box of Qwen2.5-VL, locations", '{"bbox_2d": [1, 2, 3, 4]}', ONE, LOCATIONS, [], "has a bbox_2d, whose pix"),
+    ("a box of Qwen2.5-VL beside ours", f'Image-1: {A_TEXT}{{"bbox_2d": [1, 2, 3, 4]}}', ONE, DIGITS, [A],
+     "has a bbox_2d, whose pixels"),
     ("locations from a model of digits", f"Image-1: {A_LOCATIONS}", ONE, DIGITS, [], "location tokens"),
     ("reasoning cut short", f"<think>Image-1: {A_TEXT} looks", TWO, DIGITS, [], "reasoning was not finished"),
     ("answer cut short", f"<think>Left.</think><answer>Image-1: {A_TEXT}", TWO, DIGITS, [A], "answer was not closed"),
@@ -129,6 +133,93 @@ def test_says_what_is_wrong(
     assert problem in answer.problem
 
 
+# In pixels: 100 x 50 and 200 x 300 originals, which the model sees twice as wide and three times as high.
+PICTURES, RESIZED = [(100, 50), (200, 300)], [(200, 150), (400, 900)]
+PIXEL_A, PIXEL_B = Box(0, 5, 10, 50, 20), Box(1, 5, 10, 50, 20)  # both (10,30),(100,60)
+PIXEL_TEXT, BBOX = "<|box_start|>(10,30),(100,60)<|box_end|>", '"bbox_2d": [10, 30, 100, 60]'
+OTHER = '"bbox_2d": [0, 0, 2, 3]'  # one pixel of an original
+
+IN_PIXELS = [
+    # label, text, how many pictures, boxes
+    ("ours", f"Image-1: {PIXEL_TEXT}\nImage-2: {PIXEL_TEXT}", 2, [PIXEL_A, PIXEL_B]),
+    ("ours, past 0..1000 of the first and inside the second", "Image-2: (0,0),(400,900)", 2, [Box(1, 0, 0, 200, 300)]),
+    ("Qwen2.5-VL's own", f'```json\n[\n\t{{{BBOX}, "label": "mug"}}\n]\n```', 1, [PIXEL_A]),
+    ("two of its boxes", f'```json\n[{{{BBOX}, "label": "a"}},\n{{{OTHER}, "label": "b"}}]\n```', 1,
+     [Box(0, 0, 0, 1, 1), PIXEL_A]),
+    ("a single object, the label first", f'{{"label": "mug", {BBOX}}}', 1, [PIXEL_A]),
+    ("cut after a whole object", f'```json\n[{{{BBOX}}},', 1, [PIXEL_A]),
+    ("inside other objects", f'{{"objects": [{{{BBOX}}}]}}', 1, [PIXEL_A]),
+    ("the image's number after the box", f'[{{{BBOX}, "image_id": 2}}]', 2, [PIXEL_B]),
+    ("the image's number before the box", f'[{{"image": 2, {BBOX}}}, {{"image": 1, {BBOX}}}]', 2, [PIXEL_A, PIXEL_B]),
+    ("the image named before the object", f'Image-2: {{{BBOX}}}', 2, [PIXEL_B]),
+    ("an object's own number is for itself", f'Image-2: {{"image": 1, {BBOX}}}, {{{BBOX}}}', 2, [PIXEL_A, PIXEL_B]),
+    ("a label that names a picture says nothing", f'Image-1: {{{BBOX}, "label": "as in image 2"}}, {{{OTHER}}}', 2,
+     [Box(0, 0, 0, 1, 1), PIXEL_A]),
+    ("a label with braces", f'{{{BBOX}, "label": "{{a}}"}}', 1, [PIXEL_A]),
+    ("with reasoning", f'<think>{{{OTHER}}}</think><answer>[{{{BBOX}}}]</answer>', 1, [PIXEL_A]),
+    ("None", "None", 2, []),
+    ("an empty list", "```json\n[]\n```", 2, []),
+    ("an empty list alone", "[]", 1, []),
+]  # fmt: skip
+NOT_IN_PIXELS = [
+    # label, text, how many pictures, boxes that are still read, part of the problem
+    ("x past the resized picture", 'Image-1: (10,30),(201,60)', 2, [], "a coordinate of 201 is past 200"),
+    ("y past the resized picture", 'Image-1: (10,30),(100,151)', 2, [], "a coordinate of 151 is past 150"),
+    ("y past it in JSON", '{"bbox_2d": [10, 30, 100, 151]}', 1, [], "a coordinate of 151 is past 150"),
+    ("below 0", '{"bbox_2d": [-1, 30, 100, 60]}', 1, [], "a coordinate of -1 is below 0"),
+    ("the relative frame", '{"bbox_2d": [0.1, 0.2, 0.5, 0.6]}', 1, [], "not four whole numbers"),
+    ("three numbers", '{"bbox_2d": [1, 2, 3]}', 1, [], "not four whole numbers"),
+    ("truth values", '{"bbox_2d": [false, 2, 30, 40]}', 1, [], "not four whole numbers"),
+    ("no list", '{"bbox_2d": "1, 2, 3, 4"}', 1, [], "not four whole numbers"),
+    ("a list of lists", '{"bbox_2d": [[1, 2, 3, 4]]}', 1, [], "not four whole numbers"),
+    ("inverted", '{"bbox_2d": [100, 60, 10, 30]}', 1, [], "no width or no height"),
+    ("no picture named", f'[{{{BBOX}}}]', 2, [], "names none of the pictures"),
+    ("a picture that was not given", f'{{{BBOX}, "image_id": 3}}', 2, [], "image 3 was named, of 2"),
+    ("another picture than the only one", f'{{{BBOX}, "image_id": 2}}', 1, [], "image 2 was named, of 1"),
+    ("picture 0", f'{{{BBOX}, "image_id": 0}}', 2, [], "image 0 was named, of 2"),
+    ("a picture's file", f'{{{BBOX}, "image": "left.png"}}', 2, [], "by something else than a number"),
+    ("cut inside an object", f'[{{{BBOX}}}, {{"bbox_2d": [10, 30', 1, [PIXEL_A], "not finished"),
+    ("cut after the box's name", '[{"bbox_2d"', 1, [], "not finished"),
+    ("not quite JSON", "{'label': 'a', \"bbox_2d\": [10, 30, 100, 60]}", 1, [], "not finished"),
+    ("digits without end", '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + "]}", 1, [], "not finished"),
+    ("braces without end", "{" * 5000, 1, [], "no box and no 'None'"),
+    ("nested without end", '{"a":' * 5000 + BBOX, 1, [], "not finished"),
+    ("location tokens", f"Image-1: {A_LOCATIONS}", 2, [], "location tokens"),
+    ("a point", '[{"point_2d": [10, 30], "label": "mug"}]', 1, [], "no box and no 'None'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "pictures", "boxes"), [case[1:] for case in IN_PIXELS], ids=[c[0] for c in IN_PIXELS])
+def test_reads_pixels(text: str, pictures: int, boxes: list[Box]) -> None:
+    answer = read_answer(text, PICTURES[:pictures], PIXELS, RESIZED[:pictures])
+    assert list(answer.boxes) == boxes
+    assert answer.problem is None
+
+
+@pytest.mark.parametrize(
+    ("text", "pictures", "boxes", "problem"), [case[1:] for case in NOT_IN_PIXELS], ids=[c[0] for c in NOT_IN_PIXELS]
+)
+def test_says_what_is_wrong_in_pixels(text: str, pictures: int, boxes: list[Box], problem: str) -> None:
+    answer = read_answer(text, PICTURES[:pictures], PIXELS, RESIZED[:pictures])
+    assert list(answer.boxes) == boxes
+    assert answer.problem is not None
+    assert problem in answer.problem
+
+
+def test_pixels_need_the_resized_sizes() -> None:
+    answer = read_answer(f"<think>Red.</think>{PIXEL_TEXT}", PICTURES[:1], PIXELS)
+    assert (answer.boxes, answer.thinking) == ((), "Red.")
+    assert answer.problem == "the resized pictures' sizes are not known, so pixels have no meaning"
+    with pytest.raises(GemvgError, match="in pixels of the resized pictures; give their sizes"):
+        write_answer([PIXEL_A], PICTURES, PIXELS)
+    assert write_answer([], PICTURES, PIXELS) == "None"
+
+
+def test_frames() -> None:
+    assert DIGITS.coordinate_frame == LOCATIONS.coordinate_frame == {"kind": "relative", "size": 1000}
+    assert PIXELS.coordinate_frame == {"kind": "absolute"}
+
+
 def test_keeps_the_reasoning() -> None:
     text = f"<think>\nThe mug is red.\n</think>\n<answer>Image-2: {A_TEXT}</answer>"
     assert read_answer(text, TWO, DIGITS).thinking == "The mug is red."
@@ -146,6 +237,7 @@ WRITTEN = [
      f"Image-1: <|box_start|>(0,500),(9,509)<|box_end|>{A_TEXT}"),
     ("clamped to the picture", [Box(1, -5, -5, 300, 300)], DIGITS,
      "Image-2: <|box_start|>(0,0),(1000,1000)<|box_end|>"),
+    ("pixels", [B], PIXELS, "Image-2: <|box_start|>(10,40),(30,80)<|box_end|>"),
 ]  # fmt: skip
 
 
@@ -153,11 +245,12 @@ WRITTEN = [
     ("boxes", "answer_format", "text"), [case[1:] for case in WRITTEN], ids=[case[0] for case in WRITTEN]
 )
 def test_writes(boxes: list[Box], answer_format: AnswerFormat, text: str) -> None:
-    assert write_answer(boxes, TWO, answer_format) == text
+    assert write_answer(boxes, TWO, answer_format, resized=[(140, 140), (100, 200)]) == text
 
 
-formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025)])
+formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025), PIXELS])
 picture_sizes = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=12)
+resized_sides = st.integers(1, 40).map(lambda cells: cells * 28)
 
 
 @given(st.data(), formats, picture_sizes)
@@ -165,20 +258,23 @@ def test_what_is_written_is_read_within_half_a_step(
     data: st.DataObject, answer_format: AnswerFormat, sizes: list[tuple[int, int]]
 ) -> None:
     shares = st.floats(0, 1)
+    resized = [data.draw(st.tuples(resized_sides, resized_sides)) for _ in sizes]
     boxes = []
     for _ in range(data.draw(st.integers(0, 8))):
         image = data.draw(st.integers(0, len(sizes) - 1))
         # Two steps are enough for a box to keep a width whatever the rounding.
-        width, height = (data.draw(st.floats(2 / answer_format.steps, 1)) for _ in range(2))
+        width, height = (data.draw(st.floats(2 / steps, 1)) for steps in answer_format.steps(resized[image]))
         left, top = data.draw(shares) * (1 - width), data.draw(shares) * (1 - height)
         w, h = sizes[image]
         boxes.append(Box(image, left * w, top * h, (left + width) * w, (top + height) * h))
-    answer = read_answer(write_answer(boxes, sizes, answer_format), sizes, answer_format)
+    text = write_answer(boxes, sizes, answer_format, resized=resized)
+    answer = read_answer(text, sizes, answer_format, resized)
     assert answer.problem is None
     assert len(answer.boxes) == len(boxes)
     # Boxes that differ by less than a step may come back in the other order, so each looks for its own.
     for box in boxes:
-        across, down = (side / answer_format.steps * 0.5 + 1e-6 for side in sizes[box.image])
+        steps = answer_format.steps(resized[box.image])
+        across, down = (side / most * 0.5 + 1e-6 for side, most in zip(sizes[box.image], steps, strict=True))
         assert any(
             read.image == box.image
             and max(abs(read.x1 - box.x1), abs(read.x2 - box.x2)) <= across
@@ -189,7 +285,8 @@ def test_what_is_written_is_read_within_half_a_step(
 
 ANSWER_PIECES = (
     *"<>(),-. \n0123456789", "Image-", "image ", "first image", "th image", "<|box_start|>", "<|box_end|>", "<loc_",
-    "1001", "<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "None",
+    "1001", '{"bbox_2d": [', "]", "}", '"image": ', "<think>", "</think>", "<answer>", "</answer>", "<|im_end|>",
+    "None",
 )  # fmt: skip
 
 
@@ -201,7 +298,7 @@ ANSWER_PIECES = (
 def test_reading_never_raises_and_boxes_lie_in_the_pictures(
     text: str, answer_format: AnswerFormat, sizes: list[tuple[int, int]]
 ) -> None:
-    answer = read_answer(text, sizes, answer_format)
+    answer = read_answer(text, sizes, answer_format, [(28 * k, 56) for k in range(1, len(sizes) + 1)])
     for box in answer.boxes:
         width, height = sizes[box.image]
         assert 0 <= box.x1 < box.x2 <= width
@@ -221,7 +318,7 @@ def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
         AnswerFormat.from_config(config)
 
 
-@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS], ids=["digits", "locations"])
+@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS, PIXELS], ids=["digits", "locations", "pixels"])
 def test_format_survives_its_config(answer_format: AnswerFormat) -> None:
     assert AnswerFormat.from_config(answer_format.to_config()) == answer_format
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps, iou, match_boxes, to_steps
+from gemvg_edge.boxes import RELATIVE_STEPS, Box, Steps, change_steps, from_steps, iou, match_boxes, to_steps
 
 UNIT = Box(0, 0, 0, 10, 10)
 
@@ -48,11 +48,13 @@ MATCH_CASES = [
 ]
 
 STEP_CASES = [
-    ("the whole picture", Box(0, 0, 0, 640, 480), (640, 480), 1000, (0, 0, 1000, 1000)),
-    ("each side by its own length", Box(0, 320, 120, 640, 480), (640, 480), 1000, (500, 250, 1000, 1000)),
-    ("rounded to the nearest", Box(0, 0.6, 0.4, 10.4, 10.6), (100, 100), 100, (1, 0, 10, 11)),
-    ("clamped to the picture", Box(0, -5, -5, 700, 500), (640, 480), 1000, (0, 0, 1000, 1000)),
-    ("location steps", Box(0, 64, 0, 128, 32), (128, 128), 64, (32, 0, 64, 16)),
+    ("the whole picture", Box(0, 0, 0, 640, 480), (640, 480), RELATIVE_STEPS, (0, 0, 1000, 1000)),
+    ("each side by its own length", Box(0, 320, 120, 640, 480), (640, 480), RELATIVE_STEPS, (500, 250, 1000, 1000)),
+    ("rounded to the nearest", Box(0, 0.6, 0.4, 10.4, 10.6), (100, 100), (100, 100), (1, 0, 10, 11)),
+    ("clamped to the picture", Box(0, -5, -5, 700, 500), (640, 480), RELATIVE_STEPS, (0, 0, 1000, 1000)),
+    ("location steps", Box(0, 64, 0, 128, 32), (128, 128), (64, 64), (32, 0, 64, 16)),
+    ("pixels of the resized picture", Box(0, 64, 48, 640, 240), (640, 480), (560, 420), (56, 42, 560, 210)),
+    ("clamped to the resized picture", Box(0, -5, -5, 700, 500), (640, 480), (560, 420), (0, 0, 560, 420)),
 ]
 
 
@@ -79,12 +81,18 @@ def test_match_boxes(predicted: list[Box], truth: list[Box], threshold: float, e
 @pytest.mark.parametrize(
     ("box", "size", "steps", "expected"), [c[1:] for c in STEP_CASES], ids=[c[0] for c in STEP_CASES]
 )
-def test_to_steps(box: Box, size: tuple[int, int], steps: int, expected: tuple[int, int, int, int]) -> None:
+def test_to_steps(box: Box, size: tuple[int, int], steps: Steps, expected: tuple[int, int, int, int]) -> None:
     assert to_steps(box, size, steps) == expected
 
 
 def test_from_steps_keeps_the_image_and_scales_each_side() -> None:
-    assert from_steps(2, (0, 250, 500, 1000), (640, 480), RELATIVE_FRAME) == Box(2, 0, 120, 320, 480)
+    assert from_steps(2, (0, 250, 500, 1000), (640, 480), RELATIVE_STEPS) == Box(2, 0, 120, 320, 480)
+    assert from_steps(2, (56, 42, 560, 210), (640, 480), (560, 420)) == Box(2, 64, 48, 640, 240)
+
+
+def test_steps_change_along_each_side() -> None:
+    assert change_steps((0, 250, 500, 1000), RELATIVE_STEPS, (560, 420)) == [0, 105, 280, 420]
+    assert change_steps((9999, 9999, 1, 1), RELATIVE_STEPS, (560, 420)) == [560, 420, 1, 0]
 
 
 def test_boxes_sort_by_image_then_left_then_top() -> None:
@@ -98,7 +106,7 @@ steps_of_a_side = st.integers(0, 1000)
 
 @given(st.tuples(extents, extents), st.tuples(steps_of_a_side, steps_of_a_side, steps_of_a_side, steps_of_a_side))
 def test_steps_survive_pixels(size: tuple[int, int], values: tuple[int, int, int, int]) -> None:
-    assert to_steps(from_steps(0, values, size, RELATIVE_FRAME), size, RELATIVE_FRAME) == values
+    assert to_steps(from_steps(0, values, size, RELATIVE_STEPS), size, RELATIVE_STEPS) == values
 
 
 corners = st.tuples(*[st.floats(-100, 100)] * 4)

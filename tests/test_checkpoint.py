@@ -52,6 +52,18 @@ def test_without_settings_of_ours_a_checkpoint_is_qwens(folder: Path, grounding:
     assert (settings.template, settings.answer_format) == (PromptTemplate(), AnswerFormat())
 
 
+@pytest.mark.parametrize("grounding", [None, {}, {"answer": None}, {"answer": {}}])
+def test_qwen2_5_answers_in_pixels_unless_it_says_otherwise(folder: Path, grounding: Any) -> None:
+    set_field("config.json", "model_type", to="qwen2_5_vl")(folder)
+    assert read_settings(folder).answer_format == AnswerFormat("locations", LOCATIONS)
+    set_field("config.json", "grounding", to=grounding)(folder)
+    settings = read_settings(folder)
+    assert settings.answer_format == AnswerFormat("pixels")
+    assert settings.resized([(81, 47)]) == [(80, 48)]
+    set_field("config.json", "grounding", to={"answer": {"coordinates": "digits"}})(folder)
+    assert read_settings(folder).answer_format == AnswerFormat()
+
+
 def test_json_is_a_plain_dict(folder: Path) -> None:
     assert read_json(folder / "config.json") == CONFIG
 

@@ -52,6 +52,10 @@ class ScriptedDecoder:
         self.calls.append((embeddings, past, table))
         return self.logits()
 
+    def next_token(self, embeddings: Floats, cache: ScriptedCache, past: int, table: RopeTable) -> int:
+        """The script's next token."""
+        return int(self.forward(embeddings, cache, past, table).argmax())
+
     def logits(self) -> Floats:
         """The next token's."""
         logits = np.linspace(-1, 0, VOCAB, dtype=np.float32)
@@ -73,14 +77,14 @@ CASES = [
 
 @pytest.mark.parametrize(("label", "script", "stop_ids", "most", "tokens", "passes"), CASES, ids=lambda v: str(v))
 def test_stops(label: str, script: list[int], stop_ids: list[int], most: int, tokens: list[int], passes: int) -> None:
-    decoder, cache = ScriptedDecoder(list(script)), ScriptedCache(100, tokens=20)
-    assert decode(decoder, ROPE, decoder.logits(), cache, 20, 12, stop_ids, most) == tokens, label
+    decoder, cache = ScriptedDecoder(script[1:]), ScriptedCache(100, tokens=20)
+    assert decode(decoder, ROPE, script[0], cache, 20, 12, stop_ids, most) == tokens, label
     assert len(decoder.calls) == passes
 
 
 def test_each_step_passes_its_token_past_and_position() -> None:
-    decoder, cache = ScriptedDecoder([3, 5, 7, STOP]), ScriptedCache(100, tokens=20)
-    decode(decoder, ROPE, decoder.logits(), cache, past=20, position=12, stop_ids=[STOP], max_tokens=8)
+    decoder, cache = ScriptedDecoder([5, 7, STOP]), ScriptedCache(100, tokens=20)
+    decode(decoder, ROPE, 3, cache, past=20, position=12, stop_ids=[STOP], max_tokens=8)
     assert [call[0].tolist() for call in decoder.calls] == [[[token] * HIDDEN] for token in (3, 5, 7)]
     assert [call[1] for call in decoder.calls] == [20, 21, 22]
     for step, (_, _, table) in enumerate(decoder.calls):

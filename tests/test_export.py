@@ -216,7 +216,7 @@ def test_memory_is_bounded_by_pieces(
 
     monkeypatch.setattr(weights, "PIECE_BYTES", limit)
     monkeypatch.setattr(Checkpoint, "rows", watched(Checkpoint.rows))
-    monkeypatch.setattr(Checkpoint, "columns", watched(Checkpoint.columns))
+    monkeypatch.setattr(Checkpoint, "stored_rows", watched(Checkpoint.stored_rows))
     for name, recipe in (("float32", Recipe()), ("int4", INT4)):
         write_bundle(checkpoint, tmp_path / name, recipe)
         assert digests(tmp_path / name) == digests(folder / name)

@@ -17,7 +17,8 @@ from export.gptq_blocks import to_blocks
 from export.to_onnx import main as export
 from export.weights import Scheme
 from gemvg_edge.bundle import EMBEDDING, open_bundle
-from gemvg_edge.engines.onnxruntime import OnnxDecoder, dequantize_rows
+from gemvg_edge.engines.embedding import dequantize_rows
+from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize

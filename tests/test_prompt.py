@@ -144,3 +144,18 @@ def test_a_box_in_a_query_is_asked_in_the_checkpoint_s_coordinates() -> None:
     locations = AnswerFormat("locations", 129)
     assert localise(f"like {box}!", locations) == "like <|box_start|><loc_13><loc_13><loc_77><loc_64><|box_end|>!"
     assert localise("<|box_start|>(0,0),(9999,9999)<|box_end|>", locations).endswith("<loc_128><loc_128><|box_end|>")
+
+
+def test_a_box_in_a_query_is_asked_in_pixels_where_all_pictures_share_a_size() -> None:
+    pixels, box = AnswerFormat("pixels"), mark(Box(0, 10, 20, 60, 100), (100, 200))
+    shown = "<|box_start|>(28,56),(168,280)<|box_end|>"
+    assert localise(f"like {box}", pixels, [(280, 560)] * 2) == f"like {shown}"
+    ids = encode_query(TOKENIZER, DEFAULT, pixels, f"like {box}", resized=[(280, 560)])
+    assert TOKENIZER.decode(ids.tolist(), skip_special_tokens=False).startswith(f"like {shown}<|im_end|>")
+    assert localise("like a mug", pixels) == "like a mug"
+    with pytest.raises(
+        GemvgError, match=r"several sizes \(280 x 560, 56 x 56 after resizing\).*; give pictures of one"
+    ):
+        localise(f"like {box}", pixels, [(280, 560), (56, 56), (280, 560)])
+    with pytest.raises(GemvgError, match="in pixels of the resized pictures; give their sizes"):
+        localise(f"like {box}", pixels)

@@ -1,23 +1,27 @@
 """What a checkpoint folder says beside its weights: tokenizer, preprocessing, prompt template, answer format.
 
 Reads the Hugging Face layout; our own settings are the key `grounding` of config.json, and a checkpoint without it
-(Qwen's own) gets Qwen2-VL's template and digits. Imports no torch, so that export can use it too.
+(Qwen's own) gets Qwen2-VL's template, which is Qwen2.5-VL's too, and its family's coordinates. Imports no torch, so
+that export can use it too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import Preprocessing
+from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object
 from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
 
+COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
 
 
@@ -31,16 +35,22 @@ class CheckpointSettings:
     answer_format: AnswerFormat
     image_token_id: int
 
+    def resized(self, sizes: Sequence[Size]) -> list[Size]:
+        """Each original picture's (width, height) -> that which the model sees, the frame of answers in pixels."""
+        return resized_sizes(sizes, self.preprocessing)
+
 
 def read_settings(folder: Path) -> CheckpointSettings:
     """Read the settings of a checkpoint folder; GemvgError names the file that is missing or wrong."""
     config = read_object(folder / CONFIG)
     grounding = config.object("grounding", default={})
+    answer = grounding.object("answer", default={})
+    coordinates = COORDINATES.get(config.value("model_type", str, ""), AnswerFormat().coordinates)
     settings = CheckpointSettings(
         read_tokenizer(folder / TOKENIZER),
         read_object(folder / PREPROCESSOR).settings(Preprocessing, others=True),
         grounding.object("prompt", default={}).settings(PromptTemplate),
-        grounding.object("answer", default={}).settings(AnswerFormat),
+        replace(answer, content={"coordinates": coordinates, **answer.content}).settings(AnswerFormat),
         config.value("image_token_id", int),
     )
     _check_tokens(folder / TOKENIZER, settings)

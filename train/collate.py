@@ -101,8 +101,9 @@ def _row(sample: Sample, grids: Sequence[tuple[int, int, int]], settings: Checkp
         [positions],
         [np.zeros(len(prefix), np.int64)],
     )
+    resized = settings.resized([image.size for image in sample.images])
     for number, (query, answer, think) in enumerate(sample.turns, start=1):
-        question = encode_query(settings.tokenizer, settings.template, settings.answer_format, query, think)
+        question = encode_query(settings.tokenizer, settings.template, settings.answer_format, query, think, resized)
         target = np.asarray(encode(settings.tokenizer, answer + END_OF_TURN), np.int64)
         tokens = np.concatenate([question, target])
         ids.append(tokens)

@@ -153,7 +153,8 @@ def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
 def _answered(model: Any, settings: CheckpointSettings, record: Record) -> Record | None:
     if record.kind == "understanding":
         return record
-    sample = record_sample(record, settings.answer_format)
+    resized = settings.resized(record.sizes)
+    sample = record_sample(record, settings.answer_format, resized)
     batch = collate([replace(sample, turns=[sample.turns[0]._replace(answer="")])], settings, pad_id=0)
     length = int((batch["labels"][0] == IGNORED).sum())  # the labels are the turn's end alone
     ids = batch["input_ids"][:, :length]
@@ -171,7 +172,7 @@ def _answered(model: Any, settings: CheckpointSettings, record: Record) -> Recor
         eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     text = settings.tokenizer.decode(said[0, length:].tolist(), skip_special_tokens=False)
-    answer = read_answer(text, record.sizes, settings.answer_format)
+    answer = read_answer(text, record.sizes, settings.answer_format, resized)
     if answer.problem or (record.mode == "cot" and not answer.thinking):
         return None
     return replace(record, boxes=answer.boxes, thinking=answer.thinking if record.mode == "cot" else "")

@@ -101,7 +101,8 @@ def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[fl
             for ids, wanted, how in zip(completion_ids, record, mode, strict=True):
                 text = settings.tokenizer.decode(ids, skip_special_tokens=False)
                 finished = text.endswith((END_OF_TURN, END_OF_TEXT))
-                terms = score(text, wanted.boxes, wanted.sizes, settings.answer_format, how, finished=finished)
+                about = text, wanted.boxes, wanted.sizes, settings.answer_format
+                terms = score(*about, how, finished=finished, resized=settings.resized(wanted.sizes))
                 values.append(float(attrgetter(term)(terms)))
                 log_metric(f"{term}/{how}", values[-1])
             return values

@@ -33,7 +33,8 @@ CHAT_TEMPLATE = (
 
 def ask(settings: CheckpointSettings, record: Record, mode: Mode) -> list[dict[str, Any]]:
     """The record's question as TRL takes it: the runtime's own text, cut where the pictures go."""
-    query = query_text(settings.template, localise(record.query, settings.answer_format), think=mode == "cot")
+    shown = localise(record.query, settings.answer_format, settings.resized(record.sizes))
+    query = query_text(settings.template, shown, think=mode == "cot")
     first, *others = (prefix_text(settings.template, len(record.images)) + query).split(IMAGE_TOKEN)
     parts = [{"type": "text", "text": first}]
     for text in others:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from gemvg_edge.answer import BOX_END, Answer, AnswerFormat, read_answer, write_answer
-from gemvg_edge.boxes import Box, iou
+from gemvg_edge.boxes import Box, Size, iou
 from train.data.record import Mode
 
 BAND = (0.1, 0.9)  # MG-Thinker's
@@ -62,9 +62,11 @@ def total_reward(
     weights: RewardWeights | None = None,
     *,
     finished: bool = True,
+    resized: Sequence[Size] | None = None,
 ) -> float:
     """Weighted mean of the four terms; `truth` in pixels, `sizes` (width, height) of each picture."""
-    return score(text, truth, sizes, answer_format, mode, finished=finished).total(weights or RewardWeights())
+    terms = score(text, truth, sizes, answer_format, mode, finished=finished, resized=resized)
+    return terms.total(weights or RewardWeights())
 
 
 def score(
@@ -75,11 +77,15 @@ def score(
     mode: Mode,
     *,
     finished: bool = True,
+    resized: Sequence[Size] | None = None,
 ) -> Terms:
-    """The four terms of a text; `finished` is false if it was cut off at the longest length."""
-    answer = read_answer(text, sizes, answer_format)
+    """The four terms of a text; `finished` is false if it was cut off at the longest length.
+
+    `resized`: (width, height) of each picture as the model sees it, for answers in pixels.
+    """
+    answer = read_answer(text, sizes, answer_format, resized)
     return Terms(
-        format_reward(text, sizes, answer_format, mode, finished=finished),
+        format_reward(text, sizes, answer_format, mode, finished=finished, resized=resized),
         iou_reward(answer, truth),
         image_reward(answer, truth),
         count_reward(answer, truth),
@@ -87,29 +93,35 @@ def score(
 
 
 def format_reward(
-    text: str, sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat, mode: Mode, *, finished: bool = True
+    text: str,
+    sizes: Sequence[Size],
+    answer_format: AnswerFormat,
+    mode: Mode,
+    *,
+    finished: bool = True,
+    resized: Sequence[Size] | None = None,
 ) -> float:
     """1 if the text is what the mode asks for, else 0 (UniVG-R1's 1/0 for each mode; the grammar is ours).
 
     `cot`: `<think>..</think><answer>..</answer>` with something thought and nothing around them; `direct`: no such
     tags. In both the answer must be in answer.py's own grammar, with its boxes in any order.
     """
-    answer = read_answer(text, sizes, answer_format)
+    answer = read_answer(text, sizes, answer_format, resized)
     if answer.problem or not finished:
         return 0.0
-    body = _END.sub("", text)
+    body, written = _END.sub("", text), write_answer(answer.boxes, sizes, answer_format, resized=resized)
     tags = _TAGS.findall(body)
     if mode == "direct":
-        return float(not tags and _is_written(body, answer, sizes, answer_format))
+        return float(not tags and _is_written(body, written))
     found = _COT.fullmatch(body)
     if not found or len(tags) != 4 or not found["thinking"].strip():
         return 0.0
-    return float(_is_written(found["body"], answer, sizes, answer_format))
+    return float(_is_written(found["body"], written))
 
 
-def _is_written(body: str, answer: Answer, sizes: Sequence[tuple[int, int]], answer_format: AnswerFormat) -> bool:
+def _is_written(body: str, written: str) -> bool:
     """Whether the text is how the boxes that were read in it are written, but for their order."""
-    return _pieces(body.strip()) == _pieces(write_answer(answer.boxes, sizes, answer_format))
+    return _pieces(body.strip()) == _pieces(written)
 
 
 def _pieces(body: str) -> list[tuple[str, str]]:

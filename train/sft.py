@@ -135,7 +135,8 @@ def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
         order = grouped_order(record_lengths(records, settings), run.batch, draws, run.seed)
 
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
-            return {"sample": [record_sample(records[order[k]], settings.answer_format) for k in rows["draw"]]}
+            drawn = [records[order[k]] for k in rows["draw"]]
+            return {"sample": [record_sample(r, settings.answer_format, settings.resized(r.sizes)) for r in drawn]}
     else:
         scenes = {scene.seed: scene for scene in read_scenes(run.data)}
 

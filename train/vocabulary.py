@@ -111,7 +111,7 @@ def add_locations(checkpoint: Path, out: Path, count: int) -> None:
             f"{checkpoint} has {present} location tokens; give --locations {present}, or another checkpoint"
         )
     new = Tokenizer.from_str(old.to_str())
-    said = [str(round(k * RELATIVE_FRAME / answer.steps)) for k in range(count)]  # <loc_k> in digits
+    said = [str(round(k * RELATIVE_FRAME / (count - 1))) for k in range(count)]  # <loc_k> in digits
     texts = dict(zip((*names, *IMAGE_TAGS), (*said, *IMAGE_TAGS), strict=True))
     new.add_tokens([AddedToken(name, special=False, normalized=False) for name in texts])
     first_new, tokens = _table_rows(old), _table_rows(new)

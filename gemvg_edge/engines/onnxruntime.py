@@ -1,6 +1,7 @@
-"""ONNX Runtime: the `fused` bundle on a CPU, through IOBinding with key/value buffers that are updated in place.
+"""ONNX Runtime: a bundle's graphs on a CPU or through CUDA, key/value buffers bound once and updated in place.
 
-Knows graphs and buffers, neither text nor pictures. Needs the extra `gemvg-edge[onnx]`.
+Knows graphs and buffers, neither text nor pictures. Needs the extra `gemvg-edge[onnx]`, or `[onnx-gpu]` for the
+providers of CUDA and TensorRT.
 """
 
 from __future__ import annotations
@@ -12,131 +13,160 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemvg_edge.bundle import DECODER_GRAPH, EMBEDDING, VISION_GRAPH, Bundle
+from gemvg_edge.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, Manifest
+from gemvg_edge.engines.embedding import EmbeddingTable
 from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
-from gemvg_edge.positions import RopeTable, vision_table
+from gemvg_edge.positions import RopeTable
 
 try:
     import onnxruntime
 except ImportError as error:
     raise GemvgError(f"onnxruntime cannot be imported ({error}); run `pip install gemvg-edge[onnx]`") from None
 
+# Each falls back on those behind it for single nodes, as ONNX Runtime places them.
+PROVIDERS = {
+    "onnx": ("CPUExecutionProvider",),
+    "onnx-cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "onnx-tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+# numpy's type, since it has no bfloat16, and TensorProto.DataType
+ELEMENT_TYPES = {"float32": (np.float32, 1), "float16": (np.float16, 10), "bfloat16": (np.uint16, 16)}
+
 
 class OnnxVisionTower:
     """The vision graph; pictures of one grid share a run, so attention stays inside each without a mask."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self._session = _open_session(bundle.path(VISION_GRAPH), threads)
+    def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
+        self._session = session or open_session(bundle.path(VISION_GRAPH), threads, engine)
         self._shape = bundle.manifest.model.vision
         self._merge = bundle.manifest.preprocessing.merge_size
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
         tokens: dict[int, Floats] = {}
-        for grid in dict.fromkeys(grids):
-            members = [i for i, other in enumerate(grids) if other == grid]
-            table = vision_table(grid, self._merge, self._shape.head_dim, self._shape.rope_theta)
-            inputs = {"patches": np.stack([patches[i] for i in members]), "cos": table.cos, "sin": table.sin}
-            (batch,) = self._session.run(["tokens"], inputs)  # (B, n / merge^2, hidden)
-            tokens.update(zip(members, batch, strict=True))
+        for run in vision_runs(self._shape, self._merge, patches, grids):
+            (batch,) = self._session.run(["tokens"], run.inputs)  # (B, n / merge^2, hidden)
+            ordered = batch if run.token_order is None else batch[:, run.token_order]
+            tokens.update(zip(run.members, ordered, strict=True))
         return [tokens[i] for i in range(len(grids))]
 
 
 class OnnxCache:
-    """Key/value buffers of every layer, each bound as the graph's past and as its present, and the rotary rows."""
+    """Key/value buffers of every layer, bound as the graph's past, and as its present where the graph writes it."""
 
-    def __init__(self, session: Any, layers: int, kv_heads: int, head_dim: int, vocab: int, capacity: int) -> None:
+    def __init__(self, session: Any, manifest: Manifest, capacity: int, device: str) -> None:
+        shape = manifest.model
         self.capacity = capacity
         self.binding = session.io_binding()
-        self.cos: Floats = np.zeros((capacity, head_dim // 2), np.float32)
-        self.sin: Floats = np.zeros_like(self.cos)
-        self.last_index = np.zeros(1, np.int32)  # total - 1, the form that GroupQueryAttention takes
-        self.total = np.zeros((), np.int32)
-        self.logits: Floats = np.empty((1, 1, vocab), np.float32)
-        self._keys_values = [np.zeros((1, kv_heads, capacity, head_dim), np.float32) for _ in range(2 * layers)]
-        fixed = {"cos": self.cos, "sin": self.sin, "seqlens_k": self.last_index, "total": self.total}
-        for name, array in fixed.items():
-            self.binding.bind_cpu_input(name, array)
-        # ONNX Runtime wraps numpy memory without a copy, and writes in place where past and present are one buffer.
+        half = shape.head_dim // 2
+        # The fused attention finds a token's rotary row by its place; the other dialects are given the new tokens' own.
+        self.rotary: Floats | None = np.zeros((2, capacity, half), np.float32) if manifest.dialect == "fused" else None
+        self.logits: Floats = np.empty((1, shape.vocab_size), np.float32)
+        self.best = np.empty(1, np.int64)
+        self.slots = np.arange(capacity, dtype=np.int64)
+        stored_as, element_type = ELEMENT_TYPES[manifest.precision]
+        dims = (1, shape.kv_heads, capacity, shape.head_dim)
+        names = [f"{part}_{layer}" for layer in range(shape.layers) for part in ("key", "value")]
+        # Zeros, since what a mask hides is still multiplied, and NaN times 0 is NaN.
+        self.keys_values = {name: np.zeros(dims, stored_as) for name in names}
+        self.bytes = sum(array.nbytes for array in self.keys_values.values()) + self.logits.nbytes
+        self.bytes += 0 if self.rotary is None else self.rotary.nbytes
+        for name, array in self.keys_values.items():
+            buffer = _ort_value(array, element_type, device)
+            self.binding.bind_ortvalue_input(f"past_{name}", buffer)
+            if manifest.dialect != "plain":  # written in place where past and present are one buffer
+                self.binding.bind_ortvalue_output(f"present_{name}", buffer)
         self.binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self.logits))
-        names = [f"{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
-        for name, array in zip(names, self._keys_values, strict=True):
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            self.binding.bind_ortvalue_input(f"past_{name}", value)
-            self.binding.bind_ortvalue_output(f"present_{name}", value)
-
-    @property
-    def bytes(self) -> int:
-        """What it takes in memory."""
-        return sum(array.nbytes for array in self._keys_values) + 2 * self.cos.nbytes + self.logits.nbytes
+        self.binding.bind_ortvalue_output("best", onnxruntime.OrtValue.ortvalue_from_numpy(self.best))
+        if device != "cpu":
+            self.keys_values.clear()  # the device has its own
 
 
 class OnnxDecoder:
-    """The decoder graph and the embedding table, which stays in its file."""
+    """The decoder graph of any dialect, and the embedding table. `session`: the graph, opened otherwise."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self._session = _open_session(bundle.path(DECODER_GRAPH), threads)
-        self._shape = bundle.manifest.model
-        self._table = _open_embedding(bundle)
+    def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
+        if engine != "onnx" and bundle.manifest.dialect == "plain":
+            raise GemvgError(
+                f"{bundle.folder} has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with "
+                f"--dialect fused or standard for engine={engine!r}, or build TensorRT engines from it"
+            )
+        self._session = session or open_session(bundle.path(DECODER_GRAPH), threads, engine)
+        self._manifest = bundle.manifest
+        self._table = EmbeddingTable.open(bundle)
+        self._device = "cpu" if engine == "onnx" else "cuda"
 
     def new_cache(self, capacity: int) -> OnnxCache:
         """An empty cache for `capacity` tokens."""
-        shape = self._shape
-        return OnnxCache(self._session, shape.layers, shape.kv_heads, shape.head_dim, shape.vocab_size, capacity)
+        return OnnxCache(self._session, self._manifest, capacity, self._device)
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
-        rows = self._table[ids]
-        return rows.astype(np.float32) if rows.dtype.names is None else dequantize_rows(rows, self._shape.hidden_size)
+        return self._table.rows(ids)
 
     def forward(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> Floats:
         """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one."""
+        self._run(embeddings, cache, past, table)
+        logits: Floats = cache.logits[0].copy()
+        return logits
+
+    def next_token(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> int:
+        """The same, but the likeliest token after the last one."""
+        self._run(embeddings, cache, past, table)
+        return int(cache.best[0])
+
+    def _run(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> None:
         total = past + len(embeddings)
         if total > cache.capacity:
             raise GemvgError(f"{total} tokens do not fit a cache of {cache.capacity}; give fewer or smaller pictures")
-        cache.cos[past:total], cache.sin[past:total] = table
-        cache.last_index[0], cache.total[()] = total - 1, total
-        inputs = np.ascontiguousarray(embeddings[None], np.float32)  # named, since the binding does not own it
-        cache.binding.bind_cpu_input("inputs_embeds", inputs)
+        inputs: dict[str, npt.NDArray[Any]] = {"inputs_embeds": np.ascontiguousarray(embeddings[None], np.float32)}
+        if cache.rotary is not None:
+            cache.rotary[:, past:total] = table
+            inputs |= {"cos": cache.rotary[0], "sin": cache.rotary[1]}
+            inputs |= {"seqlens_k": np.array([total - 1], np.int32), "total": np.array(total, np.int32)}
+        else:
+            inputs |= {"cos": table.cos[None], "sin": table.sin[None], "slots": cache.slots}
+            inputs |= {"places": np.arange(past, total)[None], "rows": np.array([len(embeddings) - 1])}
+        for name, array in inputs.items():  # `inputs` outlives the run, which the binding needs: it does not own them
+            cache.binding.bind_cpu_input(name, array)
+        if self._manifest.dialect == "plain":
+            self._run_plain(cache, past, total)
+        else:
+            self._session.run_with_iobinding(cache.binding)
+
+    def _run_plain(self, cache: OnnxCache, past: int, total: int) -> None:
+        """Run a graph that gives the new keys and values alone, and put them into their places."""
+        for name in cache.keys_values:
+            cache.binding.bind_output(f"new_{name}", "cpu")
         self._session.run_with_iobinding(cache.binding)
-        logits: Floats = cache.logits[0, 0].copy()
-        return logits
+        # In the order they were bound in: logits and best come first.
+        for array, new in zip(cache.keys_values.values(), cache.binding.get_outputs()[2:], strict=True):
+            array[:, :, past:total] = new.numpy()
 
 
-def dequantize_rows(rows: npt.NDArray[Any], width: int) -> Floats:
-    """Rows of a quantised table, each `codes` (8 bits, or two of 4 in a byte) and `scales` -> (rows, width)."""
-    codes, scales = rows["codes"], rows["scales"].astype(np.float32)
-    middle = 128
-    if codes.shape[1] < width:
-        codes, middle = np.stack([codes & 15, codes >> 4], axis=-1), 8
-    values = (codes.astype(np.float32) - middle).reshape(len(rows), scales.shape[1], -1)
-    return (values * scales[:, :, None]).reshape(len(rows), width)
+def _ort_value(array: npt.NDArray[Any], element_type: int, device: str) -> Any:
+    if device == "cpu":  # ONNX Runtime wraps numpy memory without a copy
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, element_type)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
-def _open_embedding(bundle: Bundle) -> npt.NDArray[Any]:
-    path, shape = bundle.path(EMBEDDING), bundle.manifest.model
-    try:
-        table: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise GemvgError(f"{path} is not a numpy array ({error}); copy or export the bundle again") from None
-    wanted = (shape.vocab_size, shape.hidden_size)
-    if table.dtype.names == ("codes", "scales") and table.shape == wanted[:1]:
-        codes, scales = (table.dtype[name].shape[0] for name in ("codes", "scales"))
-        if codes in (shape.hidden_size, shape.hidden_size / 2) and shape.hidden_size % scales == 0:
-            return table
-    if table.shape != wanted or table.dtype not in (np.float32, np.float16):
-        found = f"{table.shape} of {table.dtype}"
-        raise GemvgError(f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again")
-    return table
-
-
-def _open_session(path: Path, threads: int) -> Any:
+def open_session(path: Path, threads: int = 0, engine: str = "onnx", entries: dict[str, str] | None = None) -> Any:
+    """A graph opened by ONNX Runtime; `entries` are further configuration of the session."""
+    wanted = PROVIDERS[engine]
+    if missing := [name for name in wanted if name not in onnxruntime.get_available_providers()]:
+        raise GemvgError(
+            f"engine={engine!r} needs ONNX Runtime's {missing[0]}, which this build ({onnxruntime.__version__}) has "
+            "not; run `pip uninstall onnxruntime` and `pip install gemvg-edge[onnx-gpu]` on a machine with CUDA"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0: one a physical core
     options.log_severity_level = 3
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=list(wanted))
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise GemvgError(f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {error}") from None

@@ -53,3 +53,6 @@ class Decoder(Protocol, Generic[CacheT]):
 
         `table` holds the tokens' own rotary rows. The cache is extended in place; a smaller `past` later rewinds it.
         """
+
+    def next_token(self, embeddings: Floats, cache: CacheT, past: int, table: RopeTable) -> int:
+        """The same, but only the likeliest token: no engine need hand over the logits of the whole vocabulary."""

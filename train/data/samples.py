@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from gemvg_edge.answer import AnswerFormat, write_answer
+from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import load_image, smart_resize
+from gemvg_edge.images import load_image
 from train.checkpoint import CheckpointSettings
 from train.collate import Sample, Turn
 from train.data.record import Record, Tally, keep_good, read_records
@@ -30,18 +31,19 @@ def read_all(file: Path) -> list[Record]:
     return records
 
 
-def record_turn(record: Record, answer_format: AnswerFormat) -> Turn:
-    """The record's question, and its answer as the model has to write it."""
+def record_turn(record: Record, answer_format: AnswerFormat, resized: Sequence[Size] | None = None) -> Turn:
+    """The record's question, and its answer as the model has to write it; answers in pixels need `resized` sizes."""
     if record.kind == "understanding":
         return Turn(record.query, record.words)
     thinking = record.thinking if record.mode == "cot" else None
-    return Turn(record.query, write_answer(record.boxes, record.sizes, answer_format, thinking), thinking is not None)
+    answer = write_answer(record.boxes, record.sizes, answer_format, thinking, resized)
+    return Turn(record.query, answer, thinking is not None)
 
 
-def record_sample(record: Record, answer_format: AnswerFormat) -> Sample:
+def record_sample(record: Record, answer_format: AnswerFormat, resized: Sequence[Size] | None = None) -> Sample:
     """One record with its pictures opened; EXIF turns are undone, as the runtime does."""
     images: list[Image.Image] = [load_image(path) for path in record.images]
-    return Sample(images, [record_turn(record, answer_format)])
+    return Sample(images, [record_turn(record, answer_format, resized)])
 
 
 def grouped_order(lengths: Sequence[int], batch: int, draws: int, seed: int) -> list[int]:
@@ -70,8 +72,8 @@ def record_lengths(records: Sequence[Record], settings: CheckpointSettings) -> l
     side = numbers.patch_size * numbers.merge_size
     lengths = []
     for record in records:
-        sizes = (smart_resize(h, w, numbers) for w, h in record.sizes)
-        visual = sum(height * width // side**2 for height, width in sizes)
-        words = len(record.query) + len(record_turn(record, settings.answer_format).answer)
+        resized = settings.resized(record.sizes)
+        visual = sum(width * height // side**2 for width, height in resized)
+        words = len(record.query) + len(record_turn(record, settings.answer_format, resized).answer)
         lengths.append(visual + words // CHARACTERS_A_TOKEN)
     return lengths

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from gemvg_edge.answer import BOX_END, BOX_START
-from gemvg_edge.boxes import RELATIVE_FRAME, Box, to_steps
+from gemvg_edge.boxes import RELATIVE_STEPS, Box, to_steps
 from train.data.labelled import pick
 from train.data.masks import Corners
 from train.data.pictures import measure_all
@@ -52,7 +52,7 @@ def follow(
         return sizes
     boxes = [Box(index, *corners) for index, sighting in enumerate(sightings) if (corners := sighting.corners)]
     shown = pick(boxes, rng)
-    x1, y1, x2, y2 = to_steps(shown, sizes[shown.image], RELATIVE_FRAME)
+    x1, y1, x2, y2 = to_steps(shown, sizes[shown.image], RELATIVE_STEPS)
     if x1 == x2 or y1 == y2:
         return Fault(str(paths[shown.image]), "a box to show that is thinner than a thousandth of its picture")
     mark = f"{BOX_START}({x1},{y1}),({x2},{y2}){BOX_END}"

@@ -1,0 +1,40 @@
+"""Small words for writing graphs: typed nodes, casts, and shapes that are known only when the graph runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+Inputs = Mapping[str, ir.Value]  # a graph's inputs and what is computed from them once, by names of a dialect's own
+FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
+
+
+def node(value: Any) -> ir.Value:
+    """One output, typed: the builder's ops come by attribute access."""
+    assert isinstance(value, ir.Value)
+    return value
+
+
+def cast(g: GraphBuilder, x: ir.Value, dtype: ir.DataType, source: ir.DataType = FLOAT) -> ir.Value:
+    """X in another type; nothing is written where it has that type."""
+    return x if dtype == source else node(g.op.Cast(x, to=dtype))
+
+
+def sizes(g: GraphBuilder, x: ir.Value, start: int, end: int, *more: int) -> ir.Value:
+    """A shape: dimensions start..end of x, as they are when the graph runs, and then the numbers given."""
+    known = node(g.op.Shape(x, start=start, end=end))
+    return node(g.op.Concat(known, list(more), axis=0)) if more else known
+
+
+def permute(g: GraphBuilder, x: ir.Value, order: Sequence[int]) -> ir.Value:
+    """X with its axes in this order."""
+    return node(g.op.Transpose(x, perm=list(order)))
+
+
+def set_output(g: GraphBuilder, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:
+    """Make a value an output of the graph."""
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
+    g.add_output(value, name)

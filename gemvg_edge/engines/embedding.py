@@ -1,0 +1,62 @@
+"""The embedding table of a bundle, looked up where it lies: it stays in its file, whatever the engine.
+
+Plain floats, or codes with their scales. numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemvg_edge.bundle import EMBEDDING, Bundle
+from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.errors import GemvgError
+
+Table = npt.NDArray[Any]
+
+
+class EmbeddingTable:
+    """Rows of `embedding.npy`."""
+
+    def __init__(self, table: Table, width: int) -> None:
+        self._table, self._width = table, width
+
+    @staticmethod
+    def open(bundle: Bundle) -> EmbeddingTable:
+        """Map the file; GemvgError where it does not hold a row of the model's width for each token."""
+        path, shape = bundle.path(EMBEDDING), bundle.manifest.model
+        try:
+            table: Table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise GemvgError(f"{path} is not a numpy array ({error}); copy or export the bundle again") from None
+        wanted = (shape.vocab_size, shape.hidden_size)
+        if not _holds_codes(table, wanted) and (table.shape != wanted or table.dtype not in (np.float32, np.float16)):
+            found = f"{table.shape} of {table.dtype}"
+            raise GemvgError(
+                f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again"
+            )
+        return EmbeddingTable(table, shape.hidden_size)
+
+    def rows(self, ids: npt.NDArray[np.int64]) -> Floats:
+        """Token ids (tokens,) -> (tokens, hidden)."""
+        rows = self._table[ids]
+        return rows.astype(np.float32) if rows.dtype.names is None else dequantize_rows(rows, self._width)
+
+
+def dequantize_rows(rows: Table, width: int) -> Floats:
+    """Rows of a quantised table, each `codes` (8 bits, or two of 4 in a byte) and `scales` -> (rows, width)."""
+    codes, scales = rows["codes"], rows["scales"].astype(np.float32)
+    middle = 128
+    if codes.shape[1] < width:
+        codes, middle = np.stack([codes & 15, codes >> 4], axis=-1), 8
+    values = (codes.astype(np.float32) - middle).reshape(len(rows), scales.shape[1], -1)
+    return (values * scales[:, :, None]).reshape(len(rows), width)
+
+
+def _holds_codes(table: Table, wanted: tuple[int, int]) -> bool:
+    if table.dtype.names != ("codes", "scales") or table.shape != wanted[:1]:
+        return False
+    codes, scales = (table.dtype[name].shape[0] for name in ("codes", "scales"))
+    return codes in (wanted[1], wanted[1] / 2) and wanted[1] % scales == 0

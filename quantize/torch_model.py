@@ -1,0 +1,83 @@
+"""A checkpoint in transformers: which of its classes a family of models has, and the whole model in float32.
+
+Of a GPTQ checkpoint the model computes with the weights that the codes stand for, so no kernel of anyone's is needed.
+A further family is one more case in `family`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+
+from gemvg_edge.errors import GemvgError
+from quantize.checkpoint import in_modules, open_checkpoint
+from quantize.model_config import GENERATION
+from quantize.tensors import expected_tensors
+
+
+@dataclass(frozen=True)
+class Family:
+    """transformers' classes of one model type, whole and in parts; all families' parts take the same arguments."""
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    patch_embed: type[torch.nn.Module]  # (patch_size, temporal_patch_size, channels, width)
+    vision_block: type[torch.nn.Module]  # (vision config)
+    merger: type[torch.nn.Module]  # (hidden size of the decoder, width, merge size)
+    decoder_layer: type[torch.nn.Module]  # (text config, number)
+    norm: type[torch.nn.Module]  # (hidden size, epsilon)
+
+
+def family(model_type: str) -> Family:
+    """The classes of a model type."""
+    match model_type:
+        case "qwen2_vl":
+            return Family(
+                Qwen2VLConfig,
+                Qwen2VLForConditionalGeneration,
+                modeling_qwen2_vl.PatchEmbed,
+                modeling_qwen2_vl.Qwen2VLVisionBlock,
+                modeling_qwen2_vl.PatchMerger,
+                modeling_qwen2_vl.Qwen2VLDecoderLayer,
+                modeling_qwen2_vl.Qwen2VLRMSNorm,
+            )
+        case "qwen2_5_vl":
+            return Family(
+                Qwen2_5_VLConfig,
+                Qwen2_5_VLForConditionalGeneration,
+                modeling_qwen2_5_vl.Qwen2_5_VisionPatchEmbed,
+                modeling_qwen2_5_vl.Qwen2_5_VLVisionBlock,
+                modeling_qwen2_5_vl.Qwen2_5_VLPatchMerger,
+                modeling_qwen2_5_vl.Qwen2_5_VLDecoderLayer,
+                modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm,
+            )
+    raise GemvgError(f"unknown model type {model_type!r}")
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """A checkpoint in float32 for inference, its codes dequantised if it has any; GemvgError as `open_checkpoint`."""
+    checkpoint = open_checkpoint(folder)
+    kind = family(checkpoint.config.shape.model_type)
+    if not checkpoint.gptq_version:
+        return kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    config = kind.config.from_pretrained(folder)
+    del config.quantization_config  # or transformers asks for GPTQ kernels
+    names = [name for name, _ in expected_tensors(checkpoint.config)]
+    weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
+    model = kind.model.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+    if (folder / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

@@ -1,0 +1,212 @@
+"""Qwen2.5-VL's checkpoints: both layouts of their config, their blocks in a row against transformers, quantising."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.boxes import Box
+from gemvg_edge.bundle import VisionShape
+from gemvg_edge.errors import GemvgError
+from quantize.checkpoint import open_checkpoint
+from quantize.gptq import Settings, quantize, read_prompts
+from quantize.model_config import read_config
+from quantize.rotate import Settings as RotateSettings
+from quantize.rotate import rotate
+from quantize.smooth import Settings as SmoothSettings
+from quantize.smooth import smooth
+from quantize.stream import stream
+from quantize.torch_model import load_model
+from tests.checkpoints import TINY_2_5, TRUE_2_5_WIDTHS, torch_logits, write_checkpoint
+from tests.damage import set_field
+from train.data.record import Record, write_records
+
+SAMPLES = 6
+# (width, height) in pixels. In windows of 2 x 2 tokens: three in a row, the last a column; nine with edges; one token.
+SIZES = [(140, 56), (140, 140), (28, 28), (84, 56)]
+GROUP = 8
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A tiny random checkpoint as transformers' model, and the folder with it and with calibration records."""
+    folder = tmp_path_factory.mktemp("qwen2_5")
+    model = write_checkpoint(folder / "checkpoint", TINY_2_5)
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(SAMPLES):
+        images = tuple(folder / f"{number}-{k}.png" for k in range(1 + number % 3))
+        sizes = [SIZES[(number + k) % len(SIZES)] for k in range(len(images))]
+        for image, (width, height) in zip(images, sizes, strict=True):
+            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(image)
+        box = Box(0, 2.0, 3.0, 14.0, 20.0)
+        records.append(Record(images, tuple(sizes), f"thing {number}", (box,), "referential", "test"))
+    write_records(records, folder / "records.jsonl")
+    return model, folder
+
+
+def settings(folder: Path, out: str, **options: Any) -> Settings:
+    given = {"group_size": GROUP, "records": folder / "records.jsonl", "samples": SAMPLES, "device": "cpu"}
+    return Settings(folder / "checkpoint", folder / out, **{**given, **options})
+
+
+def logits(model: Any, prompt: Any) -> np.ndarray:
+    patches = [part.numpy() for part in torch.split(prompt.patches, [h * w for _, h, w in prompt.grids])]
+    return torch_logits(model, prompt.ids.numpy(), patches, list(prompt.grids))
+
+
+def test_the_config_is_read(tiny: tuple[Any, Path]) -> None:
+    config = read_config(tiny[1] / "checkpoint")
+    assert config.shape.model_type == "qwen2_5_vl"
+    assert config.shape.vision == VisionShape(3, 48, 3, 16, 100.0, window=2)
+    assert (config.vision_intermediate_size, config.vision_activation) == (56, "silu")
+    assert config.full_attention_blocks == (1,)
+    assert config.settings.answer_format == AnswerFormat("pixels")
+
+
+def flatten(folder: Path) -> None:
+    """As the hub has it: the decoder's fields at the top, the old names of the rotary ones and of the channels."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= config.pop("text_config") | {"model_type": "qwen2_5_vl"}
+    rope, vision = config.pop("rope_parameters"), config["vision_config"]
+    config |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
+    vision["in_chans"] = vision.pop("in_channels")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_the_hub_s_config_says_the_same(tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    nested = read_config(tiny[1] / "checkpoint")
+    shutil.copytree(tiny[1] / "checkpoint", tmp_path / "flat")
+    flatten(tmp_path / "flat")
+    flat = read_config(tmp_path / "flat")
+    assert (flat.shape, flat.full_attention_blocks) == (nested.shape, nested.full_attention_blocks)
+    assert (flat.channels, flat.vision_intermediate_size) == (nested.channels, nested.vision_intermediate_size)
+
+
+def in_vision(field: str, to: Any) -> Callable[[Path], None]:
+    return set_field("config.json", "vision_config", field, to=to)
+
+
+BAD = {
+    "activation": (in_vision("hidden_act", "gelu"), "vision hidden_act 'gelu' is not 'silu'"),
+    "no width": (in_vision("hidden_size", None), "lacks the field vision_config.hidden_size"),
+    "a small window": (in_vision("window_size", 27), "vision window_size is below the 28 pixels of a token"),
+    "no window": (in_vision("window_size", None), "lacks the field vision_config.window_size"),
+    "blocks": (in_vision("fullatt_block_indexes", [1.5]), "fullatt_block_indexes is .*, not a list of whole numbers"),
+    "another width": (
+        in_vision("intermediate_size", 64),
+        "gate_proj.weight has shape .* they do not belong together",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_config_that_cannot_be_used_is_one_sentence(case: str, tiny: tuple[Any, Path], tmp_path: Path) -> None:
+    damage, said = BAD[case]
+    shutil.copytree(tiny[1] / "checkpoint", tmp_path / "bad")
+    damage(tmp_path / "bad")
+    with pytest.raises(GemvgError, match=said):
+        open_checkpoint(tmp_path / "bad")
+
+
+def test_blocks_in_a_row_are_the_model(tiny: tuple[Any, Path]) -> None:
+    """Windows and their order included: with nothing changed, the head gives transformers' logits."""
+    model, folder = tiny
+    checkpoint = open_checkpoint(folder / "checkpoint")
+    prompts = read_prompts(settings(folder, "unused"), checkpoint)
+    assert {len(prompt.grids) for prompt in prompts} == {1, 2, 3}
+    *_, head = stream(checkpoint, prompts)
+    for prompt, ours in zip(prompts, head.run(), strict=True):
+        assert np.abs(ours.numpy() - logits(model, prompt)).max() < 1e-4
+
+
+def test_calibration_answers_are_in_resized_pixels(tiny: tuple[Any, Path]) -> None:
+    _, folder = tiny
+    checkpoint = open_checkpoint(folder / "checkpoint")
+    prompt = read_prompts(settings(folder, "unused"), checkpoint)[0]  # its picture keeps its size
+    assert "(2,3),(14,20)" in checkpoint.config.settings.tokenizer.decode(prompt.ids.tolist())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "rtn", "bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
+        {"method": "rtn", "vision_bits": 4, "head_bits": 4, "embedding_bits": 4},
+        {},
+        {"bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
+        {"calibration": "text", "desc_act": True},
+    ],
+    ids=str,
+)
+def test_quantised_checkpoints_are_read_back(tiny: tuple[Any, Path], options: dict[str, Any]) -> None:
+    model, folder = tiny
+    run = settings(folder, "one-of-many", **options)
+    shutil.rmtree(run.out, ignore_errors=True)
+    quantize(run)
+    names = set(load_file(run.out / "model.safetensors"))
+    assert "model.language_model.layers.0.mlp.down_proj.qweight" in names
+    assert ("model.visual.blocks.0.mlp.gate_proj.qweight" in names) == (run.vision_bits < 16)
+    assert ("lm_head.qweight" in names) == (run.head_bits < 16)
+    written = load_model(run.out)
+    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
+    errors = [float(np.sqrt(np.square(logits(model, p) - logits(written, p)).mean())) for p in prompts]
+    assert 0 < max(errors) < (0.5 if run.bits == 8 else 8)
+
+
+def test_gptq_is_closer_than_rounding_in_the_vision_tower(tiny: tuple[Any, Path]) -> None:
+    """What the windows are for: Hessians of the inputs that a block really gets."""
+    model, folder = tiny
+    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
+    errors = {}
+    for method in ("gptq", "rtn"):
+        quantize(settings(folder, f"close-{method}", method=method, vision_bits=4, bits=8))
+        written = load_model(folder / f"close-{method}")
+        errors[method] = np.mean([np.square(logits(model, p) - logits(written, p)).mean() for p in prompts])
+    assert errors["gptq"] < 0.9 * errors["rtn"]
+
+
+def test_a_float_checkpoint_is_loaded_as_it_is(tiny: tuple[Any, Path]) -> None:
+    model, folder = tiny
+    loaded = load_model(folder / "checkpoint")
+    assert type(loaded) is type(model)
+    prompt = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))[0]
+    assert np.abs(logits(model, prompt) - logits(loaded, prompt)).max() < 1e-4
+
+
+def test_smoothed_and_rotated_it_computes_the_same(tiny: tuple[Any, Path]) -> None:
+    model, folder = tiny
+    smooth(SmoothSettings(folder / "checkpoint", folder / "smoothed", 0.5, SAMPLES, folder / "records.jsonl"))
+    rotate(RotateSettings(folder / "smoothed", folder / "rotated"))
+    changed = load_file(folder / "rotated" / "model.safetensors")
+    name = "model.visual.blocks.0.mlp.down_proj.weight"
+    assert not np.array_equal(changed[name], model.state_dict()[name].numpy())
+    written = load_model(folder / "rotated")
+    for prompt in read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint")):
+        assert np.abs(logits(model, prompt) - logits(written, prompt)).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_two_layers_of_true_widths_are_read(tmp_path: Path) -> None:
+    """Quantising the vision tower alone at the 7B's widths: every block of it in the layout that transformers has."""
+    write_checkpoint(tmp_path / "checkpoint", TRUE_2_5_WIDTHS, bfloat16=True, max_shard_size="500MB")
+    try:
+        checkpoint = open_checkpoint(tmp_path / "checkpoint")
+        assert checkpoint.config.shape.vision == VisionShape(2, 1280, 16, 80, 10000.0, window=4)
+        blocks = [block for block in stream(checkpoint, []) if block.name.startswith("visual.")]
+        assert blocks[0].linears["visual.blocks.0.mlp.gate_proj"].weight.shape == (3420, 1280)
+        assert blocks[-1].linears["visual.merger.mlp.2"].weight.shape == (3584, 5120)
+    finally:
+        shutil.rmtree(tmp_path / "checkpoint")  # 2 GB are not left to pytest's keeping of the last runs
