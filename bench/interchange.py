@@ -20,10 +20,10 @@ import torch
 
 from bench.readme import interchange as table
 from bench.results import machine, save_result
-from bench.torch_grounder import load_model
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
+from quantize.torch_model import load_model
 
 SIDE = Path(__file__).with_name("gptqmodel_side.py")
 OURS: dict[str, dict[str, Any]] = {

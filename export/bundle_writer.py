@@ -26,9 +26,9 @@ from export.gptq_blocks import Blocks, to_blocks
 from export.hashed_file import HashedFile
 from export.template_check import check_chat_template
 from export.vision import write_vision
+from export.vision_qwen2_5 import write_vision_qwen2_5
 from export.weights import DENSE, Scheme, WeightWriter, row_pieces
 from gemvg_edge import bundle
-from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
 from quantize.checkpoint import Checkpoint
@@ -118,6 +118,8 @@ def _vision_writer(config: ModelConfig) -> WriteNetwork:
     match config.shape.model_type:
         case "qwen2_vl":
             return write_vision
+        case "qwen2_5_vl":
+            return write_vision_qwen2_5
     raise GemvgError(f"no vision tower of {config.shape.model_type!r} is exported")
 
 
@@ -188,7 +190,7 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
         "name": name,
         "model": asdict(checkpoint.config.shape),
         "preprocessing": settings.preprocessing.to_config(),
-        "coordinate_frame": {"kind": "relative", "size": RELATIVE_FRAME},
+        "coordinate_frame": settings.answer_format.coordinate_frame,
         "answer": settings.answer_format.to_config(),
         "prompt": settings.template.to_config(),
         "dialect": recipe.dialect,

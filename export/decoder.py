@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
-from export.graph import FLOAT, INT64, cast, node, set_output
+from export.graph import FLOAT, INT64, cast, node, part_of, set_output
 from export.weights import Linear, Scheme, WeightWriter
 from gemvg_edge.bundle import ModelShape
 from quantize.model_config import ModelConfig
@@ -31,19 +31,20 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
     cache: list[ir.Value] = []
     for i, past in enumerate(pasts):
         layer = f"model.layers.{i}"
-        qkv = weights.linear(
-            f"{layer}.self_attn.qkv_proj", [f"{layer}.self_attn.{part}_proj" for part in "qkv"], scheme, bias=True
-        )
-        y, key, value = ops.cached_attention(g, ops.linear(g, y, qkv), past, inputs, shape)
-        cache += [key, value]
-        if i == shape.layers - 1:  # past the last attention only the rows that are asked for count
-            y, residual = (node(g.op.Gather(x, inputs["rows"], axis=0)) for x in (y, residual))
-        y = ops.linear(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme))
-        norm = weights.vector(f"{layer}.post_attention_layernorm.weight")
-        y, residual = ops.add_rms_norm(g, y, residual, norm, epsilon)
-        y = _mlp(g, y, f"{layer}.mlp", weights, ops, scheme)
-        following = f"model.layers.{i + 1}.input_layernorm" if i + 1 < shape.layers else "model.norm"
-        y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), epsilon)
+        with part_of(g, layer):
+            qkv = weights.linear(
+                f"{layer}.self_attn.qkv_proj", [f"{layer}.self_attn.{part}_proj" for part in "qkv"], scheme, bias=True
+            )
+            y, key, value = ops.cached_attention(g, ops.linear(g, y, qkv), past, inputs, shape)
+            cache += [key, value]
+            if i == shape.layers - 1:  # past the last attention only the rows that are asked for count
+                y, residual = (node(g.op.Gather(x, inputs["rows"], axis=0)) for x in (y, residual))
+            y = ops.linear(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme))
+            norm = weights.vector(f"{layer}.post_attention_layernorm.weight")
+            y, residual = ops.add_rms_norm(g, y, residual, norm, epsilon)
+            y = _mlp(g, y, f"{layer}.mlp", weights, ops, scheme)
+            following = f"model.layers.{i + 1}.input_layernorm" if i + 1 < shape.layers else "model.norm"
+            y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), epsilon)
     head = "model.embed_tokens" if config.tied_head else "lm_head"
     logits = ops.linear(g, y, weights.linear("lm_head", [head], scheme, bias=False))
     logits = cast(g, logits, FLOAT, source=dtype)

@@ -35,6 +35,10 @@ def read_graph(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in sizes:
                 dimension.dim_value = sizes[dimension.dim_param]
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            # The parser's own attribute: where TensorRT has no fused kernel for these sizes, it may take several.
+            node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
     return model
 
 
@@ -95,7 +99,7 @@ def split_head(model: onnx.ModelProto, pieces: int) -> tuple[onnx.ModelProto, on
 
 def _head_node(model: onnx.ModelProto) -> onnx.NodeProto:
     """The matrix product that makes the logits."""
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers = _makers(model)
     node = makers[LOGITS]
     while node.op_type == "Cast":
         node = makers[node.input[0]]
@@ -106,16 +110,25 @@ def _head_node(model: onnx.ModelProto) -> onnx.NodeProto:
 
 def _head_weight(model: onnx.ModelProto) -> onnx.TensorProto:
     """The head's matrix, or its codes."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    name = _head_node(model).input[1]
+    makers, name = _makers(model), _head_node(model).input[1]
     while name in makers:
         name = makers[name].input[0]
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    return _weight(model.graph, name)
+
+
+def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Which node makes each value."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def _weight(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
+    weights: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+    return weights[name]
 
 
 def _cut(graph: onnx.GraphProto, head: onnx.NodeProto, pieces: int) -> None:
     """Hidden @ weight^T as `pieces` products side by side, each with its rows of the weight (vocab, hidden)."""
-    weight = next(tensor for tensor in graph.initializer if tensor.name == head.input[1])
+    weight = _weight(graph, head.input[1])
     vocab = weight.dims[0]
     cuts = [vocab * piece // pieces for piece in range(pieces + 1)]
     nodes = []

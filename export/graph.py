@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -16,6 +17,16 @@ def node(value: Any) -> ir.Value:
     """One output, typed: the builder's ops come by attribute access."""
     assert isinstance(value, ir.Value)
     return value
+
+
+@contextmanager
+def part_of(g: GraphBuilder, module: str) -> Iterator[None]:
+    """Nodes written inside are named after a module of the model, so that a parser's complaint says where it is."""
+    g.push_module(module)
+    try:
+        yield
+    finally:
+        g.pop_module()
 
 
 def cast(g: GraphBuilder, x: ir.Value, dtype: ir.DataType, source: ir.DataType = FLOAT) -> ir.Value:

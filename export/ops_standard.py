@@ -73,8 +73,10 @@ def picture_inputs(
     inputs |= {name: node(g.op.Expand(inputs[name], rows)) for name in ("cos", "sin")}
     if window:
         valid = g.input("valid", BOOL, ["pictures", "patches"])
-        inputs["mask"] = node(g.op.Unsqueeze(valid, [1, 2]))  # (pictures, 1, 1, patches)
-        inputs["mask in windows"] = node(g.op.Reshape(valid, [-1, 1, 1, window]))
+        patch_count = sizes(g, patches, 1, 2)
+        square = node(g.op.Concat([1, 1], patch_count, [1], axis=0))  # a mask has a row for each query
+        inputs["mask"] = node(g.op.Expand(g.op.Unsqueeze(valid, [1, 2]), square))  # (pictures, 1, patches, patches)
+        inputs["mask in windows"] = node(g.op.Expand(g.op.Reshape(valid, [-1, 1, 1, window]), [1, 1, window, 1]))
     return inputs
 
 

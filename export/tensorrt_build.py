@@ -1,7 +1,7 @@
 """One ONNX graph -> one serialised TensorRT engine: network, optimisation profiles, timing cache, progress.
 
-API: https://docs.nvidia.com/deeplearning/tensorrt, 10.3 to 11.4. The module is an argument, `trt`, so that TensorRT-RTX,
-which parses and compiles without a GPU, checks the same lines. Knows shapes, not bundles.
+API: https://docs.nvidia.com/deeplearning/tensorrt, 10.3 to 11.4. The module is an argument, `trt`, so that the same
+lines are tested with TensorRT-RTX, which parses and compiles without a GPU. Knows shapes, not bundles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from gemvg_edge.engines.tensorrt_library import last_error, new_log
+from gemvg_edge.engines.tensorrt_library import new_log, reason
 from gemvg_edge.errors import GemvgError
 
 MIB = 2**20
@@ -80,8 +80,8 @@ def workspace_limit(free_bytes: int, weights: int) -> int:
     """
     if weights > free_bytes:
         raise GemvgError(
-            f"the weights take {weights / MIB:.0f} MiB and {free_bytes / MIB:.0f} MiB of GPU memory are free; quantise the "
-            "checkpoint to fewer bits, or close what else uses the GPU"
+            f"the weights take {weights / MIB:.0f} MiB and {free_bytes / MIB:.0f} MiB of GPU memory are free; quantise "
+            "the checkpoint to fewer bits, or close what else uses the GPU"
         )
     return max(LEAST_WORKSPACE, (free_bytes - 2 * weights) // 2 // MIB * MIB)
 
@@ -97,7 +97,7 @@ def build_engine(
     builder = trt.Builder(log)
     # The only kind of network that TensorRT 11 has.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parse_graph(trt, network, graph, log)
+    _parser = parse_graph(trt, network, graph, log)  # holds the weights until the engine is built
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.max_aux_streams = 0  # decoding is bound by memory, and more streams only need more of it
@@ -108,7 +108,7 @@ def build_engine(
         for name, (least, tuned, most) in profile_shapes(inputs, sizes).items():
             profile.set_shape(name, least, tuned, most)
         if config.add_optimization_profile(profile) < 0:
-            raise GemvgError(f"{graph.name}: TensorRT refuses the profile {dict(sizes)}: {last_error(log)}")
+            raise GemvgError(f"{graph.name}: TensorRT refuses the profile {dict(sizes)}: {reason(log)}")
     if options.timing_cache:
         _load_timing_cache(config, options.timing_cache)
     with tqdm(desc=graph.stem, unit="step", delay=1) as bar:
@@ -119,7 +119,7 @@ def build_engine(
         raise KeyboardInterrupt
     if engine is None:
         raise GemvgError(
-            f"TensorRT {trt.__version__} cannot build {graph.name}: {last_error(log)}; where memory is short, give a "
+            f"TensorRT {trt.__version__} cannot build {graph.name}: {reason(log)}; where memory is short, give a "
             "smaller --max-tokens, --max-prefill or --max-visual-tokens"
         )
     if options.timing_cache:
@@ -127,20 +127,20 @@ def build_engine(
     return engine
 
 
-def parse_graph(trt: Any, network: Any, graph: Path, log: Any) -> None:
-    """Fill a network from an ONNX file; GemvgError names the node that the parser does not take."""
+def parse_graph(trt: Any, network: Any, graph: Path, log: Any) -> Any:
+    """Fill a network from an ONNX file and give back the parser; GemvgError names the node that it does not take."""
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(str(graph)):
-        return
+        return parser
     found = [parser.get_error(i) for i in range(parser.num_errors)]
     if not found:
-        raise GemvgError(f"TensorRT {trt.__version__} cannot read {graph}: {last_error(log)}")
+        raise GemvgError(f"TensorRT {trt.__version__} cannot read {graph}: {reason(log)}")
     error = found[0]
     node = error.node_name() or f"number {error.node()}"
-    reason = " ".join(error.desc().split())
+    why = " ".join(error.desc().split())
     raise GemvgError(
         f"TensorRT {trt.__version__} does not take the node {node} ({error.node_operator()}) of {graph.name}: "
-        f"{reason[:400]}; export the checkpoint with another --dialect or --precision"
+        f"{why[:400]}; quantise or export the checkpoint in another way"
     )
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
-from export.graph import FLOAT, cast, node, set_output, sizes
+from export.graph import FLOAT, cast, node, part_of, set_output, sizes
 from export.weights import DENSE, Linear, Scheme, WeightWriter
 from quantize.model_config import ModelConfig
 
@@ -27,14 +27,17 @@ def write_vision(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, op
     y = ops.layer_norm(g, residual, *_norm(weights, "visual.blocks.0.norm1"), EPSILON)
     for i in range(shape.depth):
         block = f"visual.blocks.{i}"
-        qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
-        y = ops.picture_attention(g, qkv, inputs, shape)
-        y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
-        y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, f"{block}.norm2"), EPSILON)
-        y = ops.activation(g, ops.linear(g, y, linear(weights, f"{block}.mlp.fc1", scheme)), config.vision_activation)
-        y = ops.linear(g, y, linear(weights, f"{block}.mlp.fc2", scheme))
-        following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
-        y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, following), EPSILON)
+        with part_of(g, block):
+            qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
+            y = ops.picture_attention(g, qkv, inputs, shape)
+            y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
+            y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, f"{block}.norm2"), EPSILON)
+            y = ops.activation(
+                g, ops.linear(g, y, linear(weights, f"{block}.mlp.fc1", scheme)), config.vision_activation
+            )
+            y = ops.linear(g, y, linear(weights, f"{block}.mlp.fc2", scheme))
+            following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
+            y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, following), EPSILON)
     merge_patches(g, y, patches, config, weights, ops, scheme)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
+from export.graph import part_of
 from export.vision import embed_patches, linear, merge_patches, patches_input
 from export.weights import Scheme, WeightWriter
 from quantize.model_config import ModelConfig
@@ -28,13 +29,14 @@ def write_vision_qwen2_5(g: GraphBuilder, config: ModelConfig, weights: WeightWr
     y = ops.rms_norm(g, residual, weights.vector("visual.blocks.0.norm1.weight"), EPSILON)
     for i in range(shape.depth):
         block = f"visual.blocks.{i}"
-        qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
-        y = ops.picture_attention(g, qkv, inputs, shape, 0 if i in config.full_attention_blocks else window)
-        y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
-        y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{block}.norm2.weight"), EPSILON)
-        y = _mlp(g, y, f"{block}.mlp", weights, ops, scheme)
-        following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
-        y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), EPSILON)
+        with part_of(g, block):
+            qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
+            y = ops.picture_attention(g, qkv, inputs, shape, 0 if i in config.full_attention_blocks else window)
+            y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
+            y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{block}.norm2.weight"), EPSILON)
+            y = _mlp(g, y, f"{block}.mlp", weights, ops, scheme)
+            following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
+            y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), EPSILON)
     merge_patches(g, y, patches, config, weights, ops, scheme)
 
 

@@ -14,7 +14,7 @@ from gemvg_edge.images import Preprocessing
 from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
 from tests.damage import Damage, remove, set_field, write
 from tests.tokenizers_small import small_tokenizer
-from train.checkpoint import read_json, read_settings
+from train.checkpoint import read_json, read_settings, read_trainable
 
 LOCATIONS = 9
 TOKENIZER = small_tokenizer(LOCATIONS)
@@ -62,6 +62,13 @@ def test_qwen2_5_answers_in_pixels_unless_it_says_otherwise(folder: Path, ground
     assert settings.resized([(81, 47)]) == [(80, 48)]
     set_field("config.json", "grounding", to={"answer": {"coordinates": "digits"}})(folder)
     assert read_settings(folder).answer_format == AnswerFormat()
+
+
+def test_qwen2_5_is_not_trained(folder: Path) -> None:
+    assert read_trainable(folder) is not None
+    set_field("config.json", "model_type", to="qwen2_5_vl")(folder)
+    with pytest.raises(GemvgError, match="is a qwen2_5_vl, which cannot be trained here; give a qwen2_vl checkpoint"):
+        read_trainable(folder)
 
 
 def test_json_is_a_plain_dict(folder: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from bench.torch_grounder import load_model
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from quantize import gptq
@@ -26,6 +25,7 @@ from quantize.gptq import Settings, collect_hessians, quantize, read_prompts
 from quantize.parts import pack_layers
 from quantize.solver import Grid, round_to_nearest
 from quantize.stream import block_names, stream
+from quantize.torch_model import load_model
 from tests.checkpoints import edit_json, torch_logits, write_checkpoint
 from tests.damage import remove, set_field, truncate
 from train.data.record import Record, write_records

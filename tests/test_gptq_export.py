@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bench.torch_grounder import load_model
 from export.gptq_blocks import to_blocks
 from export.to_onnx import main as export
 from export.weights import Scheme
@@ -24,6 +23,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
 from quantize.gptq_format import QuantizedLinear, dequantize
 from quantize.rtn import QuantizedRows
+from quantize.torch_model import load_model
 from tests.checkpoints import torch_logits, torch_vision
 from tests.quantized_twin import linear_layers, rounding
 from tests.test_engine import FLIPS, NO_FLIP, TWO, Case, Engine, difference

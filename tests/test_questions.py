@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemvg_edge.answer import AnswerFormat, read_answer
-from gemvg_edge.boxes import RELATIVE_FRAME, Box, from_steps
+from gemvg_edge.boxes import RELATIVE_STEPS, Box, from_steps
 from train.data.record import check
 from train.dense_head import LEFT, NOWHERE
 from train.world import questions
@@ -82,7 +82,7 @@ def shown(pictures: PictureSet, question: Question) -> tuple[int, int]:
     corners = [int(v) for v in re.findall(r"\d+", re.findall(r"<\|box_start\|>(.*?)<\|box_end\|>", question.text)[0])]
     best = (9.0, 0, 0)
     for image, size in enumerate(pictures.sizes):
-        box = from_steps(image, corners, size, RELATIVE_FRAME)
+        box = from_steps(image, corners, size, RELATIVE_STEPS)
         for k, true in raw(pictures, image).items():
             gap = abs(box.x1 - true.x1) + abs(box.y1 - true.y1) + abs(box.x2 - true.x2) + abs(box.y2 - true.y2)
             best = min(best, (gap, image, k))

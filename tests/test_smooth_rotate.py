@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bench.compression import round_activations
-from bench.torch_grounder import load_model
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
@@ -19,6 +18,7 @@ from quantize.rotate import Settings as Rotation
 from quantize.rotate import random_rotation, rotate
 from quantize.smooth import Settings as Smoothing
 from quantize.smooth import smooth
+from quantize.torch_model import load_model
 from tests.checkpoints import write_checkpoint
 from tests.test_gptq import distances, prompts_of, tiny, write_prompts
 

@@ -57,6 +57,17 @@ def read_settings(folder: Path) -> CheckpointSettings:
     return settings
 
 
+def read_trainable(folder: Path) -> CheckpointSettings:
+    """The same, for training: GemvgError for a family that is only quantised, exported and run here.
+
+    transformers loads such a checkpoint into Qwen2-VL's classes with most of its weights random and a mere warning.
+    """
+    model_type = read_object(folder / CONFIG).content.get("model_type")
+    if model_type in COORDINATES:
+        raise GemvgError(f"{folder} is a {model_type}, which cannot be trained here; give a qwen2_vl checkpoint")
+    return read_settings(folder)
+
+
 def read_object(file: Path) -> JsonObject:
     """A JSON object from a checkpoint's file, its fields checked as they are read."""
     if not file.parent.is_dir():

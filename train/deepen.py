@@ -18,13 +18,13 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import read_settings
+from train.checkpoint import read_trainable
 from train.rewrite import RECORD, write_json, writing
 
 
 def deepen(checkpoint: Path, out: Path, layers: int) -> None:
     """Write the checkpoint with `layers` decoder layers."""
-    read_settings(checkpoint)  # its errors name what is missing
+    read_trainable(checkpoint)  # its errors name what is missing
     if out.exists():
         raise GemvgError(f"{out} is there already; delete it or give another folder")
     model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype="auto")

@@ -31,7 +31,7 @@ from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from train import sft
-from train.checkpoint import CheckpointSettings, read_settings
+from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import IGNORED, collate
 from train.data.record import Record, read_records, write_records
 from train.data.samples import read_all, record_sample
@@ -127,7 +127,7 @@ def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
         raise GemvgError(f"there is no {out}, and only records can be answered: give a .jsonl as --data")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise GemvgError(f"there is no {out}; run this command in a single process until it is written")
-    settings, records = read_settings(teacher), read_all(data)
+    settings, records = read_trainable(teacher), read_all(data)
     model = Qwen2VLForConditionalGeneration.from_pretrained(teacher, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     shards, work = [], out.with_name(out.name + ".work")
@@ -190,7 +190,7 @@ def train(run: DistillSettings) -> None:
         if not run.teacher_answers.is_file():
             write_teacher_answers(run.teacher, run.data, run.teacher_answers)
         run = replace(run, data=run.teacher_answers)
-    teacher, settings = read_settings(run.teacher), read_settings(run.model)
+    teacher, settings = read_trainable(run.teacher), read_trainable(run.model)
     reason = disagreement(teacher, settings) if run.kl_weight else "--kl-weight is 0"
     if reason:
         print(f"learning from the answers alone: {reason}", file=sys.stderr)

@@ -37,7 +37,7 @@ from trl import GRPOConfig
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
-from train.checkpoint import CheckpointSettings, read_settings
+from train.checkpoint import CheckpointSettings, read_trainable
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.grpo_trainer import TERMS, GroundingGRPOTrainer
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
@@ -137,7 +137,7 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule!r}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
-    settings = read_settings(run.model)
+    settings = read_trainable(run.model)
     config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
     records, lines = read_wanted(run.data)
     if config.process_index == 0:

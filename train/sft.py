@@ -24,7 +24,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from trl import SFTConfig
 
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import CheckpointSettings, read_settings
+from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
@@ -79,7 +79,7 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     needs (train.distill).
     """
     check(run)
-    settings = read_settings(run.model)
+    settings = read_trainable(run.model)
     dataset = load_data(run, settings)
     work = claim_work_folder(run)
     processor = load_processor(run.model)
