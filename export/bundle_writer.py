@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import onnx_ir as ir
 from numpy.lib import format as npy
 from onnxscript import GraphBuilder
 
+from export.bundle_folder import new_bundle_folder
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
 from export.gptq_blocks import Blocks, to_blocks
@@ -30,7 +30,6 @@ from export.vision_qwen2_5 import write_vision_qwen2_5
 from export.weights import DENSE, Scheme, WeightWriter, row_pieces
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.json_object import read_json_object
 from quantize.checkpoint import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
@@ -38,7 +37,6 @@ from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
 PRODUCER = "gemvg-edge"
 IR_VERSIONS = {20: 9, 21: 10, 24: 12}  # of the onnx release that brought the opset
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
-LEFT_ALONE = "the folder is left alone, give another one"
 OnTensor = Callable[[str], None]
 FileEntry = dict[str, int | str]
 WriteNetwork = Callable[[GraphBuilder, ModelConfig, WeightWriter, Ops, Scheme], None]
@@ -77,14 +75,9 @@ FLOAT32 = Recipe()
 
 def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
     """Write a bundle folder; an existing bundle there is replaced but for its README.md, anything else is refused."""
-    target = target.resolve()  # gives `.` and links their name
     recipe.check()
-    _check_target(target)
-    check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        work.chmod(0o755)  # mkdtemp's folder is for its owner alone
+    with new_bundle_folder(target, bundle.FILES) as work:
+        check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
         write_tower = _vision_writer(checkpoint.config)
         records = _write_graph(checkpoint, work / bundle.VISION_GRAPH, write_tower, recipe, recipe.vision, on_tensor)
         records |= _write_graph(
@@ -94,19 +87,8 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
         on_tensor(EMBEDDING)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
-        manifest = _manifest(checkpoint, target.name, recipe)
+        manifest = _manifest(checkpoint, target.resolve().name, recipe)
         write_manifest(work, manifest | {"files": {name: records[name] for name in bundle.FILES}})
-        if (target / bundle.CARD).is_file():
-            shutil.copyfile(target / bundle.CARD, work / bundle.CARD)
-        if target.exists():
-            target.rename(work / "replaced")
-        work.rename(target)
-    except BaseException:
-        if (work / "replaced").exists():
-            (work / "replaced").rename(target)
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(target / "replaced", ignore_errors=True)
 
 
 def count_tensors(checkpoint: Checkpoint) -> int:
@@ -213,17 +195,3 @@ def describe(path: Path) -> FileEntry:
     """The manifest's entry for a file that is there."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _check_target(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise GemvgError(f"{target} is a file; give a folder to write the bundle to")
-    files = {path.name for path in target.iterdir()}
-    if others := sorted(files - {*bundle.FILES, bundle.MANIFEST, bundle.CARD}):
-        raise GemvgError(f"{target} holds {others[0]}, no part of a bundle, so it is left alone; give another folder")
-    if files:
-        manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")
-        if manifest.content.get("format") != bundle.FORMAT:
-            raise GemvgError(f"{manifest.path} is not the manifest of a bundle; {LEFT_ALONE}")

@@ -1,8 +1,8 @@
 """Whether a graph parses in a TensorRT that is not here: each node against the parser's documented list of operators.
 
 The lists are data files in export/targets, each with the document that it was read from. They name operators and types;
-what the document says of single inputs and attributes, as far as our graphs could break it, is in `_broken_rule`. Knows
-no weights: external data is not opened.
+what the document says of single inputs and attributes, as far as our graphs could break it, is in `_broken_rule`. Of
+the weights only scales are read.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ def check_graph(path: Path, op_list: OpList) -> list[str]:
     except Exception as error:  # protobuf's and onnx's exceptions have no common base
         raise GemvgError(f"{path} is not an ONNX graph ({error}); export the bundle again") from None
     types = dict(_value_types(model.graph))
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"} | set(tensors)
     problems = []
     for node in model.graph.node:
-        if problem := _missing(node, types, op_list) or _broken_rule(node, constants):
+        problem = _missing(node, types, op_list) or _broken_rule(node, constants)
+        if problem is None and node.op_type == "DequantizeLinear":
+            problem = _negative_scale(tensors[node.input[1]], path.parent)
+        if problem:
             problems.append(f"{path.name}: node {node.name!r} ({node.op_type}): {problem}")
     return problems
 
@@ -63,7 +66,7 @@ def check_graph(path: Path, op_list: OpList) -> list[str]:
 def newest_opset(path: Path) -> int:
     """The version of the standard's operators that a graph is written in."""
     model = onnx.load(path, load_external_data=False)
-    return max(entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS)
+    return max(int(entry.version) for entry in model.opset_import if entry.domain in ONNX_DOMAINS)
 
 
 def _missing(node: onnx.NodeProto, types: Mapping[str, str], op_list: OpList) -> str | None:
@@ -109,6 +112,12 @@ def _broken_rule(node: onnx.NodeProto, constants: set[str]) -> str | None:
             if any(name and name not in constants for name in inputs[1:]):
                 return "axes must be a constant"
     return None
+
+
+def _negative_scale(scales: onnx.TensorProto, folder: Path) -> str | None:
+    if (onnx.numpy_helper.to_array(scales, str(folder)) > 0).all():
+        return None
+    return "all scales must be above zero; quantise with `python -m quantize.gptq --positive-scales`"
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int | bytes) -> int | bytes:

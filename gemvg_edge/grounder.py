@@ -212,9 +212,9 @@ def _open_engine(bundle: Bundle, engine: str, threads: int) -> tuple[VisionTower
         fix = "open it with engine='tensorrt'" if built else "build engines with `python -m export.to_tensorrt`"
         raise GemvgError(f"{bundle.folder} holds {holds}, which engine={engine!r} does not run; {fix}")
     if built:
-        from gemvg_edge.engines.tensorrt import TensorRTDecoder, TensorRTVisionTower
+        from gemvg_edge.engines.tensorrt import open_engines
 
-        return TensorRTVisionTower(bundle), TensorRTDecoder(bundle)
+        return open_engines(bundle)
     from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 
     return OnnxVisionTower(bundle, threads, engine), OnnxDecoder(bundle, threads, engine)

@@ -60,6 +60,7 @@ class Settings:
     bits: int = 4  # of the decoder's linear layers: 3, 4 or 8
     group_size: int = 128  # inputs that share a scale; -1 for all
     sym: bool = True  # zero is the middle code; otherwise every group has its zero-point
+    positive_scales: bool = False  # as TensorRT wants them; a sign lets the extreme have the lowest code
     desc_act: bool = False  # groups by importance, which many kernels cannot read
     method: str = "gptq"  # or "rtn"
     calibration: str = "grounding"  # or "text"
@@ -87,7 +88,7 @@ class Settings:
             special = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
             bits, group_size = special.get(layer, self.bits), self.group_size
         symmetric = self.sym or layer.startswith("visual.") or layer == EMBEDDING_LAYER
-        return Grid(bits, group_size, symmetric) if bits < UNTOUCHED else None
+        return Grid(bits, group_size, symmetric, self.positive_scales) if bits < UNTOUCHED else None
 
     @property
     def version(self) -> str:

@@ -32,6 +32,7 @@ class Grid:
     bits: int = 4
     group_size: int = 128
     symmetric: bool = True
+    positive: bool = False  # no symmetric scale below zero, which TensorRT refuses
 
     def size(self, inputs: int) -> int:
         """How many of so many inputs share a scale."""
@@ -146,7 +147,10 @@ def _span(columns: torch.Tensor, grid: Grid, shrink: float) -> tuple[torch.Tenso
     low, high = columns.amin(dim=1), columns.amax(dim=1)
     middle = 2 ** (grid.bits - 1)
     if grid.symmetric:
-        scale = torch.where(high > -low, high, low) * (shrink / -middle)
+        if grid.positive:
+            scale = torch.maximum(high / (middle - 1), low / -middle) * shrink
+        else:
+            scale = torch.where(high > -low, high, low) * (shrink / -middle)
         zero = torch.full_like(scale, middle)
     else:
         low, high = low.clamp(max=0) * shrink, high.clamp(min=0) * shrink
