@@ -1,6 +1,6 @@
-"""Write a checkpoint of Qwen2-VL-2B's exact shapes with random bfloat16 weights, in shards, without building the model.
+"""Write a checkpoint of Qwen2-VL-2B's exact shapes with random weights, in shards, without building the model.
 
-    python -m bench.random_checkpoint FOLDER
+    python -m bench.random_checkpoint FOLDER [--dtype bfloat16|float16]
 
 For memory and speed, where only shapes matter. Shapes and names are those of the published config.json and its index.
 """
@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  (gives numpy bfloat16)
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from quantize.model_config import read_config
+from quantize.tensors import expected_tensors
 from train.small_model import small_tokenizer
 
 QWEN2_VL_2B: dict[str, Any] = {
@@ -48,50 +49,41 @@ QWEN2_VL_2B: dict[str, Any] = {
         "temporal_patch_size": 2,
     },
 }
+# Two layers of each kind at the 7B models' widths. The vocabulary is cut: its rows are all alike.
+QWEN2_VL_7B_WIDE: dict[str, Any] = QWEN2_VL_2B | {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 1024,
+    "tie_word_embeddings": False,
+    "vision_config": QWEN2_VL_2B["vision_config"] | {"depth": 2, "hidden_size": 3584},
+}
+QWEN2_5_VL_7B_WIDE: dict[str, Any] = QWEN2_VL_7B_WIDE | {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "hidden_act": "silu",
+        "in_channels": 3,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+    },
+}
 PREPROCESSOR = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
 SHARD_BYTES = 2 * 10**9
 
 
-def tensor_shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a Qwen2-VL checkpoint with tied embeddings, in the hub's names."""
-    hidden, inner, vision = config["hidden_size"], config["intermediate_size"], config["vision_config"]
-    keys = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    width = vision["embed_dim"]
-    yield "visual.patch_embed.proj.weight", (width, 3, vision["temporal_patch_size"], *[vision["patch_size"]] * 2)
-    for k in range(vision["depth"]):
-        block = f"visual.blocks.{k}."
-        for name, outputs, inputs in (
-            ("attn.qkv", 3 * width, width),
-            ("attn.proj", width, width),
-            ("mlp.fc1", 4 * width, width),
-            ("mlp.fc2", width, 4 * width),
-        ):
-            yield f"{block}{name}.weight", (outputs, inputs)
-            yield f"{block}{name}.bias", (outputs,)
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            yield block + name, (width,)
-    merged = width * vision["spatial_merge_size"] ** 2
-    yield from (("visual.merger.ln_q.weight", (width,)), ("visual.merger.ln_q.bias", (width,)))
-    for name, outputs in (("mlp.0", merged), ("mlp.2", hidden)):
-        yield f"visual.merger.{name}.weight", (outputs, merged)
-        yield f"visual.merger.{name}.bias", (outputs,)
-    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for k in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{k}."
-        for name, outputs in (("q", hidden), ("k", keys), ("v", keys)):
-            yield f"{layer}self_attn.{name}_proj.weight", (outputs, hidden)
-            yield f"{layer}self_attn.{name}_proj.bias", (outputs,)
-        yield f"{layer}self_attn.o_proj.weight", (hidden, hidden)
-        yield f"{layer}mlp.gate_proj.weight", (inner, hidden)
-        yield f"{layer}mlp.up_proj.weight", (inner, hidden)
-        yield f"{layer}mlp.down_proj.weight", (hidden, inner)
-        yield f"{layer}input_layernorm.weight", (hidden,)
-        yield f"{layer}post_attention_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-
-
-def write_random_checkpoint(folder: Path, config: dict[str, Any]) -> None:
-    """Write the folder; a few GB for the 2B."""
+def write_settings(folder: Path, config: dict[str, Any]) -> None:
+    """Everything but the weights: config.json with the small tokenizer's ids, preprocessor, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = small_tokenizer()
     ids = {name: int(tokenizer.convert_tokens_to_ids(f"<|{name}|>")) for name in ("image_pad", "im_end")}
@@ -100,18 +92,24 @@ def write_random_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     tokenizer.save_pretrained(folder)
+
+
+def write_random_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> None:
+    """Write the folder; a few GB for the 2B."""
+    write_settings(folder, config)
+    shapes = list(expected_tensors(read_config(folder)))
     noise = np.random.default_rng(0).standard_normal(2**22, dtype=np.float32) * 0.02
     weight_map: dict[str, str] = {}
     shard: dict[str, npt.NDArray[Any]] = {}
     shards = 0
-    for k, (name, shape) in enumerate(tqdm(list(tensor_shapes(config)), desc="random weights", unit="tensor")):
+    for k, (name, shape) in enumerate(tqdm(shapes, desc="random weights", unit="tensor")):
         if sum(tensor.nbytes for tensor in shard.values()) > SHARD_BYTES:
             shards = _write_shard(folder, shard, shards, weight_map)
         is_norm = "norm" in name or "ln_q" in name
         # Every tensor its own: ONNX Runtime packs equal weights only once, and the memory would look too small.
         own = np.roll(noise, 104_729 * k)
         values = np.ones(shape, np.float32) if is_norm and name.endswith("weight") else np.resize(own, shape)
-        shard[name] = values.astype(ml_dtypes.bfloat16)
+        shard[name] = values.astype(dtype)
     _write_shard(folder, shard, shards, weight_map)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
@@ -128,7 +126,9 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Write a Qwen2-VL-2B-shaped checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
-    write_random_checkpoint(parser.parse_args().folder, QWEN2_VL_2B)
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of the stored weights")
+    args = parser.parse_args()
+    write_random_checkpoint(args.folder, QWEN2_VL_2B, args.dtype)
 
 
 if __name__ == "__main__":

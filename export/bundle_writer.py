@@ -24,10 +24,11 @@ from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
 from export.gptq_blocks import Blocks, to_blocks
 from export.hashed_file import HashedFile
+from export.pieces import PieceReader
 from export.template_check import check_chat_template
 from export.vision import write_vision
 from export.vision_qwen2_5 import write_vision_qwen2_5
-from export.weights import DENSE, Scheme, WeightWriter, row_pieces
+from export.weights import DENSE, Scheme, WeightWriter
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import Checkpoint
@@ -78,12 +79,11 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
     recipe.check()
     with new_bundle_folder(target, bundle.FILES) as work:
         check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
-        write_tower = _vision_writer(checkpoint.config)
-        records = _write_graph(checkpoint, work / bundle.VISION_GRAPH, write_tower, recipe, recipe.vision, on_tensor)
-        records |= _write_graph(
-            checkpoint, work / bundle.DECODER_GRAPH, write_decoder, recipe, recipe.decoder, on_tensor
-        )
-        records |= _write_embedding(checkpoint, work / bundle.EMBEDDING, recipe.embedding)
+        source = checkpoint, PieceReader(checkpoint)
+        tower = _vision_writer(checkpoint.config)
+        records = _write_graph(*source, work / bundle.VISION_GRAPH, tower, recipe, recipe.vision, on_tensor)
+        records |= _write_graph(*source, work / bundle.DECODER_GRAPH, write_decoder, recipe, recipe.decoder, on_tensor)
+        records |= _write_embedding(*source, work / bundle.EMBEDDING, recipe.embedding)
         on_tensor(EMBEDDING)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
@@ -107,6 +107,7 @@ def _vision_writer(config: ModelConfig) -> WriteNetwork:
 
 def _write_graph(
     checkpoint: Checkpoint,
+    reader: PieceReader,
     path: Path,
     write: WriteNetwork,
     recipe: Recipe,
@@ -117,7 +118,7 @@ def _write_graph(
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(ops.OPSETS), name=path.stem)
     g = GraphBuilder(graph)
     with HashedFile(path.with_suffix(".data")) as data:
-        weights = WeightWriter(g, checkpoint, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
+        weights = WeightWriter(g, checkpoint, reader, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
         write(g, checkpoint.config, weights, ops, scheme)
         record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
@@ -128,7 +129,7 @@ def _write_graph(
     return {path.name: describe(path), data.path.name: record}
 
 
-def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> dict[str, FileEntry]:
+def _write_embedding(checkpoint: Checkpoint, reader: PieceReader, path: Path, dtype: str) -> dict[str, FileEntry]:
     if checkpoint.is_quantized(EMBEDDING_LAYER):
         _write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
         return {path.name: describe(path)}
@@ -139,7 +140,7 @@ def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> dict[str
     )
     with HashedFile(path) as file:
         file.write(header.getvalue())
-        for rows in row_pieces(checkpoint, EMBEDDING, np.dtype(dtype)):
+        for rows in reader.rows(EMBEDDING, np.dtype(dtype)):
             file.write(rows.data.cast("B"))
         return {path.name: file.record()}
 

@@ -43,6 +43,13 @@ def read_op_list(name: str) -> OpList:
     return OpList(content["target"], content["source"], content["opset"]["max"], ops)
 
 
+def nearest_list(version: str) -> str:
+    """The list for a TensorRT of this version: the newest that is not newer, or the oldest."""
+    here = tuple(int(part) for part in version.split(".")[:2])
+    names = [name for name in TARGETS["plain"] if tuple(map(int, name.split("_")[1:])) <= here]
+    return names[-1] if names else TARGETS["plain"][0]
+
+
 def check_graph(path: Path, op_list: OpList) -> list[str]:
     """What would not parse, one sentence a node; GemvgError where the file is no ONNX graph."""
     try:

@@ -23,6 +23,7 @@ import onnx
 from export.bundle_folder import new_bundle_folder
 from export.bundle_writer import describe, write_manifest
 from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
+from export.op_lists import check_graph, nearest_list, read_op_list
 from export.tensorrt_build import (
     MIB,
     BuildOptions,
@@ -92,6 +93,7 @@ def to_tensorrt(
     limits = Limits.of(manifest, max_tokens, max_prefill, max_visual_tokens)
     trt = load_tensorrt()
     check_dialect(manifest.dialect, source, trt.__version__)
+    check_ops(opened, trt.__version__)
     from gemvg_edge.engines.cuda_memory import current_gpu  # needs cuda-python
 
     gpu = current_gpu()
@@ -117,6 +119,15 @@ def to_tensorrt(
         for name in (bundle.EMBEDDING, bundle.TOKENIZER):
             shutil.copyfile(source / name, work / name)
         write_manifest(work, engine_manifest(source, target.resolve().name, build, work))
+
+
+def check_ops(source: Bundle, version: str) -> None:
+    """Refuse graphs with a node that this TensorRT does not parse, before anything is built."""
+    op_list = read_op_list(nearest_list(version))
+    for graph in (bundle.VISION_GRAPH, bundle.DECODER_GRAPH):
+        if problems := check_graph(source.path(graph), op_list):
+            more = f" (and {len(problems) - 1} more; `python -m export.verify` lists them)" if problems[1:] else ""
+            raise GemvgError(f"{source.folder}/{problems[0]}{more}")
 
 
 def window_tokens(manifest: Manifest) -> int:

@@ -1,9 +1,8 @@
 """Streams a checkpoint's tensors into a graph's external-data file and hands back initialisers that point there.
 
-A float matrix goes through in pieces of about PIECE_BYTES, row by row as it is stored, and where its type is the
-graph's own no number is touched. So a 7B export needs little more memory than one piece, and little more time than a
-copy. A layer that the checkpoint has as GPTQ codes keeps them, whatever the scheme. Knows how a linear layer is stored,
-not what it is for.
+A float matrix goes through in pieces, row by row as it is stored, and where its type is the graph's own no number is
+touched. So a 7B export needs little more memory than some pieces, and little more time than a copy. A layer that the
+checkpoint has as GPTQ codes keeps them, whatever the scheme. Knows how a linear layer is stored, not what it is for.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from onnxscript import GraphBuilder
 from export.gptq_blocks import Blocks, to_blocks
 from export.gptq_grid import to_grid
 from export.hashed_file import HashedFile
+from export.pieces import PieceReader
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import Checkpoint
 from quantize.rtn import quantize
 
-PIECE_BYTES = 64 * 2**20
 PAGE = 4096  # large tensors start on a page, so that they can be mapped on their own
 
 
@@ -94,12 +93,14 @@ class WeightWriter:
         self,
         g: GraphBuilder,
         checkpoint: Checkpoint,
+        reader: PieceReader,
         file: HashedFile,
         on_tensor: Callable[[str], None],
         dtype: ir.DataType,
         grid: bool,
     ) -> None:
-        self._g, self._checkpoint, self._file, self._on_tensor = g, checkpoint, file, on_tensor
+        self._g, self._checkpoint, self._reader = g, checkpoint, reader
+        self._file, self._on_tensor = file, on_tensor
         self.dtype = dtype  # of the graph's floats
         self._grid = grid
 
@@ -131,7 +132,7 @@ class WeightWriter:
     def _floats(self, name: str, parts: Sequence[str], shape: tuple[int, ...] | None = None) -> ir.Value:
         """Tensors below each other in the graph's float type."""
         shape = shape or (sum(self._checkpoint.shape(part)[0] for part in parts),)
-        pieces = (piece for part in parts for piece in row_pieces(self._checkpoint, part, self.dtype.numpy()))
+        pieces = (piece for part in parts for piece in self._reader.rows(part, self.dtype.numpy()))
         return self._write(name, self.dtype, shape, pieces)
 
     def _write_blocks(
@@ -144,7 +145,7 @@ class WeightWriter:
 
         def pieces() -> Iterable[npt.NDArray[np.uint8]]:
             for weight in weights:
-                for rows in row_pieces(self._checkpoint, weight, np.dtype(np.float32)):
+                for rows in self._reader.rows(weight, np.dtype(np.float32)):
                     quantized = quantize(rows, bits, size)
                     scales.append(quantized.scales.astype(self.dtype.numpy()))
                     yield quantized.packed
@@ -222,19 +223,3 @@ class WeightWriter:
 def _middle(blocks: Blocks, width: int) -> npt.NDArray[np.uint8]:
     """Zero-points of symmetric blocks, written out."""
     return np.full((len(blocks.scales), width), 0x88 if blocks.bits == 4 else 0x80, np.uint8)
-
-
-def row_pieces(checkpoint: Checkpoint, name: str, dtype: np.dtype[Any]) -> Iterable[npt.NDArray[Any]]:
-    """A tensor (out, ..) in pieces of whole rows, converted where it is not stored in this type."""
-    shape = checkpoint.shape(name)
-    step = max(1, PIECE_BYTES // (4 * int(np.prod(shape[1:]))))
-    for start in range(0, shape[0], step):
-        rows = checkpoint.stored_rows(name, start, min(start + step, shape[0]))
-        if rows.dtype == dtype:
-            yield rows
-            continue
-        with np.errstate(over="ignore"):  # reported below
-            converted = rows.astype(dtype)
-        if dtype == np.float16 and not np.isfinite(converted).all():
-            raise GemvgError(f"{name} holds numbers past float16's 65504; export with --precision bfloat16 or float32")
-        yield converted

@@ -37,6 +37,7 @@ class Checkpoint:
     folder: Path
     config: ModelConfig
     places: dict[str, tuple[Path, str]]  # tensor -> file and its name there
+    shapes: dict[str, tuple[int, ...]]  # of each as it is stored
     gptq_version: str | None = None
 
     def is_quantized(self, layer: str) -> bool:
@@ -65,8 +66,8 @@ class Checkpoint:
         return self._shape(name)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        with self._slice(name) as tensor:
-            return tuple(tensor.get_shape())
+        self._check_place(name)
+        return self.shapes[name]
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type that a tensor is stored in, without reading it."""
@@ -90,12 +91,6 @@ class Checkpoint:
             return self.read(name)[start:stop]
         return self._floats(name, slice(start, stop)).astype(np.float32, copy=False)
 
-    def stored_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows start..stop of a float tensor in the type that it is stored in; of a quantised layer in float32."""
-        if self.is_quantized(name.removesuffix(".weight")):
-            return self.rows(name, start, stop)
-        return self._floats(name, slice(start, stop))
-
     def _floats(self, name: str, part: Any) -> npt.NDArray[Any]:
         with self._slice(name) as tensor:
             if (dtype := tensor.get_dtype()) not in FLOAT_TYPES:
@@ -105,28 +100,32 @@ class Checkpoint:
 
     @contextmanager
     def _slice(self, name: str) -> Iterator[Any]:
-        if name not in self.places:
-            raise GemvgError(f"{self.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
+        self._check_place(name)
         path, stored = self.places[name]
         with _open(path) as file:
             yield file.get_slice(stored)
+
+    def _check_place(self, name: str) -> None:
+        if name not in self.places:
+            raise GemvgError(f"{self.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing."""
     folder = Path(folder)
     config = read_config(folder)
-    places = {}
+    places, shapes = {}, {}
     for path in _shards(folder):
         with _open(path) as file:
             for stored in file.keys():  # noqa: SIM118  (not a dict)
                 places[_canonical(stored)] = (path, stored)
+                shapes[_canonical(stored)] = tuple(file.get_slice(stored).get_shape())
     # transformers does not tie a head that was stored, whatever the config says.
     stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places
     config = replace(config, tied_head=config.tied_head and not stored_head)
     quantization = read_object(folder / CONFIG).object("quantization_config", {})
     version = read_version(quantization) if quantization.content else None
-    checkpoint = Checkpoint(folder, config, places, version)
+    checkpoint = Checkpoint(folder, config, places, shapes, version)
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")

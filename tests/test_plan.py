@@ -27,7 +27,7 @@ from bench.plan import (
 )
 from bench.plan_tables import plan as check_table
 from bench.plan_tables import plan_7b as plan_table
-from bench.random_checkpoint import QWEN2_VL_2B, tensor_shapes
+from bench.random_checkpoint import QWEN2_VL_2B, write_settings
 from bench.roofline import (
     WEIGHT_BITS,
     DecoderShape,
@@ -85,10 +85,11 @@ def test_weights_are_those_of_the_checkpoint(checkpoint: Path) -> None:
     assert weight_bytes(shape_of(config, "tiny"), FLOAT16) == counted
 
 
-def test_weights_of_the_2b_are_those_of_its_published_shapes() -> None:
+def test_weights_of_the_2b_are_those_of_its_published_shapes(tmp_path: Path) -> None:
     shape = find_shape("qwen2-vl-2b")
     counted = dict.fromkeys(("decoder", "embedding", "vision"), 0)
-    for name, sizes in tensor_shapes(QWEN2_VL_2B):
+    write_settings(tmp_path, QWEN2_VL_2B)
+    for name, sizes in expected_tensors(read_config(tmp_path)):
         counted[part_of(name)] += 2 * prod(sizes)
     assert weight_bytes(shape, FLOAT16) == {**counted, "head": counted["embedding"]}  # tied, but stored apart
 

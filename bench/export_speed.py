@@ -1,0 +1,76 @@
+"""What an export costs beside a plain copy of the checkpoint's files, at Qwen2-VL-2B's size and in float16.
+
+    python -m bench.export_speed [--folder data/qwen2-vl-2b-float16] [--save bench/results/export_speed.json]
+
+Whole processes in turns, each until a sync has it all on the disk; the sha256 of every file is part of the export. Both
+start some seconds after the last files were deleted: a virtual machine gives freed memory back to its host within
+seconds, and until then writing is several times faster than later, which would favour the shorter of the two. Weights
+are random. Needs about 14 GB of disk, which is freed at the end. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+from bench.memory import peak_of
+from bench.results import save_result
+
+ROUNDS = 3
+PAUSE = 8  # seconds
+
+
+def timed(command: list[str], out: Path) -> tuple[float, float]:
+    """(peak GiB, seconds until all of it is on the disk) of a command that writes a folder, which is taken away."""
+    os.sync()
+    time.sleep(PAUSE)
+    started = time.perf_counter()
+    peak, _ = peak_of(command)
+    os.sync()
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out)
+    return peak, seconds
+
+
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser(description="Time and peak memory of a float16 export beside a copy.")
+    parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b-float16"))
+    parser.add_argument("--save", type=Path)
+    args = parser.parse_args()
+    checkpoint, out = args.folder / "checkpoint", args.folder / "out"
+    peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint), "--dtype", "float16"])
+    copy = ["cp", "-r", "--reflink=never", str(checkpoint), str(out)]
+    commands = {
+        dialect: [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(out), "--precision", "float16",
+                  "--dialect", dialect]
+        for dialect in ("fused", "plain")
+    }  # fmt: skip
+    copies, times, peaks = [], {name: [] for name in commands}, dict.fromkeys(commands, 0.0)
+    for _ in range(ROUNDS):
+        copies.append(timed(copy, out)[1])
+        for name, command in commands.items():
+            peak, seconds = timed(command, out)
+            times[name].append(seconds)
+            peaks[name] = max(peaks[name], peak)
+    size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9
+    shutil.rmtree(args.folder)
+    rows = [
+        {
+            "dialect": name,
+            "peak_gib": peaks[name],
+            "seconds": median(times[name]),
+            "over_copy": median(a / b for a, b in zip(times[name], copies, strict=True)),
+        }
+        for name in commands
+    ]
+    save_result({"checkpoint_gb": size, "copy_seconds": median(copies), "rounds": ROUNDS, "rows": rows}, args.save)
+
+
+if __name__ == "__main__":
+    main()
