@@ -76,8 +76,14 @@ def main() -> None:
             source = checkpoint
             if options:
                 source = args.folder / weights
-                    rounding: dict[str, Any] = {"method": "rtn", "positive_scales": True, "device": "cpu", "group_size": group_size}
-                quantize(Settings(checkpoint, source, **(rounding | options)))
+                rounding: dict[str, Any] = {
+                    "method": "rtn",
+                    "positive_scales": True,
+                    "device": "cpu",
+                    "group_size": group_size,
+                    **options,
+                }
+                quantize(Settings(checkpoint, source, **rounding))
             rows += compare(model, weights, source, args.folder)
             if options:
                 shutil.rmtree(source)

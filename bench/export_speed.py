@@ -51,7 +51,9 @@ def main() -> None:
                   "--dialect", dialect]
         for dialect in ("fused", "plain")
     }  # fmt: skip
-    copies, times, peaks = [], {name: [] for name in commands}, dict.fromkeys(commands, 0.0)
+    copies: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    peaks = dict.fromkeys(commands, 0.0)
     for _ in range(ROUNDS):
         copies.append(timed(copy, out)[1])
         for name, command in commands.items():

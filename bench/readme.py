@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +167,44 @@ def vision_layout(result: Result) -> str:
     return table(["pictures", "grouped, ms", "ragged, ms", "ragged / grouped"], rows) + "\n\n" + _machine(result)
 
 
+def dialects(result: Result) -> str:
+    """The largest difference to PyTorch of each output, and what a target's parser would refuse."""
+    rows = [
+        [
+            f"{row['model']}, {row['weights']}",
+            f"`{row['dialect']}`",
+            *(f"{row[kind]:.0e}" if kind in row else "" for kind in ("vision", "prefill", "decode", "batch")),
+            "" if row["with_8_bit_activations"] is None else f"{row['with_8_bit_activations']:.2f}",
+            str(row["unparsed"]) if row["dialect"] != "fused" else "",
+        ]
+        for row in result["rows"]
+    ]
+    head = [
+        "model, weights",
+        "dialect",
+        "vision",
+        "prefill",
+        "decode",
+        "batch",
+        "as it runs on a CPU",
+        "nodes unparsed",
+    ]
+    return table(head, rows) + "\n\n" + f"Tolerance {result['tolerance']:g}. " + _machine(result)
+
+
+def export_speed(result: Result) -> str:
+    """What a float16 export costs beside a copy."""
+    rows = [
+        [f"`--precision float16 --dialect {row['dialect']}`", f"{row['peak_gib']:.2f}", f"{row['seconds']:.1f}",
+         f"{row['over_copy']:.2f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    copy = f"Checkpoint {result['checkpoint_gb']:.2f} GB, copied in {result['copy_seconds']:.1f} s; "
+    copy += f"medians of {result['rounds']} rounds in turns. "
+    head = ["export", "peak memory, GiB", "seconds", "times the copy"]
+    return table(head, rows) + "\n\n" + copy + _machine(result)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "accuracy": ("accuracy.json", accuracy),
     "kinds": ("accuracy.json", kinds),
@@ -174,6 +213,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "compression": ("compression.json", compression),
     "interchange": ("interchange.json", interchange),
     "memory": ("memory.json", memory),
+    "dialects": ("dialects.json", dialects),
+    "export speed": ("export_speed.json", export_speed),
+    "plan": ("plan.json", plan),
+    "plan 7b": ("plan_qwen2_vl_7b_orin_nano.json", plan_7b),
     "vision layout": ("vision_layout.json", vision_layout),
 }
 
