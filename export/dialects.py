@@ -23,7 +23,7 @@ class Ops(Protocol):
     """The operations that the networks are written in. Shapes: x (rows, width)."""
 
     OPSETS: dict[str, int]
-    OPSETS_WITHOUT_BLOCKS: dict[str, int]  # which also do where no codes share scales in blocks
+    OPSETS_WITHOUT_INT4: dict[str, int]  # which also do where there are no 4-bit codes
     GRID: bool  # whether quantised layers are the standard's DequantizeLinear, else the blocks of MatMulNBits
     PRECISIONS: tuple[str, ...]
     BATCH: int | str  # how many scenes a decoder runs at once

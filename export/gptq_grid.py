@@ -30,12 +30,9 @@ def to_grid(linear: QuantizedLinear, name: str) -> Grid:
     """The layout of one layer; GemvgError, with its name, where it has zero-points or uneven groups."""
     if not linear.symmetric:
         raise GemvgError(f"{name} has zero-points, which TensorRT does not take; quantise with --sym")
-    inputs, groups = linear.codes.shape[1], len(linear.scales)
     order, size = input_order(linear, name)
-    if inputs % groups:
-        raise GemvgError(f"{name}: {inputs} inputs are no whole groups of {size}; quantise with another --group-size")
     codes = (linear.codes if order is None else linear.codes[:, order]).astype(np.int16) - 2 ** (linear.bits - 1)
-    one = groups == 1
+    one = len(linear.scales) == 1
     return Grid(
         np.ascontiguousarray(codes.T.astype(np.int8)),
         linear.scales[0] if one else linear.scales,

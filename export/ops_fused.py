@@ -15,7 +15,7 @@ from export.weights import BlockLinear, DenseLinear, GridLinear, Linear, take_in
 from gemvg_edge.bundle import ModelShape, VisionShape
 
 MICROSOFT = "com.microsoft"
-OPSETS = OPSETS_WITHOUT_BLOCKS = {"": 21, MICROSOFT: 1}
+OPSETS = OPSETS_WITHOUT_INT4 = {"": 21, MICROSOFT: 1}
 GRID = False
 PRECISIONS: tuple[str, ...] = ("float32", "float16")  # the CPU's kernels have no bfloat16
 BATCH: int | str = 1  # GroupQueryAttention has one rotary table for the whole batch, and scenes differ in theirs

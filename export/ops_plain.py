@@ -15,7 +15,7 @@ from export.weights import BlockLinear, DenseLinear, GridLinear, Linear, take_in
 from gemvg_edge.bundle import ModelShape, VisionShape
 
 OPSETS = {"": 21}
-OPSETS_WITHOUT_BLOCKS = {"": 20}  # the newest that TensorRT 10.3 documents; blocks of int4 came with 21
+OPSETS_WITHOUT_INT4 = {"": 20}  # the newest that TensorRT 10.3 documents; int4 came with 21
 GRID = True
 PRECISIONS: tuple[str, ...] = ("float32", "float16", "bfloat16")
 BATCH: int | str = "batch"

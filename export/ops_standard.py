@@ -14,7 +14,7 @@ from export import ops_plain
 from export.graph import BOOL, Inputs, node, permute, sizes
 from gemvg_edge.bundle import ModelShape, VisionShape
 
-OPSETS = OPSETS_WITHOUT_BLOCKS = {"": 24}
+OPSETS = OPSETS_WITHOUT_INT4 = {"": 24}
 GRID = True
 PRECISIONS = ops_plain.PRECISIONS
 BATCH: int | str = "batch"

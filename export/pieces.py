@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ class PieceReader:
             for first in range(0, shape[0], step):
                 count = min(step, shape[0] - first)
                 view = self._buffer(self._stored, count * row)
-                if file.readinto(view.data) != len(view):
-                    raise GemvgError(f"{path} is truncated or damaged; download the checkpoint again")
+                _fill(file, view, path)
                 rows = view.view(stored_as).reshape(count, *shape[1:])
                 yield rows if stored_as == dtype else self._convert(rows, dtype, name)
                 self._turn ^= 1
@@ -80,3 +80,13 @@ class PieceReader:
         if entry["dtype"] not in TYPES:
             raise GemvgError(f"{path}: {name} has type {entry['dtype']}; float32, float16 and bfloat16 are read")
         return path, np.dtype(TYPES[entry["dtype"]]), start + entry["data_offsets"][0]
+
+
+def _fill(file: FileIO, view: npt.NDArray[np.uint8], path: Path) -> None:
+    """Read until the view is full: one call may return less."""
+    done = 0
+    while done < len(view):
+        count = file.readinto(view[done:].data)
+        if not count:
+            raise GemvgError(f"{path} is truncated or damaged; download the checkpoint again")
+        done += count

@@ -243,7 +243,7 @@ def run_batch(bundle: Bundle, session: Any, cases: Sequence[Case], features: Seq
 
 def exact_session(bundle: Bundle, graph: str, folder: Path) -> Any:
     """A graph opened so that quantised layers see activations as they are."""
-    from gemvg_edge.engines.onnxruntime import open_session
+    from gemvg_edge.engines.onnxruntime import open_graph
 
     model = onnx.load(bundle.path(graph), load_external_data=False)
     for node in model.graph.node:
@@ -251,7 +251,7 @@ def exact_session(bundle: Bundle, graph: str, folder: Path) -> Any:
             if attribute.name == "accuracy_level":
                 attribute.i = 1  # float32
     onnx.save(model, folder / graph)
-    return open_session(
+    return open_graph(
         folder / graph,
         entries={
             # The weights stay where they are; a product with dequantised weights becomes MatMulNBits on loading.

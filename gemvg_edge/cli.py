@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from gemvg_edge import __version__
+from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.bundle import open_bundle
 from gemvg_edge.draw import draw_boxes
 from gemvg_edge.errors import GemvgError
@@ -101,12 +102,18 @@ def _inspect(options: argparse.Namespace) -> int:
     print(f"decoder: {shape.layers} layers of {shape.hidden_size}, {shape.heads} heads ({shape.kv_heads} key/value)")
     print(f"vision:  {shape.vision.depth} layers of {shape.vision.embed_dim}, patch {numbers.patch_size}")
     print(f"pixels:  {numbers.min_pixels} to {numbers.max_pixels} a picture after resizing")
-    print(f"answers: {manifest.answer.coordinates}, 0..{manifest.answer.steps} of each picture's width and height")
+    print(f"answers: {_describe_answers(manifest.answer)}")
     print(f"dialect: {manifest.dialect}; weights: " + ", ".join(f"{k} {v}" for k, v in manifest.weights.items()))
     for name, record in manifest.files.items():
         print(f"  {record.bytes:>12,}  {record.sha256[:12]}  {name}")
     print("all files are as they were written")
     return 0
+
+
+def _describe_answers(answer: AnswerFormat) -> str:
+    if answer.coordinates == "pixels":
+        return "pixels of each resized picture"
+    return f"{answer.coordinates}, 0..{answer.steps()[0]} of each picture's width and height"
 
 
 def _check_target(path: Path) -> None:

@@ -74,6 +74,10 @@ TINY_2_5: dict[str, Any] = {
         "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
     },
 }  # fmt: skip
+# The same with widths that groups of 32 divide.
+GROUPED, GROUPED_2_5 = (
+    sizes | {"text_config": sizes["text_config"] | {"intermediate_size": 128}} for sizes in (TINY, TINY_2_5)
+)
 TRUE_2_5_WIDTHS: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
     "text_config": TRUE_7B_WIDTHS["text_config"],

@@ -17,7 +17,7 @@ from bench.stages import read_stage, tokens_a_box
 from export.to_onnx import main as export
 from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
-from gemvg_edge.bundle import EMBEDDING, TOKENIZER, open_bundle
+from gemvg_edge.bundle import DIALECTS, EMBEDDING, TOKENIZER, open_bundle
 from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.grounder import DEFAULT_BUNDLE
 from quantize.checkpoint import open_checkpoint
@@ -48,6 +48,17 @@ def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path
     scores, texts = evaluate(open_model(tmp_path / "float32"), questions, "float32")
     assert texts == expected
     assert scores["f1"] == reference["f1"]
+
+
+@pytest.mark.slow
+def test_every_dialect_writes_the_same(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    questions = held_out(tmp_path_factory.mktemp("heldout50"), 50)
+    texts = {}
+    for dialect in DIALECTS:
+        assert export([str(CHECKPOINT), str(tmp_path / dialect), "--dialect", dialect]) == 0
+        _, texts[dialect] = evaluate(open_model(tmp_path / dialect), questions, dialect)
+    assert len(set(texts["fused"])) > 25
+    assert texts["standard"] == texts["plain"] == texts["fused"]
 
 
 def test_the_coldest_samples_are_the_greedy_answers(questions: list) -> None:

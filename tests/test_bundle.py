@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from export.bundle_writer import describe, write_manifest
 from export.to_onnx import main as export
 from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.bundle import FILES, MANIFEST, open_bundle
+from gemvg_edge.bundle import (
+    DECODER_DATA,
+    DECODER_ENGINE,
+    DECODER_GRAPH,
+    ENGINE_FILES,
+    FILES,
+    HEAD_ENGINE,
+    MANIFEST,
+    VISION_DATA,
+    VISION_ENGINE,
+    VISION_GRAPH,
+    EngineBuild,
+    open_bundle,
+)
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import PromptTemplate
 from tests.checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID, PREPROCESSING, write_checkpoint
@@ -66,10 +82,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "nested without end": (rewrite(b"[" * 10**6), "manifest.json is not JSON"),
     "a list": (rewrite(b"[]"), "manifest.json is not a JSON object; export the bundle again"),
     "another format": (edit("format", to="other"), "manifest.json is not the manifest of a gemvg-edge-bundle"),
-    "newer": (edit("format_version", to=2), "has format version 2, this gemvg-edge reads 1; update gemvg-edge"),
+    "newer": (edit("format_version", to=3), "has format version 3, this gemvg-edge reads 2; update gemvg-edge"),
+    "older": (edit("format_version", to=1), "has format version 1, .* reads 2; export the bundle again"),
     "version of no sense": (edit("format_version", to="1"), "format_version is '1', not of type int"),
     "version of no number": (edit("format_version", to=True), "format_version is True, not of type int"),
-    "older than any": (edit("format_version", to=0), "has format version 0, this gemvg-edge reads 1"),
+    "older than any": (edit("format_version", to=0), "has format version 0, this gemvg-edge reads 2"),
     "model type": (edit("model", "model_type", to="llava"), "unknown model type 'llava'; .* runs qwen2_vl"),
     "no heads": (edit("model", "heads"), "manifest.json lacks the field model.heads; export the bundle again"),
     "heads of no sense": (edit("model", "heads", to=True), "model.heads is True, not of type int"),
@@ -86,7 +103,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "prompt of no sense": (edit("prompt", "query", to="?"), "prompt cannot be read"),
     "answer of no sense": (edit("answer", "coordinates", to="polar"), "answer cannot be read"),
     "frame": (edit("coordinate_frame", "size", to=1), "unknown coordinate frame"),
-    "dialect": (edit("dialect", to="plain"), "manifest.json: unknown dialect 'plain'; this gemvg-edge runs fused"),
+    "dialect": (edit("dialect", to="qnn"), "unknown dialect 'qnn'; this gemvg-edge runs fused, standard, plain"),
+    "dialect of no sense": (edit("dialect", to=3), "dialect is 3, not of type str"),
+    "precision": (edit("precision", to="int7"), "unknown precision 'int7'; .* runs float32, float16, bfloat16"),
+    "no precision": (edit("precision"), "manifest.json lacks the field precision; export the bundle again"),
+    "a file of others": (write("notes.txt", b"mine"), "notes.txt is no file of this bundle; take it away or export"),
+    "a folder of others": (lambda folder: (folder / "old").mkdir(), "old is no file of this bundle; take it away"),
     "no files": (edit("files"), "manifest.json lacks the field files"),
     "file not listed": (edit("files", "decoder.data"), "manifest.json lacks the field files.decoder.data"),
     "no size": (edit("files", "decoder.data", "bytes"), "manifest.json lacks the field files.decoder.data.bytes"),
@@ -109,6 +131,61 @@ def test_a_damaged_bundle_is_one_clear_sentence(label: str, bundle: Path) -> Non
     message = str(caught.value)
     assert "\n" not in message
     assert re.match(re.escape(str(bundle)), message), "the message starts with the file"
+
+
+def test_a_card_may_lie_beside_it(bundle: Path) -> None:
+    write("README.md", b"What it is good for.")(bundle)
+    assert open_bundle(bundle).manifest.name == "tiny"
+
+
+BUILD = EngineBuild("10.3.0", "8.7", "Orin", "jetson-orin-nano-8gb", 4096, 1024, 1024, False)
+
+
+def engines(bundle: Path, build: EngineBuild) -> Path:
+    """Turn a copy into what `export.to_tensorrt` writes; engines are only bytes here."""
+    content = json.loads((bundle / MANIFEST).read_text())
+    for name in (VISION_GRAPH, VISION_DATA, DECODER_GRAPH, DECODER_DATA):
+        (bundle / name).unlink()
+        del content["files"][name]
+    for name in (VISION_ENGINE, DECODER_ENGINE, *[HEAD_ENGINE] * build.split_head):
+        (bundle / name).write_bytes(name.encode())
+        content["files"][name] = describe(bundle / name)
+    write_manifest(bundle, content | {"tensorrt": asdict(build)})
+    return bundle
+
+
+@pytest.mark.parametrize("split_head", [False, True])
+def test_a_folder_of_engines_is_read(bundle: Path, split_head: bool) -> None:
+    build = replace(BUILD, split_head=split_head)
+    manifest = open_bundle(engines(bundle, build)).manifest
+    assert manifest.tensorrt == build
+    assert set(manifest.files) == {*ENGINE_FILES, *[HEAD_ENGINE] * split_head}
+
+
+ENGINE_DAMAGES: dict[str, tuple[Damage, str]] = {
+    **{
+        f"no {field.name}": (edit("tensorrt", field.name), f"manifest.json lacks the field tensorrt.{field.name}")
+        for field in fields(EngineBuild)
+    },
+    "number of no sense": (edit("tensorrt", "capacity", to="9"), "tensorrt.capacity is '9', not of type int"),
+    "truth of no sense": (edit("tensorrt", "split_head", to=1), "tensorrt.split_head is 1, not of type bool"),
+    "no object": (edit("tensorrt", to=[]), r"tensorrt is \[\], not of type object"),
+    "head not listed": (edit("tensorrt", "split_head", to=True), "manifest.json lacks the field files.head.engine"),
+    "engine not listed": (edit("files", DECODER_ENGINE), "manifest.json lacks the field files.decoder.engine"),
+    "engine missing": (remove(VISION_ENGINE), "vision.engine: this file of the bundle is missing"),
+    "engine altered": (alter(DECODER_ENGINE), "decoder.engine was altered"),
+    "a graph left there": (write(DECODER_GRAPH, b""), "decoder.onnx is no file of this bundle"),
+    "graphs asked for": (edit("tensorrt"), "manifest.json lacks the field files.vision.onnx"),
+}
+
+
+@pytest.mark.parametrize("label", ENGINE_DAMAGES)
+def test_a_damaged_folder_of_engines_is_one_clear_sentence(label: str, bundle: Path) -> None:
+    damage, expected = ENGINE_DAMAGES[label]
+    damage(engines(bundle, BUILD))
+    with pytest.raises(GemvgError, match=expected) as caught:
+        open_bundle(bundle)
+    assert "\n" not in str(caught.value)
 
 
 def test_hashes_may_be_left_out(bundle: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from export import bundle_writer, weights
+from export import bundle_writer, pieces
 from export.bundle_writer import Recipe, count_tensors, write_bundle
+from export.pieces import PieceReader
 from export.to_onnx import main as export
 from export.weights import PAGE, Scheme
 from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, FILES, MANIFEST, VISION_DATA, VISION_GRAPH, open_bundle
@@ -203,25 +204,24 @@ def test_a_bundle_may_go_into_an_empty_folder_or_where_one_stands(
 def test_memory_is_bounded_by_pieces(
     folder: Path, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 4096  # the largest matrix has 166 kB
+    longest = 4 * 3 * 2 * 14 * 14  # bytes of a row of the patch embedding; the largest matrix has 166 kB
     sizes: list[int] = []
+    reading = PieceReader.rows
 
-    def watched(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        def reading(*arguments: Any) -> np.ndarray:
-            piece = read(*arguments)
+    def watched(reader: PieceReader, name: str, dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
+        for piece in reading(reader, name, dtype):
             sizes.append(piece.nbytes)
-            return piece
+            yield piece
 
-        return reading
-
-    monkeypatch.setattr(weights, "PIECE_BYTES", limit)
-    monkeypatch.setattr(Checkpoint, "rows", watched(Checkpoint.rows))
-    monkeypatch.setattr(Checkpoint, "stored_rows", watched(Checkpoint.stored_rows))
-    for name, recipe in (("float32", Recipe()), ("int4", INT4)):
-        write_bundle(checkpoint, tmp_path / name, recipe)
-        assert digests(tmp_path / name) == digests(folder / name)
-    assert len(sizes) > 200
-    assert max(sizes) <= limit
+    monkeypatch.setattr(PieceReader, "rows", watched)
+    for limit, largest in ((4 * longest, 4 * longest), (1, longest)):  # less than a row is never asked for
+        sizes.clear()
+        monkeypatch.setattr(pieces, "PIECE_BYTES", limit)
+        for name, recipe in (("float32", Recipe()), ("int4", INT4)):
+            write_bundle(checkpoint, tmp_path / name, recipe)
+            assert digests(tmp_path / name) == digests(folder / name)
+        assert len(sizes) > 200
+        assert max(sizes) <= largest
 
 
 @pytest.mark.parametrize("bundle", ["float32", "int4"])
@@ -276,7 +276,7 @@ def test_what_is_no_bundle_is_left_alone(folder: Path, checkpoint: Checkpoint, t
 
 
 def test_an_unknown_dialect_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(GemvgError, match="unknown dialect 'plain'; use 'fused'"):
-        write_bundle(checkpoint, tmp_path / "bundle", Recipe(dialect="plain"))
+    with pytest.raises(GemvgError, match="unknown dialect 'qnn'; use 'fused', 'standard' or 'plain'"):
+        write_bundle(checkpoint, tmp_path / "bundle", Recipe(dialect="qnn"))
     assert list(tmp_path.iterdir()) == []
     assert bundle_writer.Recipe().dialect == "fused"

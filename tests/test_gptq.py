@@ -119,6 +119,7 @@ def test_rounding_to_nearest_is_what_it_says(tiny: tuple[Any, Path]) -> None:
         {},
         {"bits": 8, "group_size": -1, "vision_bits": 8},
         {"sym": False},
+        {"positive_scales": True, "vision_bits": 8, "head_bits": 8, "embedding_bits": 8},
         {"desc_act": True, "head_bits": 8, "embedding_bits": 8},
         {"vision_bits": 4, "head_bits": 4, "embedding_bits": 4, "true_sequential": True},
         {"calibration": "text", "search": False},
@@ -140,6 +141,8 @@ def test_quantised_checkpoints_are_read_back(tiny: tuple[Any, Path], options: di
     assert ("model.visual.blocks.0.mlp.fc1.qweight" in names) == (run.vision_bits < 16)
     assert ("lm_head.qweight" in names) == (run.head_bits < 16)
     assert ("model.language_model.embed_tokens.qweight" in names) == (run.embedding_bits < 16)
+    quantised = [open_checkpoint(run.out).quantized(f"model.layers.{k}.mlp.down_proj") for k in range(3)]
+    assert run.positive_scales == all((layer.scales > 0).all() for layer in quantised) or not run.sym
     written = load_model(run.out)
     difference = max(distances(model, written, prompts_of(folder)))
     assert 0 < difference < (0.5 if run.bits == 8 else 8)

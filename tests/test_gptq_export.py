@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from export.gptq_blocks import to_blocks
+from export.gptq_grid import to_grid
 from export.to_onnx import main as export
+from export.verify import TOLERANCES
+from export.verify import main as verify
 from export.weights import Scheme
-from gemvg_edge.bundle import EMBEDDING, open_bundle
+from gemvg_edge.bundle import DIALECTS, EMBEDDING, open_bundle
 from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from gemvg_edge.errors import GemvgError
@@ -24,10 +28,10 @@ from quantize.gptq import Settings, quantize
 from quantize.gptq_format import QuantizedLinear, dequantize
 from quantize.rtn import QuantizedRows
 from quantize.torch_model import load_model
-from tests.checkpoints import torch_logits, torch_vision
+from tests.checkpoints import GROUPED, torch_logits, torch_vision, write_checkpoint
 from tests.quantized_twin import linear_layers, rounding
 from tests.test_engine import FLIPS, NO_FLIP, TWO, Case, Engine, difference
-from tests.test_gptq import tiny
+from tests.test_gptq import tiny, write_prompts
 from tests.test_rtn import run_matmulnbits
 
 __all__ = ["tiny"]
@@ -65,13 +69,69 @@ def test_the_kernel_computes_with_the_same_weights(
     assert np.abs(found - x @ dequantize(linear).T).max() < 1e-3
 
 
-@pytest.mark.parametrize(("size", "order", "said"), [(24, False, "in groups of 24"), (32, True, "in activation order")])
-def test_groups_without_a_kernel_are_refused(size: int, order: bool, said: str) -> None:
-    linear = random_linear(4, size, 4, True)
-    if order:
-        linear = linear._replace(groups=np.random.default_rng(0).permutation(linear.groups))
-    with pytest.raises(GemvgError, match=rf"a.layer is stored {said}.*, which has no kernel"):
-        to_blocks(linear, "a.layer")
+def test_groups_without_a_kernel_are_refused() -> None:
+    with pytest.raises(GemvgError, match=r"a.layer is stored in groups of 24, which has no kernel; quantise with"):
+        to_blocks(random_linear(4, 24, 4, True), "a.layer")
+
+
+def shuffled(linear: QuantizedLinear, seed: int = 0) -> QuantizedLinear:
+    """The same codes in activation order."""
+    return linear._replace(groups=np.random.default_rng(seed).permutation(linear.groups))
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_inputs_in_activation_order_are_gathered(bits: int) -> None:
+    linear = shuffled(random_linear(bits, 32, 4, True), bits)
+    x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
+    expected = x @ dequantize(linear).T
+    blocks, grid = to_blocks(linear, "layer"), to_grid(linear, "layer")
+    assert blocks.order is not None
+    assert grid.order is not None
+    rows = QuantizedRows(blocks.packed, np.ascontiguousarray(blocks.scales))
+    bias = np.zeros(len(linear.codes), np.float32)
+    found = run_matmulnbits(x[None, :, blocks.order], rows, bias, blocks.bits, blocks.block_size, 0, blocks.zeros)
+    assert np.abs(found - expected).max() < 1e-3
+    weight = grid.codes * np.repeat(grid.scales.astype(np.float32), grid.block_size, axis=0)  # (in, out)
+    assert np.abs(x[:, grid.order] @ weight - expected).max() < 1e-3
+    assert np.abs(x @ weight - expected).max() > 0.1, "in the inputs' own order it would be another layer"
+
+
+@pytest.mark.parametrize("layout", [to_blocks, to_grid], ids=["blocks", "grid"])
+def test_uneven_groups_are_refused(layout: Callable[[QuantizedLinear, str], Any]) -> None:
+    linear = random_linear(4, 32, 4, True)
+    uneven = linear._replace(groups=np.where(np.arange(128) < 40, 0, linear.groups).astype(np.int32))
+    with pytest.raises(GemvgError, match=r"a.layer has groups of 24 to 40 inputs; quantise with even ones"):
+        layout(uneven, "a.layer")
+
+
+def test_a_grid_has_no_zero_points() -> None:
+    with pytest.raises(GemvgError, match=r"a.layer has zero-points, which TensorRT does not take; quantise with --sym"):
+        to_grid(random_linear(4, 32, 4, False), "a.layer")
+
+
+@pytest.fixture(scope="module")
+def in_activation_order(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("desc_act")
+    write_checkpoint(folder / "checkpoint", GROUPED)
+    write_prompts(folder)
+    options: dict[str, Any] = {"records": folder / "records.jsonl", "samples": 2, "device": "cpu"}
+    quantize(
+        Settings(folder / "checkpoint", folder / "codes", group_size=32, desc_act=True, positive_scales=True, **options)
+    )
+    assert open_checkpoint(folder / "codes").quantized("model.layers.0.mlp.down_proj").group_size is None
+    return folder / "codes"
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_activation_order_runs_in_every_dialect(
+    dialect: str, in_activation_order: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export([str(in_activation_order), str(tmp_path / "bundle"), "--dialect", dialect]) == 0
+    capsys.readouterr()
+    assert verify([str(tmp_path / "bundle"), "--against", str(in_activation_order)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert max(result["prefill"], result["decode"]) <= result["tolerance"] == TOLERANCES["float32"]
+    assert result["weights"]["decoder"] == "int4-gptq-g32"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from bench.torch_grounder import TorchGrounder
 from export.bundle_writer import Recipe, write_bundle
 from gemvg_edge import Box, GemvgError, Grounder, mark
 from gemvg_edge.bundle import MANIFEST, open_bundle
+from gemvg_edge.cli import main as inspect
 from gemvg_edge.engines.onnxruntime import OnnxVisionTower
 from gemvg_edge.images import Grid
 from quantize.checkpoint import open_checkpoint
@@ -84,6 +85,12 @@ def test_the_manifest_says_so(folder: Path) -> None:
     manifest = open_bundle(folder / "bundle").manifest
     assert (manifest.coordinate_frame, manifest.answer.coordinates) == ({"kind": "absolute"}, "pixels")
     assert (manifest.model.model_type, manifest.model.vision.window) == ("qwen2_5_vl", 2)
+
+
+def test_inspect_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(["inspect", str(folder / "bundle")]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("answers: pixels")]
+    assert "<" not in line
 
 
 def edit(*keys: str, to: Any) -> Damage:

@@ -78,6 +78,38 @@ def test_as_good_as_the_plain_reference_and_better_than_rounding(grid: Grid, ord
     assert searched < 0.6 * output_error(weight, round_to_nearest(weight, grid), hessian)
 
 
+# The positive grid has one code less for the extreme: at most 2^(bits-1) / (2^(bits-1) - 1) of the signed grid's step.
+@pytest.mark.parametrize(("bits", "factor_of_signed"), [(3, (4 / 3) ** 2), (4, (8 / 7) ** 2), (8, (128 / 127) ** 2)])
+@pytest.mark.parametrize("group", [32, 128, -1])
+def test_positive_scales_cost_little(bits: int, factor_of_signed: float, group: int) -> None:
+    weight, hessian = problem(96, 256)
+    signed, positive = Grid(bits, group), Grid(bits, group, positive=True)
+    solved, rounded = {}, {}
+    for grid in (signed, positive):
+        solved[grid] = solve(weight, factor(hessian.clone(), "grouped", grid.size(256)), grid)
+        rounded[grid] = round_to_nearest(weight, grid)
+    for found in (solved, rounded):
+        assert (found[signed].scales < 0).any(), "the sign is what the positive grid does without"
+        assert (found[positive].scales > 0).all()
+        assert found[positive].symmetric
+        errors = {grid: output_error(weight, found[grid], hessian) for grid in found}
+        assert errors[positive] <= 1.05 * factor_of_signed * errors[signed]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_positive_grid_is_a_round_trip(bits: int) -> None:
+    """Numbers on the grid come back, the lowest code's and the highest's too; of zeros the scale is above zero."""
+    middle = 2 ** (bits - 1)
+    codes = torch.arange(32 * 8).reshape(8, 32) % (2 * middle) - middle
+    codes[:, 0], codes[:, 1] = -middle, middle - 1
+    codes[-1] = 0
+    weight = codes * torch.tensor([2.0**-k for k in range(8)])[:, None]
+    found = round_to_nearest(weight, Grid(bits, -1, positive=True))
+    assert np.array_equal(dequantize(found), weight.numpy())
+    assert np.array_equal(found.codes.astype(int) - middle, codes.numpy())
+    assert (found.scales > 0).all()
+
+
 @pytest.mark.parametrize("grid", [Grid(3, 32), Grid(4, -1, False), Grid(8, 64)], ids=str)
 def test_every_code_is_the_nearest_or_made_up_for(grid: Grid) -> None:
     weight, hessian = problem(16, 128)

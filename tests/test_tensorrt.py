@@ -1,6 +1,4 @@
-"""TensorRT as far as a CPU sees: graphs, shapes, copies, sentences. With TensorRT-RTX, which compiles without a GPU,
-also parser and builder; with TensorRT and a GPU the engines themselves against ONNX Runtime (marked `gpu`).
-"""
+"""TensorRT as far as a CPU without it sees: graphs, shapes, copies, sentences; see also test_tensorrt_engines.py."""
 
 from __future__ import annotations
 
@@ -15,34 +13,29 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bundle_folder import new_bundle_folder
 from export.bundle_writer import Recipe, write_bundle
-from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
+from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes
 from export.tensorrt_build import (
     MIB,
-    BuildOptions,
     Range,
-    build_engine,
     decoder_profiles,
     profile_shapes,
     vision_profiles,
     workspace_limit,
 )
-from export.to_tensorrt import Limits, check_device, engine_manifest, plan_jobs, read_devices, read_graphs, run_job
+from export.to_tensorrt import Limits, check_device, engine_manifest, plan_jobs, read_devices, read_graphs
 from export.to_tensorrt import main as to_tensorrt
 from gemvg_edge.bundle import DECODER_ENGINE, DECODER_GRAPH, MANIFEST, EngineBuild, open_bundle
-from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 from gemvg_edge.engines.placement import ALIGNMENT, cache_copies, choose_profile, new_plane_bytes, offsets, whole_slots
 from gemvg_edge.engines.tensorrt_library import check_build, check_dialect
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import Grid
 from quantize.checkpoint import open_checkpoint
 from tests.checkpoints import TINY_2_5, write_checkpoint
-from tests.test_engine import FOUR, ONE, STEPS, TWO, Case, Engine, difference
+from tests.test_engine import difference
 
 DIALECTS = ("standard", "plain")
 
@@ -329,117 +322,3 @@ def test_the_manifest_of_engines_is_a_bundles(bundles: dict[str, Path], tmp_path
     bundle = open_bundle(tmp_path)
     assert (bundle.manifest.tensorrt, bundle.manifest.name) == (BUILD, "engines")
     assert bundle.manifest.model == open_bundle(source).manifest.model
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    """TensorRT for RTX: the same parser and builder API, and it compiles for a GPU that is not there."""
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="no TensorRT-RTX; pip install tensorrt-rtx-cu12 (x86)")
-
-
-@pytest.mark.parametrize("pieces", [1, 2])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_graph_compiles(
-    dialect: str, precision: str, pieces: int, rtx: Any, bundles: dict[str, Path], tmp_path: Path
-) -> None:
-    source = open_bundle(bundles[f"{dialect}-{precision}"])
-    limits = Limits.of(source.manifest, 256, 192, None)
-    options = BuildOptions(256 * MIB, exact=precision == "float32")
-    for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces):
-        run_job(rtx, job, source.folder, options, tmp_path)
-        assert (tmp_path / job.name).stat().st_size > 1000
-    assert {path.name for path in tmp_path.iterdir()} == {"vision.engine", "decoder.engine"} | (
-        {"head.engine"} if pieces > 1 else set()
-    )
-
-
-def test_windows_compile(rtx: Any, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "checkpoint", TINY_2_5)
-    for dialect in DIALECTS:
-        write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / dialect, Recipe(dialect, "float16"))
-        source = open_bundle(tmp_path / dialect)
-        limits = Limits.of(source.manifest, 64, 64, 64)
-        vision = plan_jobs(*read_graphs(source, limits), limits, source.manifest, 1)[0]
-        run_job(rtx, vision, source.folder, BuildOptions(256 * MIB), tmp_path)
-
-
-def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Path], tmp_path: Path) -> None:
-    graph = read_graph(random_model[1] / DECODER_GRAPH, {})
-    write_graph(graph, tmp_path / "decoder.onnx", random_model[1])
-    with pytest.raises(GemvgError, match=r"does not take the node \S+ \(\w+\) of decoder.onnx: .*; quantise or export"):
-        build_engine(rtx, tmp_path / "decoder.onnx", {}, [], BuildOptions(64 * MIB))
-    (tmp_path / "none.onnx").write_bytes(b"none")
-    with pytest.raises(GemvgError, match=r"none.onnx"):
-        build_engine(rtx, tmp_path / "none.onnx", {}, [], BuildOptions(64 * MIB))
-
-
-needs_gpu = pytest.mark.skipif(
-    find_spec("tensorrt") is None or not torch.cuda.is_available(), reason="no TensorRT, or no CUDA device"
-)
-
-
-@pytest.fixture(scope="module", params=["standard-float32", "plain-float32", "plain-float32-split"])
-def pair(
-    request: pytest.FixtureRequest, bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Engine, Engine]:
-    """The tiny model in TensorRT, built here and now, and in ONNX Runtime."""
-    from gemvg_edge.engines.tensorrt import open_engines
-
-    name, target = request.param.removesuffix("-split"), tmp_path_factory.mktemp("engines") / "bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param.endswith("split"):
-            patch.setattr("export.to_tensorrt.head_pieces", lambda *_: 2)
-        arguments = [str(bundles[name]), str(target), "--max-tokens", "256", "--max-prefill", "33"]
-        assert to_tensorrt([*arguments, "--timing-cache", str(target.parent / "timing.cache")]) == 0
-    assert (target.parent / "timing.cache").stat().st_size
-    theirs = open_bundle(bundles[name])
-    rope = Engine.open(theirs).rope
-    return Engine(*open_engines(open_bundle(target)), rope), Engine(  # type: ignore[arg-type]  # another engine's classes
-        OnnxVisionTower(theirs), OnnxDecoder(theirs), rope
-    )
-
-
-TOLERANCE = 1e-3
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("grids", [ONE, TWO, FOUR])
-def test_engines_are_onnx_runtime(pair: tuple[Engine, Engine], grids: list[Grid]) -> None:
-    ours, theirs = pair
-    case = Case.random(grids)
-    for visual, expected in zip(*(engine.vision.encode(case.patches, case.grids) for engine in pair), strict=True):
-        assert difference(visual, expected) <= TOLERANCE
-    cuts = [0, 3, 17, 18, len(case.ids) - STEPS, *range(len(case.ids) - STEPS + 1, len(case.ids) + 1)]
-    assert difference(ours.logits(case, cuts), theirs.logits(case, cuts)) <= TOLERANCE
-    assert difference(ours.logits(case, case.cuts), theirs.logits(case, case.cuts)) <= TOLERANCE
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_engines_rewind_and_keep_scenes_apart(pair: tuple[Engine, Engine]) -> None:
-    engine, _ = pair
-    case, other = Case.random(ONE), Case.random(TWO, seed=1)
-    caches = [engine.decoder.new_cache(len(one.ids)) for one in (case, other)]
-    first = engine.logits(case, case.cuts, caches[0])
-    alone = engine.logits(other, other.cuts, caches[1])
-    assert np.array_equal(engine.logits(case, case.cuts[1:], caches[0]), first[1:])
-    assert np.array_equal(engine.logits(other, other.cuts, engine.decoder.new_cache(len(other.ids))), alone)
-    with pytest.raises(GemvgError, match=r"257 tokens do not fit .*engine, which holds 256; .* --max-tokens 320"):
-        engine.decoder.new_cache(257)
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_the_likeliest_token_is_the_largest_logit(pair: tuple[Engine, Engine]) -> None:
-    from gemvg_edge.decoding import embed_prompt
-    from gemvg_edge.positions import mrope_table, text_positions
-
-    decoder, rope = pair[0].decoder, pair[0].rope
-    cache = decoder.new_cache(64)
-    for past, ids in ((0, np.arange(40)), (40, np.array([7])), (41, np.array([9]))):
-        table = mrope_table(text_positions(past, len(ids)), rope.head_dim, rope.theta, rope.sections)
-        embeddings = embed_prompt(decoder, ids, -1, [])
-        token = decoder.next_token(embeddings, cache, past, table)
-        assert token == int(decoder.forward(embeddings, cache, past, table).argmax())

@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from export.bundle_writer import describe
 from export.to_onnx import main as export
-from export.verify import TOLERANCE, largest_difference
+from export.verify import TOLERANCES, largest_difference
 from export.verify import main as verify
+from gemvg_edge.bundle import MANIFEST, VISION_GRAPH
+from quantize.gptq import Settings, quantize
 from tests.checkpoints import TINY, edit_json, write_checkpoint
 from tests.damage import alter
 
 Capture = pytest.CaptureFixture[str]
+TOLERANCE = TOLERANCES["float32"]
+KINDS = ("vision", "prefill", "decode")
 
 
 @pytest.fixture
@@ -37,7 +43,8 @@ def run(pair: tuple[Path, Path], capsys: Capture) -> tuple[int, dict[str, Any]]:
 def test_a_true_export_passes(pair: tuple[Path, Path], capsys: Capture) -> None:
     code, result = run(pair, capsys)
     assert (code, result["passed"], result["tolerance"]) == (0, True, TOLERANCE)
-    assert all(0 < result[kind] <= TOLERANCE for kind in ("vision", "prefill", "decode"))
+    assert all(0 < result[kind] <= TOLERANCE for kind in KINDS)
+    assert "with_8_bit_activations" not in result
 
 
 CHANGES: dict[str, tuple[Callable[[Any], torch.Tensor], set[str]]] = {
@@ -56,7 +63,7 @@ def test_other_weights_fail(random_model: tuple[Any, Path], tmp_path: Path, caps
     model.save_pretrained(tmp_path)
     code, result = run((random_model[1], tmp_path), capsys)
     assert (code, result["passed"]) == (1, False)
-    assert {kind for kind in ("vision", "prefill", "decode") if result[kind] > TOLERANCE} == wrong
+    assert {kind for kind in KINDS if result[kind] > TOLERANCE} == wrong
 
 
 def test_no_number_fails(tmp_path: Path, capsys: Capture) -> None:
@@ -75,15 +82,59 @@ def test_largest_difference() -> None:
     assert largest_difference(ones, ones * np.float32(0.5)) == 0.5
     assert largest_difference(ones, ones * np.float32("nan")) == np.inf
     assert largest_difference(ones * np.float32("inf"), ones) == np.inf
+    spread = np.array([-2, 2], np.float32)
+    assert largest_difference(spread, spread + 1, relative=True) == 0.5
 
 
-def test_int4_is_reported_without_a_verdict(pair: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
-    small = tmp_path / "int4"
+def test_rounded_weights_are_judged_on_exact_activations(pair: tuple[Path, Path], capsys: Capture) -> None:
+    small = pair[0].parent / "int4"
     assert export([str(pair[1]), str(small), "--weights", "int4"]) == 0
     capsys.readouterr()
     code, result = run((small, pair[1]), capsys)
+    assert (code, result["passed"], result["tolerance"]) == (0, True, TOLERANCE)
+    assert max(result[kind] for kind in KINDS) <= TOLERANCE
+    assert all(TOLERANCE < result["with_8_bit_activations"][kind] < 1 for kind in KINDS)
+
+
+def test_other_weights_fail_where_they_are_rounded(pair: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+    assert export([str(pair[1]), str(pair[0].parent / "int4"), "--weights", "int4"]) == 0
+    model = write_checkpoint(tmp_path / "other")
+    with torch.no_grad():
+        model.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.1)
+    model.save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    code, result = run((pair[0].parent / "int4", tmp_path / "other"), capsys)
+    assert (code, result["passed"]) == (1, False)
+
+
+def test_codes_against_the_floats_they_came_from_have_no_verdict(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    codes, bundle = tmp_path / "codes", tmp_path / "coded"
+    quantize(Settings(pair[1], codes, method="rtn", group_size=-1, device="cpu"))
+    assert export([str(codes), str(bundle)]) == 0
+    capsys.readouterr()
+    code, result = run((bundle, pair[1]), capsys)
     assert (code, result["passed"], result["tolerance"]) == (0, True, None)
-    assert result["prefill"] > TOLERANCE
+    assert result["vision"] <= TOLERANCE < min(result["prefill"], result["decode"])
+    code, result = run((bundle, codes), capsys)
+    assert (code, result["passed"], result["tolerance"]) == (0, True, TOLERANCE)
+
+
+def test_a_node_that_a_target_would_not_parse_fails(pair: tuple[Path, Path], tmp_path: Path, capsys: Capture) -> None:
+    bundle = tmp_path / "plain"
+    assert export([str(pair[1]), str(bundle), "--dialect", "plain"]) == 0
+    model = onnx.load(bundle / VISION_GRAPH, load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node("Unique", ["tokens"], ["kinds"], name="visual/odd"))
+    onnx.save(model, bundle / VISION_GRAPH)
+    files = json.loads((bundle / MANIFEST).read_text())["files"]
+    edit_json(bundle / MANIFEST, files=files | {VISION_GRAPH: describe(bundle / VISION_GRAPH)})
+    capsys.readouterr()
+    code, result = run((bundle, pair[1]), capsys)
+    assert (code, result["passed"]) == (1, False)
+    assert max(result[kind] for kind in KINDS) <= TOLERANCE, "the numbers are not to blame"
+    assert len(result["unparsed"]) == len(result["targets"]) == 3
+    assert all(said.startswith("vision.onnx: node 'visual/odd' (Unique): not among") for said in result["unparsed"])
 
 
 def test_another_models_checkpoint(random_model: tuple[Any, Path], tmp_path: Path, capsys: Capture) -> None:

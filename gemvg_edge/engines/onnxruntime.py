@@ -40,7 +40,7 @@ class OnnxVisionTower:
     """The vision graph; pictures of one grid share a run, so attention stays inside each without a mask."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
-        self._session = session or open_session(bundle.path(VISION_GRAPH), threads, engine)
+        self._session = session or open_session(bundle, VISION_GRAPH, threads, engine)
         self._shape = bundle.manifest.model.vision
         self._merge = bundle.manifest.preprocessing.merge_size
 
@@ -89,12 +89,7 @@ class OnnxDecoder:
     """The decoder graph of any dialect, and the embedding table. `session`: the graph, opened otherwise."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
-        if engine != "onnx" and bundle.manifest.dialect == "plain":
-            raise GemvgError(
-                f"{bundle.folder} has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with "
-                f"--dialect fused or standard for engine={engine!r}, or build TensorRT engines from it"
-            )
-        self._session = session or open_session(bundle.path(DECODER_GRAPH), threads, engine)
+        self._session = session or open_session(bundle, DECODER_GRAPH, threads, engine)
         self._manifest = bundle.manifest
         self._table = EmbeddingTable.open(bundle)
         self._device = "cpu" if engine == "onnx" else "cuda"
@@ -153,7 +148,17 @@ def _ort_value(array: npt.NDArray[Any], element_type: int, device: str) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
-def open_session(path: Path, threads: int = 0, engine: str = "onnx", entries: dict[str, str] | None = None) -> Any:
+def open_session(bundle: Bundle, graph: str, threads: int = 0, engine: str = "onnx") -> Any:
+    """One of a bundle's graphs; GemvgError where this ONNX Runtime, or any, cannot run it so."""
+    if engine != "onnx" and bundle.manifest.dialect == "plain":
+        raise GemvgError(
+            f"{bundle.folder} has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with "
+            f"--dialect fused or standard for engine={engine!r}, or build TensorRT engines from it"
+        )
+    return open_graph(bundle.path(graph), threads, engine)
+
+
+def open_graph(path: Path, threads: int = 0, engine: str = "onnx", entries: dict[str, str] | None = None) -> Any:
     """A graph opened by ONNX Runtime; `entries` are further configuration of the session."""
     wanted = PROVIDERS[engine]
     if missing := [name for name in wanted if name not in onnxruntime.get_available_providers()]:

@@ -1,0 +1,240 @@
+"""Every dialect and precision against transformers through `export.verify`, and what each of them refuses."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from export.to_onnx import main as export
+from export.verify import TOLERANCES
+from export.verify import main as verify
+from gemvg_edge import GemvgError, Grounder
+from gemvg_edge.bundle import DECODER_GRAPH, DIALECTS, VISION_GRAPH, open_bundle
+from gemvg_edge.engines.onnxruntime import OnnxDecoder
+from quantize.gptq import Settings, quantize
+from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
+from tests.test_export import digests
+
+Capture = pytest.CaptureFixture[str]
+SIZES = {"qwen2_vl": GROUPED, "qwen2_5_vl": GROUPED_2_5}
+EVERYTHING: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8, "method": "rtn", "device": "cpu"}
+CODES: dict[str, dict[str, Any]] = {
+    "int4": {"bits": 4, "group_size": 32, "positive_scales": True},
+    "int4 a row": {"bits": 4, "group_size": -1, "positive_scales": True},
+    "int8": {"bits": 8, "group_size": -1, "positive_scales": True},
+    "signed": {"bits": 4, "group_size": 32},
+    "zero-points": {"bits": 4, "group_size": 32, "sym": False},
+}
+FLOAT_RECIPES = [
+    *((dialect, "float32") for dialect in DIALECTS),
+    *((dialect, "float16") for dialect in DIALECTS),
+    ("standard", "bfloat16"),
+    ("plain", "bfloat16"),
+]
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `floats` and of each of CODES, of one family."""
+    folder = tmp_path_factory.mktemp("dialects")
+    write_checkpoint(folder / "floats", SIZES[request.param])
+    for name, options in CODES.items():
+        quantize(Settings(folder / "floats", folder / name, **EVERYTHING, **options))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("floats") / "checkpoint"
+    write_checkpoint(folder, GROUPED)
+    return folder
+
+
+def export_as(checkpoint: Path, target: Path, dialect: str, precision: str = "float32", *more: str) -> int:
+    return export([str(checkpoint), str(target), "--dialect", dialect, "--precision", precision, *more])
+
+
+def run_verify(bundle: Path, checkpoint: Path, capsys: Capture) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = verify([str(bundle), "--against", str(checkpoint)])
+    said = capsys.readouterr()
+    assert code in (0, 1), said.err
+    return code, json.loads(said.out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("dialect", "precision"), FLOAT_RECIPES[:6])
+def test_floats_are_transformers(
+    dialect: str, precision: str, checkpoints: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert export_as(checkpoints / "floats", tmp_path / "bundle", dialect, precision) == 0
+    code, result = run_verify(tmp_path / "bundle", checkpoints / "floats", capsys)
+    kinds = {"vision", "prefill", "decode", *["batch"] * (dialect != "fused")}
+    assert (code, result["passed"], result["unparsed"]) == (0, True, [])
+    assert {kind for kind in ("vision", "prefill", "decode", "batch") if kind in result} == kinds
+    assert all(0 < result[kind] <= result["tolerance"] == TOLERANCES[precision] for kind in kinds)
+    if precision == "float16":
+        assert max(result[kind] for kind in kinds) > 1e-4, "these are not float16's digits"
+    assert (result["dialect"], result["precision"]) == (dialect, precision)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("codes", ["int4", "int4 a row", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_codes_are_transformers(
+    dialect: str, codes: str, precision: str, checkpoints: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert export_as(checkpoints / codes, tmp_path / "bundle", dialect, precision) == 0
+    code, result = run_verify(tmp_path / "bundle", checkpoints / codes, capsys)
+    assert (code, result["tolerance"], result["unparsed"]) == (0, TOLERANCES[precision], [])
+    assert result["weights"]["decoder"] == ("int4-gptq-g32" if codes == "int4" else f"{codes[:4]}-gptq-channel")
+    assert set(result["with_8_bit_activations"]) == {"vision", "prefill", "decode"}
+
+
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
+def test_negative_scales_are_named(dialect: str, checkpoints: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert export_as(checkpoints / "signed", tmp_path / "bundle", dialect) == 0
+    code, result = run_verify(tmp_path / "bundle", checkpoints / "signed", capsys)
+    assert (code, result["passed"]) == (1, False)
+    assert max(result[kind] for kind in ("vision", "prefill", "decode")) <= TOLERANCES["float32"]
+    fix = "quantise with `python -m quantize.gptq --positive-scales`"
+    assert all("(DequantizeLinear): all scales" in said and said.endswith(fix) for said in result["unparsed"])
+    assert any("decoder.onnx: node 'model.layers.1/DequantizeLinear" in said for said in result["unparsed"])
+
+
+def test_negative_scales_do_where_kernels_take_them(checkpoints: Path, tmp_path: Path, capsys: Capture) -> None:
+    for codes in ("signed", "zero-points"):
+        assert export_as(checkpoints / codes, tmp_path / codes, "fused") == 0
+        assert run_verify(tmp_path / codes, checkpoints / codes, capsys)[0] == 0
+
+
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
+def test_zero_points_are_refused(dialect: str, checkpoints: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert export_as(checkpoints / "zero-points", tmp_path / "bundle", dialect) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("model.layers.0.self_attn.q_proj has zero-points, which TensorRT does not take; quantise")
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED = {
+    "rounding for plain": (("plain", "float32", "--weights", "int4"), "the plain dialect takes quantised layers as"),
+    "rounding for standard": (("standard", "float16", "--vision-weights", "int8"), "run `python -m quantize.gptq`"),
+    "bfloat16 for fused": (("fused", "bfloat16"), "the fused dialect has no bfloat16; it computes in float32, float16"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_dialect_cannot_hold(case: str, floats: Path, tmp_path: Path, capsys: Capture) -> None:
+    given, said = REFUSED[case]
+    assert export_as(floats, tmp_path / "bundle", *given) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_numbers_past_float16_are_refused(dialect: str, tmp_path: Path, capsys: Capture) -> None:
+    model = write_checkpoint(tmp_path / "checkpoint", GROUPED)
+    with torch.no_grad():
+        model.model.language_model.layers[1].mlp.up_proj.weight[3, 5] = 1e6
+    model.save_pretrained(tmp_path / "checkpoint")
+    assert export_as(tmp_path / "checkpoint", tmp_path / "bundle", dialect, "float16") == 2
+    said = "model.layers.1.mlp.up_proj.weight holds numbers past float16's 65504; export with --precision bfloat16 or"
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(("dialect", "precision"), FLOAT_RECIPES)
+@pytest.mark.parametrize("stored", ["floats", "int4"])
+def test_exported_twice_gives_equal_bytes(
+    dialect: str, precision: str, stored: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    for folder in ("one", "two"):
+        assert export_as(checkpoints / stored, tmp_path / folder / "bundle", dialect, precision) == 0
+    assert digests(tmp_path / "one" / "bundle") == digests(tmp_path / "two" / "bundle")
+
+
+# Largest difference from float32 in the output's standard deviations: bfloat16 has 8 binary digits.
+BFLOAT16_DIFFERENCE = (1e-3, 0.1)
+LENGTHS = {"batch": 2, "tokens": 5, "capacity": 9, "rows": 2, "pictures": 2, "patches": 16}
+
+
+def random_inputs(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Two scenes' tokens behind a past of three, or two pictures; caches in the graph's own type."""
+    rng = np.random.default_rng(0)
+    known = {
+        "places": np.tile(np.arange(3, 8), (2, 1)), "slots": np.arange(9), "rows": np.array([4, 9]),
+        "valid": np.ones((2, 16), np.bool_),
+    }  # fmt: skip
+    inputs = {}
+    for value in graph.input:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value or LENGTHS[dim.dim_param] for dim in tensor.shape.dim]
+        floats = rng.standard_normal(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        inputs[value.name] = known.get(value.name, floats)
+    return inputs
+
+
+@pytest.mark.parametrize("dialect", ["standard", "plain"])
+@pytest.mark.parametrize("graph", [VISION_GRAPH, DECODER_GRAPH])
+def test_bfloat16_graphs_compute_the_same(dialect: str, graph: str, checkpoints: Path, tmp_path: Path) -> None:
+    """By onnx itself, since ONNX Runtime's CPU kernels have no bfloat16."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        assert export_as(checkpoints / "floats", tmp_path / precision, dialect, precision) == 0
+        model = onnx.load(tmp_path / precision / graph)
+        outputs: Any = ReferenceEvaluator(model).run(None, random_inputs(model.graph))
+        found[precision] = outputs[0]
+    difference = np.abs(found["bfloat16"] - found["float32"]).max() / found["float32"].std()
+    assert BFLOAT16_DIFFERENCE[0] < difference < BFLOAT16_DIFFERENCE[1]
+
+
+@pytest.fixture(scope="module")
+def bundles(floats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    for dialect in DIALECTS:
+        assert export_as(floats, folder / dialect, dialect) == 0
+    return folder
+
+
+ENGINES = {
+    "unknown": ("fused", "cuda", r"engine='cuda'; give one of onnx, onnx-cuda, onnx-tensorrt, tensorrt"),
+    "CUDA": ("fused", "onnx-cuda", r"engine='onnx-cuda' needs ONNX Runtime's CUDAExecutionProvider, .*onnx-gpu\]"),
+    "CUDA, standard": ("standard", "onnx-cuda", r"needs ONNX Runtime's CUDAExecutionProvider"),
+    "its TensorRT": ("standard", "onnx-tensorrt", r"needs ONNX Runtime's TensorrtExecutionProvider"),
+    "engines": ("plain", "tensorrt", r"plain holds ONNX graphs, .*engine='tensorrt' does not run; build engines with"),
+}
+
+
+@pytest.mark.parametrize("case", ENGINES)
+def test_an_engine_that_cannot_be(case: str, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialect, engine, said = ENGINES[case]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(GemvgError, match=said) as caught:
+        Grounder.open(bundles / dialect, engine=engine)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["onnx-cuda", "onnx-tensorrt"])
+def test_a_plain_cache_is_the_cpus(engine: str, bundles: Path) -> None:
+    opened = partial(OnnxDecoder, open_bundle(bundles / "plain"), engine=engine)
+    with pytest.raises(GemvgError, match=r"plain has the plain dialect, whose cache .* --dialect fused or standard"):
+        opened()
+
+
+def test_the_engine_of_graphs_is_onnx(bundles: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    opened = [Grounder.open(bundles / dialect, max_new_tokens=24) for dialect in DIALECTS]
+    opened.append(Grounder.open(bundles / "fused", engine="onnx", max_new_tokens=24))
+    texts = [grounder.ground([pixels, pixels[:28]], "the red mug").text for grounder in opened]
+    assert len(texts[0]) > 0
+    assert len(set(texts)) == 1
