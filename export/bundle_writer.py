@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,25 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
     recipe.check()
     with new_bundle_folder(target, bundle.FILES) as work:
         check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
-        source = checkpoint, PieceReader(checkpoint)
-        tower = _vision_writer(checkpoint.config)
-        records = _write_graph(*source, work / bundle.VISION_GRAPH, tower, recipe, recipe.vision, on_tensor)
-        records |= _write_graph(*source, work / bundle.DECODER_GRAPH, write_decoder, recipe, recipe.decoder, on_tensor)
-        records |= _write_embedding(*source, work / bundle.EMBEDDING, recipe.embedding)
-        on_tensor(EMBEDDING)
+        tower, table = _vision_writer(checkpoint.config), work / bundle.EMBEDDING
+        # Side by side: most of the time is the system's, which finds pages for what is written.
+        with ThreadPoolExecutor(2) as threads:
+            parts = [
+                threads.submit(
+                    _write_graph,
+                    checkpoint,
+                    work / bundle.DECODER_GRAPH,
+                    write_decoder,
+                    recipe,
+                    recipe.decoder,
+                    on_tensor,
+                ),
+                threads.submit(
+                    _write_graph, checkpoint, work / bundle.VISION_GRAPH, tower, recipe, recipe.vision, on_tensor
+                ),
+                threads.submit(_write_embedding, checkpoint, table, recipe.embedding, on_tensor),
+            ]
+        records = {name: record for part in parts for name, record in part.result().items()}
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
         manifest = _manifest(checkpoint, target.resolve().name, recipe)
@@ -107,7 +121,6 @@ def _vision_writer(config: ModelConfig) -> WriteNetwork:
 
 def _write_graph(
     checkpoint: Checkpoint,
-    reader: PieceReader,
     path: Path,
     write: WriteNetwork,
     recipe: Recipe,
@@ -118,7 +131,7 @@ def _write_graph(
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(ops.OPSETS), name=path.stem)
     g = GraphBuilder(graph)
     with HashedFile(path.with_suffix(".data")) as data:
-        weights = WeightWriter(g, checkpoint, reader, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
+        weights = WeightWriter(g, checkpoint, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
         write(g, checkpoint.config, weights, ops, scheme)
         record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
@@ -129,7 +142,8 @@ def _write_graph(
     return {path.name: describe(path), data.path.name: record}
 
 
-def _write_embedding(checkpoint: Checkpoint, reader: PieceReader, path: Path, dtype: str) -> dict[str, FileEntry]:
+def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str, on_tensor: OnTensor) -> dict[str, FileEntry]:
+    on_tensor(EMBEDDING)
     if checkpoint.is_quantized(EMBEDDING_LAYER):
         _write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
         return {path.name: describe(path)}
@@ -140,7 +154,7 @@ def _write_embedding(checkpoint: Checkpoint, reader: PieceReader, path: Path, dt
     )
     with HashedFile(path) as file:
         file.write(header.getvalue())
-        for rows in reader.rows(EMBEDDING, np.dtype(dtype)):
+        for rows in PieceReader(checkpoint).rows(EMBEDDING, np.dtype(dtype)):
             file.write(rows.data.cast("B"))
         return {path.name: file.record()}
 

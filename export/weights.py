@@ -93,13 +93,12 @@ class WeightWriter:
         self,
         g: GraphBuilder,
         checkpoint: Checkpoint,
-        reader: PieceReader,
         file: HashedFile,
         on_tensor: Callable[[str], None],
         dtype: ir.DataType,
         grid: bool,
     ) -> None:
-        self._g, self._checkpoint, self._reader = g, checkpoint, reader
+        self._g, self._checkpoint, self._reader = g, checkpoint, PieceReader(checkpoint)
         self._file, self._on_tensor = file, on_tensor
         self.dtype = dtype  # of the graph's floats
         self._grid = grid
