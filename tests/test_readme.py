@@ -17,8 +17,10 @@ def test_tables_are_those_of_the_results(page: Path) -> None:
 
 
 def test_every_table_is_marked_and_filled() -> None:
-    marked = [name for page in PAGES for name in re.findall(r"<!-- results: ([\w ]+) -->\n\|", page.read_text())]
-    assert set(marked) == set(SECTIONS)
+    sections = re.compile(r"<!-- results: ([\w ]+) -->\n(.*?)<!-- end -->", re.DOTALL)
+    bodies = dict(match.groups() for page in PAGES for match in sections.finditer(page.read_text()))
+    assert set(bodies) == set(SECTIONS)
+    assert all("|---" in body for body in bodies.values())
 
 
 def test_a_typed_number_is_noticed() -> None:
