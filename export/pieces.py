@@ -1,7 +1,6 @@
 """Tensors of a checkpoint in pieces of whole rows, through buffers that are used again and again.
 
-Fresh memory for each piece would cost more than the copy itself: the system has to find and clear every page. So a
-float16 checkpoint becomes a float16 graph at the speed of a copy. Knows safetensors files (a header of JSON, then the
+Fresh memory for each piece would cost time: the system has to find and clear every page. Knows safetensors files (a header of JSON, then the
 numbers, https://github.com/huggingface/safetensors#format), not graphs.
 """
 

@@ -1,8 +1,8 @@
 """Streams a checkpoint's tensors into a graph's external-data file and hands back initialisers that point there.
 
 A float matrix goes through in pieces, row by row as it is stored, and where its type is the graph's own no number is
-touched. So a 7B export needs little more memory than some pieces, and little more time than a copy. A layer that the
-checkpoint has as GPTQ codes keeps them, whatever the scheme. Knows how a linear layer is stored, not what it is for.
+touched. So a 7B export needs little more memory than some pieces. A layer that the checkpoint has as GPTQ codes keeps
+them, whatever the scheme. Knows how a linear layer is stored, not what it is for.
 """
 
 from __future__ import annotations
