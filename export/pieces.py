@@ -1,7 +1,7 @@
 """Tensors of a checkpoint in pieces of whole rows, through buffers that are used again and again.
 
-Fresh memory for each piece would cost time: the system has to find and clear every page. Knows safetensors files (a header of JSON, then the
-numbers, https://github.com/huggingface/safetensors#format), not graphs.
+Fresh memory for each piece would cost time: the system has to find and clear every page. Knows safetensors files (a
+header of JSON, then the numbers, https://github.com/huggingface/safetensors#format), not graphs.
 """
 
 from __future__ import annotations

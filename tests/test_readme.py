@@ -18,7 +18,7 @@ def test_tables_are_those_of_the_results(page: Path) -> None:
 
 def test_every_table_is_marked_and_filled() -> None:
     sections = re.compile(r"<!-- results: ([\w ]+) -->\n(.*?)<!-- end -->", re.DOTALL)
-    bodies = dict(match.groups() for page in PAGES for match in sections.finditer(page.read_text()))
+    bodies = {match[1]: match[2] for page in PAGES for match in sections.finditer(page.read_text())}
     assert set(bodies) == set(SECTIONS)
     assert all("|---" in body for body in bodies.values())
 
