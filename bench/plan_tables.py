@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.markdown import table
+
 Result = dict[str, Any]
 
 PARTS = {"decoder": "decoder", "embedding": "embedding", "head": "head", "vision": "vision tower"}
@@ -157,9 +159,3 @@ def _names(names: Sequence[str]) -> str:
 
 def _gigabytes(size: float) -> str:
     return f"{size:.2f}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bench.readme has the same, but imports this file."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])

@@ -12,10 +12,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.markdown import table
 from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
 
@@ -24,12 +25,6 @@ RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", ROOT / "gemvg_edge" / "models" / "tabletop" / "README.md")
 
 Result = dict[str, Any]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def accuracy(result: Result) -> str:

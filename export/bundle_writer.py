@@ -10,9 +10,10 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -80,29 +81,41 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
     recipe.check()
     with new_bundle_folder(target, bundle.FILES) as work:
         check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
-        tower, table = _vision_writer(checkpoint.config), work / bundle.EMBEDDING
-        # Side by side: most of the time is the system's, which finds pages for what is written.
-        with ThreadPoolExecutor(2) as threads:
-            parts = [
-                threads.submit(
-                    _write_graph,
-                    checkpoint,
-                    work / bundle.DECODER_GRAPH,
-                    write_decoder,
-                    recipe,
-                    recipe.decoder,
-                    on_tensor,
-                ),
-                threads.submit(
-                    _write_graph, checkpoint, work / bundle.VISION_GRAPH, tower, recipe, recipe.vision, on_tensor
-                ),
-                threads.submit(_write_embedding, checkpoint, table, recipe.embedding, on_tensor),
-            ]
-        records = {name: record for part in parts for name, record in part.result().items()}
+        records = _write_parts(checkpoint, work, recipe, on_tensor)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
         manifest = _manifest(checkpoint, target.resolve().name, recipe)
         write_manifest(work, manifest | {"files": {name: records[name] for name in bundle.FILES}})
+
+
+def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: OnTensor) -> dict[str, FileEntry]:
+    """Both graphs and the table, side by side: most of the time is the system's, which finds pages for what is written.
+
+    Where one fails, or the user interrupts, the others end at their next tensor.
+    """
+    stop = Event()
+
+    def going_on(name: str) -> None:
+        if stop.is_set():
+            raise CancelledError
+        on_tensor(name)
+
+    tower = _vision_writer(checkpoint.config)
+    graphs = [(bundle.DECODER_GRAPH, write_decoder, recipe.decoder), (bundle.VISION_GRAPH, tower, recipe.vision)]
+    records: dict[str, FileEntry] = {}
+    with ThreadPoolExecutor(2) as threads:
+        parts = [
+            threads.submit(_write_graph, checkpoint, work / name, write, recipe, scheme, going_on)
+            for name, write, scheme in graphs
+        ]
+        parts.append(threads.submit(_write_embedding, checkpoint, work / bundle.EMBEDDING, recipe.embedding, going_on))
+        try:
+            for part in as_completed(parts):
+                records |= part.result()
+        except BaseException:
+            stop.set()
+            raise
+    return records
 
 
 def count_tensors(checkpoint: Checkpoint) -> int:

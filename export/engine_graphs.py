@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 from onnx.utils import Extractor
 
+from export.op_lists import load_graph
 from gemvg_edge.errors import GemvgError
 
 HIDDEN, LOGITS, BEST = "hidden", "logits", "best"
@@ -26,10 +27,7 @@ CONTIGUOUS_SHARE = 1 / 8  # of the free memory, what one piece may take: 0.8 GB 
 
 def read_graph(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
     """A graph without its weights, the dimensions of its inputs and outputs that `sizes` names fixed."""
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's exceptions have no common base
-        raise GemvgError(f"{path} is not an ONNX graph ({error}); export the bundle again") from None
+    model = load_graph(path)
     del model.graph.value_info[:]  # they would speak of the dimensions by name
     for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:

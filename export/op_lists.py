@@ -52,11 +52,7 @@ def nearest_list(version: str) -> str:
 
 def check_graph(path: Path, op_list: OpList) -> list[str]:
     """What would not parse, one sentence a node; GemvgError where the file is no ONNX graph."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-        model = onnx.shape_inference.infer_shapes(model, strict_mode=False)
-    except Exception as error:  # protobuf's and onnx's exceptions have no common base
-        raise GemvgError(f"{path} is not an ONNX graph ({error}); export the bundle again") from None
+    model = onnx.shape_inference.infer_shapes(load_graph(path), strict_mode=False)
     types = dict(_value_types(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"} | set(tensors)
@@ -70,9 +66,17 @@ def check_graph(path: Path, op_list: OpList) -> list[str]:
     return problems
 
 
+def load_graph(path: Path) -> onnx.ModelProto:
+    """A graph without its weights; GemvgError where the file is none."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's exceptions have no common base
+        raise GemvgError(f"{path} is not an ONNX graph ({error}); export the bundle again") from None
+
+
 def newest_opset(path: Path) -> int:
     """The version of the standard's operators that a graph is written in."""
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(path)
     return max(int(entry.version) for entry in model.opset_import if entry.domain in ONNX_DOMAINS)
 
 

@@ -33,14 +33,11 @@ class PieceReader:
         self._turn = 0
 
     def rows(self, name: str, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-        """A tensor (out, ..) as pieces (rows, ..) of this type, converted where it is stored in another.
+        """A float tensor (out, ..) as pieces (rows, ..) of this type, converted where it is stored in another.
 
         GemvgError where float16 cannot hold a number, and for a file that ends too early.
         """
         shape = self._checkpoint.shape(name)
-        if self._checkpoint.is_quantized(name.removesuffix(".weight")):
-            yield self._checkpoint.read(name).astype(dtype)
-            return
         path, stored_as, start = self._place(name)
         row = int(np.prod(shape[1:])) * stored_as.itemsize
         step = max(1, PIECE_BYTES // row)

@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from tokenizers import Tokenizer
 
-from export.op_lists import TARGETS, check_graph, newest_opset, read_op_list
+from export.op_lists import TARGETS, check_graph, load_graph, newest_opset, read_op_list
 from export.reference import Case, load_reference, open_same_model, run_reference, same_codes
 from gemvg_edge.bundle import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
@@ -245,7 +245,7 @@ def exact_session(bundle: Bundle, graph: str, folder: Path) -> Any:
     """A graph opened so that quantised layers see activations as they are."""
     from gemvg_edge.engines.onnxruntime import open_graph
 
-    model = onnx.load(bundle.path(graph), load_external_data=False)
+    model = load_graph(bundle.path(graph))
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":

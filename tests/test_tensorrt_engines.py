@@ -29,18 +29,9 @@ from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import GROUPED, TINY_2_5, write_checkpoint
 from tests.test_engine import FOUR, ONE, STEPS, TWO, Case, Engine, difference
+from tests.test_tensorrt import DIALECTS, bundles
 
-DIALECTS = ("standard", "plain")
-
-
-@pytest.fixture(scope="module")
-def bundles(random_model: tuple[Any, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny random model in every dialect and precision that an engine is built from, by `dialect-precision`."""
-    folder, checkpoint = tmp_path_factory.mktemp("tensorrt"), open_checkpoint(random_model[1].parent / "checkpoint")
-    for dialect in DIALECTS:
-        for precision in ("float32", "float16"):
-            write_bundle(checkpoint, folder / f"{dialect}-{precision}", Recipe(dialect, precision))
-    return {path.name: path for path in folder.iterdir()}
+__all__ = ["bundles"]
 
 
 @pytest.fixture(scope="module")
