@@ -194,8 +194,9 @@ def export_speed(result: Result) -> str:
          f"{row['over_copy']:.2f}"]
         for row in result["rows"]
     ]  # fmt: skip
-    copy = f"Checkpoint {result['checkpoint_gb']:.2f} GB, copied in {result['copy_seconds']:.1f} s; "
-    copy += f"medians of {result['rounds']} rounds in turns. "
+    spread = f"{result['fastest_copy']:.1f} to {result['slowest_copy']:.1f}"
+    copy = f"Checkpoint {result['checkpoint_gb']:.2f} GB, copied in {result['copy_seconds']:.1f} s ({spread}); "
+    copy += f"medians of {result['rounds']} exports, each after a copy. "
     head = ["export", "peak memory, GiB", "seconds", "times the copy"]
     return table(head, rows) + "\n\n" + copy + _machine(result)
 

@@ -5,8 +5,6 @@ The same checkpoint and options give the same bytes. Knows files; vision.py and 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -16,21 +14,18 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.lib import format as npy
 from onnxscript import GraphBuilder
 
 from export.bundle_folder import new_bundle_folder
 from export.decoder import write_decoder
 from export.dialects import Ops, choose_dialect
-from export.gptq_blocks import Blocks, to_blocks
-from export.hashed_file import HashedFile
-from export.pieces import PieceReader
+from export.embedding_table import table_header, write_embedding
+from export.hashed_file import FileEntry, HashedFile, describe
 from export.template_check import check_chat_template
 from export.vision import write_vision
 from export.vision_qwen2_5 import write_vision_qwen2_5
-from export.weights import DENSE, Scheme, WeightWriter
+from export.weights import DENSE, Place, Scheme, WeightWriter
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import Checkpoint
@@ -41,7 +36,6 @@ PRODUCER = "gemvg-edge"
 IR_VERSIONS = {20: 9, 21: 10, 24: 12}  # of the onnx release that brought the opset
 DTYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
 OnTensor = Callable[[str], None]
-FileEntry = dict[str, int | str]
 WriteNetwork = Callable[[GraphBuilder, ModelConfig, WeightWriter, Ops, Scheme], None]
 
 
@@ -108,7 +102,7 @@ def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: 
             threads.submit(_write_graph, checkpoint, work / name, write, recipe, scheme, going_on)
             for name, write, scheme in graphs
         ]
-        parts.append(threads.submit(_write_embedding, checkpoint, work / bundle.EMBEDDING, recipe.embedding, going_on))
+        parts.append(threads.submit(_write_table, checkpoint, work / bundle.EMBEDDING, recipe.embedding, going_on))
         try:
             for part in as_completed(parts):
                 records |= part.result()
@@ -119,8 +113,10 @@ def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: 
 
 
 def count_tensors(checkpoint: Checkpoint) -> int:
-    """How many times `write_bundle` calls on_tensor."""
-    return len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head  # a tied table is read twice
+    """How many times `write_bundle` calls on_tensor; a tied table is asked for twice."""
+    return (
+        len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head
+    )
 
 
 def _vision_writer(config: ModelConfig) -> WriteNetwork:
@@ -144,7 +140,8 @@ def _write_graph(
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(ops.OPSETS), name=path.stem)
     g = GraphBuilder(graph)
     with HashedFile(path.with_suffix(".data")) as data:
-        weights = WeightWriter(g, checkpoint, data, on_tensor, DTYPES[recipe.precision], ops.GRID)
+        elsewhere = _table_place(checkpoint, path.with_name(bundle.EMBEDDING), recipe)
+        weights = WeightWriter(g, checkpoint, data, elsewhere, on_tensor, DTYPES[recipe.precision], ops.GRID)
         write(g, checkpoint.config, weights, ops, scheme)
         record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
@@ -155,33 +152,16 @@ def _write_graph(
     return {path.name: describe(path), data.path.name: record}
 
 
-def _write_embedding(checkpoint: Checkpoint, path: Path, dtype: str, on_tensor: OnTensor) -> dict[str, FileEntry]:
+def _table_place(checkpoint: Checkpoint, path: Path, recipe: Recipe) -> dict[str, Place]:
+    """Where the embedding's numbers are in the bundle, if a graph can read them there: a tied head needs no copy."""
+    if checkpoint.is_quantized(EMBEDDING_LAYER) or recipe.embedding != recipe.precision:
+        return {}
+    return {EMBEDDING: Place(path, len(table_header(checkpoint.shape(EMBEDDING), recipe.embedding)))}
+
+
+def _write_table(checkpoint: Checkpoint, path: Path, dtype: str, on_tensor: OnTensor) -> dict[str, FileEntry]:
     on_tensor(EMBEDDING)
-    if checkpoint.is_quantized(EMBEDDING_LAYER):
-        _write_embedding_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
-        return {path.name: describe(path)}
-    shape = checkpoint.shape(EMBEDDING)
-    header = io.BytesIO()
-    npy.write_array_header_1_0(
-        header, {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    )
-    with HashedFile(path) as file:
-        file.write(header.getvalue())
-        for rows in PieceReader(checkpoint).rows(EMBEDDING, np.dtype(dtype)):
-            file.write(rows.data.cast("B"))
-        return {path.name: file.record()}
-
-
-def _write_embedding_codes(blocks: Blocks, path: Path) -> None:
-    """A quantised table: a row's codes and then its scales, so that looking one up reads one place."""
-    if blocks.zeros is not None:
-        raise GemvgError(f"{EMBEDDING_LAYER} has zero-points; quantise the table symmetrically")
-    rows, count = blocks.scales.shape
-    codes = blocks.packed.reshape(rows, -1)
-    fields = [("codes", "u1", (codes.shape[1],)), ("scales", "<f2", (count,))]
-    table = np.empty(rows, fields)
-    table["codes"], table["scales"] = codes, blocks.scales
-    np.save(path, table)
+    return {path.name: write_embedding(checkpoint, path, dtype)}
 
 
 def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
@@ -217,9 +197,3 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """`manifest.json` of a bundle folder."""
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def describe(path: Path) -> FileEntry:
-    """The manifest's entry for a file that is there."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

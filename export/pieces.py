@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import Checkpoint
 
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 4 * 2**20
 TYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import onnx
 
 from export.bundle_folder import new_bundle_folder
-from export.bundle_writer import describe, write_manifest
+from export.bundle_writer import write_manifest
 from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
+from export.hashed_file import describe
 from export.op_lists import check_graph, nearest_list, read_op_list
 from export.tensorrt_build import (
     MIB,

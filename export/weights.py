@@ -7,9 +7,10 @@ them, whatever the scheme. Knows how a linear layer is stored, not what it is fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,13 @@ class GridLinear:
     block_size: int  # inputs that share a scale; 0 for all
 
 
+class Place(NamedTuple):
+    """Where a tensor's bytes begin."""
+
+    path: Path
+    offset: int
+
+
 Linear = DenseLinear | BlockLinear | GridLinear
 
 
@@ -94,12 +102,14 @@ class WeightWriter:
         g: GraphBuilder,
         checkpoint: Checkpoint,
         file: HashedFile,
+        elsewhere: Mapping[str, Place],
         on_tensor: Callable[[str], None],
         dtype: ir.DataType,
         grid: bool,
     ) -> None:
         self._g, self._checkpoint, self._reader = g, checkpoint, PieceReader(checkpoint)
         self._file, self._on_tensor = file, on_tensor
+        self._elsewhere = elsewhere  # tensors that another file of the bundle holds as this graph wants them
         self.dtype = dtype  # of the graph's floats
         self._grid = grid
 
@@ -131,6 +141,8 @@ class WeightWriter:
     def _floats(self, name: str, parts: Sequence[str], shape: tuple[int, ...] | None = None) -> ir.Value:
         """Tensors below each other in the graph's float type."""
         shape = shape or (sum(self._checkpoint.shape(part)[0] for part in parts),)
+        if len(parts) == 1 and parts[0] in self._elsewhere:
+            return self._point(name, self.dtype, shape, self._elsewhere[parts[0]])
         pieces = (piece for part in parts for piece in self._reader.rows(part, self.dtype.numpy()))
         return self._write(name, self.dtype, shape, pieces)
 
@@ -212,9 +224,12 @@ class WeightWriter:
             self._file.write(np.ascontiguousarray(piece).view(np.uint8).data.cast("B"))
         written = self._file.tell() - offset
         assert written == length, f"{name}: {written} bytes written for shape {shape}"
-        path = self._file.path
+        return self._point(name, dtype, shape, Place(self._file.path, offset))
+
+    def _point(self, name: str, dtype: ir.DataType, shape: Sequence[int], place: Place) -> ir.Value:
+        length, path = int(np.prod(shape) * dtype.itemsize), place.path
         tensor = ir.ExternalTensor(
-            path.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent
+            path.name, place.offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent
         )
         return self._g.initializer(tensor, name, qualify=False)
 

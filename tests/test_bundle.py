@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from export.bundle_writer import describe, write_manifest
+from export.bundle_writer import write_manifest
+from export.hashed_file import describe
 from export.to_onnx import main as export
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.bundle import (

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from export.bundle_writer import describe
+from export.hashed_file import describe
 from export.to_onnx import main as export
 from export.verify import TOLERANCES, largest_difference
 from export.verify import main as verify
