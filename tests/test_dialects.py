@@ -18,7 +18,7 @@ from export.to_onnx import main as export
 from export.verify import TOLERANCES
 from export.verify import main as verify
 from gemvg_edge import GemvgError, Grounder
-from gemvg_edge.bundle import DECODER_GRAPH, DIALECTS, VISION_GRAPH, open_bundle
+from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, DIALECTS, EMBEDDING, VISION_GRAPH, open_bundle
 from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
@@ -84,6 +84,38 @@ def test_floats_are_transformers(
     if precision == "float16":
         assert max(result[kind] for kind in kinds) > 1e-4, "these are not float16's digits"
     assert (result["dialect"], result["precision"]) == (dialect, precision)
+
+
+TIED = [(dialect, precision) for dialect, precision in FLOAT_RECIPES if precision != "bfloat16"]
+
+
+@pytest.mark.parametrize(("dialect", "precision"), TIED)
+def test_a_tied_head_is_the_table(dialect: str, precision: str, tmp_path: Path, capsys: Capture) -> None:
+    """It is stored once, and the graph reads it where the runtime looks its tokens up."""
+    write_checkpoint(tmp_path / "checkpoint", GROUPED, tied=True)
+    assert export_as(tmp_path / "checkpoint", tmp_path / "bundle", dialect, precision) == 0
+    table = np.load(tmp_path / "bundle" / EMBEDDING)
+    assert ("embedding.npy", table.shape, table.dtype) == head_place(tmp_path / "bundle")
+    graph = onnx.load(tmp_path / "bundle" / DECODER_GRAPH).graph
+    (head,) = (tensor for tensor in graph.initializer if tensor.name == "lm_head.weight")
+    assert np.array_equal(onnx.numpy_helper.to_array(head), table)
+    assert run_verify(tmp_path / "bundle", tmp_path / "checkpoint", capsys)[0] == 0
+
+
+@pytest.mark.parametrize(("precision", "options"), [("bfloat16", []), ("float16", ["--weights", "int8"])])
+def test_a_tied_head_of_another_type_is_stored_for_itself(precision: str, options: list[str], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", GROUPED, tied=True)
+    dialect = "fused" if options else "standard"
+    assert export_as(tmp_path / "checkpoint", tmp_path / "bundle", dialect, precision, *options) == 0
+    assert head_place(tmp_path / "bundle")[0] == DECODER_DATA
+
+
+def head_place(bundle: Path) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    """The file that a decoder has its head in, the head's shape and its type."""
+    graph = onnx.load(bundle / DECODER_GRAPH, load_external_data=False).graph
+    (head,) = (tensor for tensor in graph.initializer if tensor.name in ("lm_head.weight", "lm_head.packed"))
+    (file,) = (entry.value for entry in head.external_data if entry.key == "location")
+    return file, tuple(head.dims), onnx.helper.tensor_dtype_to_np_dtype(head.data_type)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

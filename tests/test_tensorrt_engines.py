@@ -21,7 +21,7 @@ from export.tensorrt_build import (
 )
 from export.to_tensorrt import Limits, plan_jobs, read_graphs, run_job
 from export.to_tensorrt import main as to_tensorrt
-from gemvg_edge.bundle import DECODER_GRAPH, open_bundle
+from gemvg_edge.bundle import DECODER_GRAPH, EMBEDDING, open_bundle
 from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
@@ -55,6 +55,20 @@ def test_every_graph_compiles(
     assert {path.name for path in tmp_path.iterdir()} == {"vision.engine", "decoder.engine"} | (
         {"head.engine"} if pieces > 1 else set()
     )
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_tied_head_compiles(dialect: str, pieces: int, rtx: Any, tmp_path: Path) -> None:
+    """Its weight is in the embedding's table."""
+    write_checkpoint(tmp_path / "checkpoint", GROUPED, tied=True)
+    write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / dialect, Recipe(dialect, "float16"))
+    source = open_bundle(tmp_path / dialect)
+    limits = Limits.of(source.manifest, 64, 64, 64)
+    for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces)[1:]:
+        run_job(rtx, job, source.folder, BuildOptions(256 * MIB), tmp_path)
+    engine = tmp_path / ("head.engine" if pieces > 1 else "decoder.engine")
+    assert engine.stat().st_size > (tmp_path / dialect / EMBEDDING).stat().st_size
 
 
 @pytest.mark.parametrize("bits", [4, 8])
