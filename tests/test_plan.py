@@ -91,7 +91,7 @@ def test_weights_of_the_2b_are_those_of_its_published_shapes(tmp_path: Path) -> 
     write_settings(tmp_path, QWEN2_VL_2B)
     for name, sizes in expected_tensors(read_config(tmp_path)):
         counted[part_of(name)] += 2 * prod(sizes)
-    assert weight_bytes(shape, FLOAT16) == {**counted, "head": counted["embedding"]}  # tied, but each in memory for itself
+    assert weight_bytes(shape, FLOAT16) == {**counted, "head": counted["embedding"]}  # tied, but in memory twice
 
 
 def test_the_7b_has_the_widths_that_other_tests_use() -> None:
