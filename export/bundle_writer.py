@@ -114,9 +114,7 @@ def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: 
 
 def count_tensors(checkpoint: Checkpoint) -> int:
     """How many times `write_bundle` calls on_tensor; a tied table is asked for twice."""
-    return (
-        len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head
-    )
+    return len(list(expected_tensors(checkpoint.config))) + checkpoint.config.tied_head
 
 
 def _vision_writer(config: ModelConfig) -> WriteNetwork:
