@@ -83,7 +83,7 @@ def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor
 
 
 def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: OnTensor) -> dict[str, FileEntry]:
-    """Both graphs and the table, side by side: most of the time is the system's, which finds pages for what is written.
+    """Both graphs and the table, side by side, since reading, hashing and writing one leaves processors idle.
 
     Where one fails, or the user interrupts, the others end at their next tensor.
     """
@@ -102,7 +102,7 @@ def _write_parts(checkpoint: Checkpoint, work: Path, recipe: Recipe, on_tensor: 
             threads.submit(_write_graph, checkpoint, work / name, write, recipe, scheme, going_on)
             for name, write, scheme in graphs
         ]
-        parts.append(threads.submit(_write_table, checkpoint, work / bundle.EMBEDDING, recipe.embedding, going_on))
+        parts.append(threads.submit(write_embedding, checkpoint, work / bundle.EMBEDDING, recipe.embedding, going_on))
         try:
             for part in as_completed(parts):
                 records |= part.result()
@@ -155,11 +155,6 @@ def _table_place(checkpoint: Checkpoint, path: Path, recipe: Recipe) -> dict[str
     if checkpoint.is_quantized(EMBEDDING_LAYER) or recipe.embedding != recipe.precision:
         return {}
     return {EMBEDDING: Place(path, len(table_header(checkpoint.shape(EMBEDDING), recipe.embedding)))}
-
-
-def _write_table(checkpoint: Checkpoint, path: Path, dtype: str, on_tensor: OnTensor) -> dict[str, FileEntry]:
-    on_tensor(EMBEDDING)
-    return {path.name: write_embedding(checkpoint, path, dtype)}
 
 
 def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,19 @@ from quantize.checkpoint import Checkpoint
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER
 
 
-def write_embedding(checkpoint: Checkpoint, path: Path, dtype: str) -> FileEntry:
+def write_embedding(
+    checkpoint: Checkpoint, path: Path, dtype: str, on_tensor: Callable[[str], None]
+) -> dict[str, FileEntry]:
     """Write the table (vocab, hidden) in this type; one that is quantised keeps its codes."""
+    on_tensor(EMBEDDING)
     if checkpoint.is_quantized(EMBEDDING_LAYER):
         _write_codes(to_blocks(checkpoint.quantized(EMBEDDING_LAYER), EMBEDDING_LAYER), path)
-        return describe(path)
+        return {path.name: describe(path)}
     with HashedFile(path) as file:
         file.write(table_header(checkpoint.shape(EMBEDDING), dtype))
         for rows in PieceReader(checkpoint).rows(EMBEDDING, np.dtype(dtype)):
             file.write(rows.data.cast("B"))
-        return file.record()
+        return {path.name: file.record()}
 
 
 def table_header(shape: Sequence[int], dtype: str) -> bytes:

@@ -10,7 +10,7 @@ from types import TracebackType
 Bytes = bytes | memoryview
 FileEntry = dict[str, int | str]
 # Written at a time, about as much as `cp` does: a longer write gets large pages, and on a virtual machine those are
-# often ones that the host has to find first. 4.4 GB then took 8 s instead of 2.
+# often ones that the host has to find first, which took several times as long.
 STEP = 64 * 2**10
 
 

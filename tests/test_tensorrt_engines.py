@@ -40,6 +40,17 @@ def rtx() -> Any:
     return pytest.importorskip("tensorrt_rtx_bindings", reason="no TensorRT-RTX; pip install tensorrt-rtx-cu12 (x86)")
 
 
+def compile_checkpoint(
+    rtx: Any, checkpoint: Path, dialect: str, target: Path, pieces: int = 1, jobs: slice = slice(None)
+) -> None:
+    """Engines in `target` from a checkpoint, by way of a float16 bundle in its folder `dialect`."""
+    write_bundle(open_checkpoint(checkpoint), target / dialect, Recipe(dialect, "float16"))
+    source = open_bundle(target / dialect)
+    limits = Limits.of(source.manifest, 64, 64, 64)
+    for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces)[jobs]:
+        run_job(rtx, job, source.folder, BuildOptions(256 * MIB), target)
+
+
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -62,11 +73,7 @@ def test_every_graph_compiles(
 def test_a_tied_head_compiles(dialect: str, pieces: int, rtx: Any, tmp_path: Path) -> None:
     """Its weight is in the embedding's table."""
     write_checkpoint(tmp_path / "checkpoint", GROUPED, tied=True)
-    write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / dialect, Recipe(dialect, "float16"))
-    source = open_bundle(tmp_path / dialect)
-    limits = Limits.of(source.manifest, 64, 64, 64)
-    for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces)[1:]:
-        run_job(rtx, job, source.folder, BuildOptions(256 * MIB), tmp_path)
+    compile_checkpoint(rtx, tmp_path / "checkpoint", dialect, tmp_path, pieces, slice(1, None))
     engine = tmp_path / ("head.engine" if pieces > 1 else "decoder.engine")
     assert engine.stat().st_size > (tmp_path / dialect / EMBEDDING).stat().st_size
 
@@ -79,21 +86,13 @@ def test_codes_compile(dialect: str, bits: int, rtx: Any, tmp_path: Path) -> Non
     quantize(
         Settings(tmp_path / "checkpoint", tmp_path / "codes", method="rtn", device="cpu", positive_scales=True, **grid)
     )
-    write_bundle(open_checkpoint(tmp_path / "codes"), tmp_path / dialect, Recipe(dialect, "float16"))
-    source = open_bundle(tmp_path / dialect)
-    limits = Limits.of(source.manifest, 64, 64, 64)
-    for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, 1):
-        run_job(rtx, job, source.folder, BuildOptions(256 * MIB), tmp_path)
+    compile_checkpoint(rtx, tmp_path / "codes", dialect, tmp_path)
 
 
 def test_windows_compile(rtx: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", TINY_2_5)
     for dialect in DIALECTS:
-        write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / dialect, Recipe(dialect, "float16"))
-        source = open_bundle(tmp_path / dialect)
-        limits = Limits.of(source.manifest, 64, 64, 64)
-        vision = plan_jobs(*read_graphs(source, limits), limits, source.manifest, 1)[0]
-        run_job(rtx, vision, source.folder, BuildOptions(256 * MIB), tmp_path)
+        compile_checkpoint(rtx, tmp_path / "checkpoint", dialect, tmp_path, jobs=slice(1))
 
 
 def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Path], tmp_path: Path) -> None:
