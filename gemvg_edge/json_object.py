@@ -6,12 +6,14 @@ Serves the manifest of a bundle and the JSON files of a checkpoint. Knows no fie
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, printable, read_bytes
 
 
 class Settings(Protocol):
@@ -23,6 +25,10 @@ class Settings(Protocol):
     def from_config(config: Mapping[str, Any]) -> Any:
         """Read and check the fields."""
 
+
+LARGEST = 2**53  # the whole numbers up to here are floats too
+DIGITS = 300  # of a whole number; longer ones are an attack on `int`, or on a float that is made of them
+SHOWN = 120  # characters of a value in a sentence
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
@@ -37,25 +43,41 @@ class JsonObject:
     fix: str
     place: str = ""
 
-    def value(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """A field of one type; null is as good as absent. A whole number is a float too, a bool is no number."""
+    def value(
+        self, key: str, kind: type[T], default: T | None = None, *, low: float | None = None, high: float | None = None
+    ) -> T:
+        """A field of one type; null is as good as absent. A whole number is a float too, a bool is no number.
+
+        A number lies between `low` and `high`, both allowed, where these are given.
+        """
         value = self.content.get(key)
         if value is None:
             value = default
         if value is None:
             raise GemvgError(f"{self.path} lacks the field {self.place}{key}; {self.fix}")
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= LARGEST:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             name = "object" if kind is dict else kind.__name__
-            raise GemvgError(f"{self.path}: {self.place}{key} is {value!r}, not of type {name}; {self.fix}")
+            raise GemvgError(f"{self.path}: {self.place}{key} is {short(value)}, not of type {name}; {self.fix}")
+        self.in_range(key, value, low, high)
         return value
 
-    def integers(self, key: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+    def in_range(self, key: str, value: Any, low: float | None, high: float | None) -> None:
+        """GemvgError for a number outside `low`..`high`."""
+        if (low is not None and value < low) or (high is not None and value > high):
+            wanted = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
+            raise GemvgError(f"{self.path}: {self.place}{key} is {short(value)}, not {wanted}; {self.fix}")
+
+    def integers(self, key: str, *, low: int | None = None, high: int | None = None) -> tuple[int, ...]:
+        """A list of whole numbers, each between `low` and `high` where these are given."""
         values = self.value(key, list)
         if not all(type(value) is int for value in values):
-            raise GemvgError(f"{self.path}: {self.place}{key} is {values!r}, not a list of whole numbers; {self.fix}")
+            raise GemvgError(
+                f"{self.path}: {self.place}{key} is {short(values)}, not a list of whole numbers; {self.fix}"
+            )
+        for value in values:
+            self.in_range(key, value, low, high)
         return tuple(values)
 
     def object(self, key: str, default: dict[str, Any] | None = None) -> JsonObject:
@@ -81,15 +103,61 @@ class JsonObject:
 
 def read_json_object(path: Path, fix: str, missing: str) -> JsonObject:
     """A file that holds one object; `missing` follows the file's name where there is none."""
-    if not path.is_file():
-        raise GemvgError(f"{path}: {missing}")
+    if not is_file(path):
+        raise GemvgError(f"{printable(path)}: {missing}")
+    stored = read_bytes(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise GemvgError(f"{path} is not JSON ({error}); {fix}") from None
+        content = parse_json(stored.decode("utf-8-sig"))
+    except ValueError as error:
+        raise GemvgError(f"{printable(path)} is not JSON ({error}); {fix}") from None
     if not isinstance(content, dict):
-        raise GemvgError(f"{path} is not a JSON object; {fix}")
+        raise GemvgError(f"{printable(path)} is not a JSON object; {fix}")
     return JsonObject(path, content, fix)
+
+
+def parse_json(text: str) -> Any:
+    """One JSON value as the standard has it, for text from strangers; ValueError says what is wrong.
+
+    Python's own reader takes the last of two equal keys, and NaN and Infinity, which are no JSON; a number may be of
+    any size there, and deep nesting is a RecursionError.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {short(twice)} stands twice in one object")
+    return content
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {short(text)} is past every range")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"the number {short(text)} is past every range")
+    return int(text)
+
+
+def short(value: Any) -> str:
+    """A value for a sentence: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _alike(value: Any, default: Any) -> bool:

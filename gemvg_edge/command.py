@@ -1,0 +1,117 @@
+"""What every command line of ours shares: exit codes, and one line instead of a traceback.
+
+0 is success, 1 a verdict against what was checked, 2 bad input (one sentence on stderr), 130 and 143 an interrupt and a
+termination, after which nothing half-written is left. A reader that closes our output, as `| head` does, is no error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import reason
+
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the program stands, so that every `with` and `finally` on the way out is run."""
+
+
+def run_command(name: str, work: Callable[[], int | None]) -> int:
+    """Do the work of the command `name` and give its exit code; None from `work` is 0.
+
+    SystemExit from argparse passes. Only bad input (GemvgError), the system's refusals (OSError, MemoryError) and
+    signals become lines: any other exception is a fault of ours and keeps its traceback.
+    """
+    _make_writable()
+    try:
+        with _termination_raises():
+            code = work() or 0
+            sys.stdout.flush()  # here, where a closed or full output is caught
+        return code
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 0
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted")
+        return INTERRUPTED
+    except Terminated:
+        _say(f"{name}: terminated")
+        return TERMINATED
+    except GemvgError as error:
+        _say(f"{name}: {one_line(error)}")
+    except MemoryError as error:
+        _say(f"{name}: out of memory ({one_line(error) or 'no more to be had'}); give smaller input or free some")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{name}: {where}{reason(error)}; check the place, its permissions and the room on the disk")
+        _discard(sys.stdout)  # may be what is full
+    return BAD_INPUT
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text without line breaks: an engine's own messages have several lines."""
+    return " ".join(str(error).split())
+
+
+def quiet_interrupts() -> None:
+    """Say `interrupted` and no traceback where Ctrl-C comes before `run_command`: imports take seconds."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _say("interrupted")
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+@contextmanager
+def _termination_raises() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the cleaning short
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before: Any = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _make_writable() -> None:
+    """Give the process streams that take any text: a closed one swallows it, an ASCII one gets escapes."""
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # Python's own mark of a descriptor that was closed at the start
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for the whole process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what is still buffered go nowhere, or Python would complain of it once more at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        pass  # a stream of a test's, without a descriptor

@@ -1,0 +1,148 @@
+"""Files as people have them: asked about without a traceback, hashed, and written all or nothing.
+
+A file is written beside its place under a name that is ours and renamed into it, so that a kill leaves the old file or
+the new one, and the next run takes away what the killed one left. Knows paths and bytes, no format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gemvg_edge.errors import GemvgError
+
+PARTIAL = ".gemvg-edge-partial-"  # begins the name of a file that is being written
+STEP = 2**20  # bytes that are hashed at a time
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file (or a link to one); GemvgError where the system does not say, such as for a long name."""
+    return _is(path, stat.S_ISREG)
+
+
+def is_folder(path: Path) -> bool:
+    """The same of a folder."""
+    return _is(path, stat.S_ISDIR)
+
+
+def _is(path: Path, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # no permission, a name that is too long, a null character
+        raise unreadable(path, error) from None
+
+
+def list_folder(path: Path) -> list[str]:
+    """The names in a folder, sorted; GemvgError where it cannot be read."""
+    try:
+        return sorted(os.listdir(path))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file; GemvgError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def read_text(path: Path) -> str:
+    """All of a text file in UTF-8, whatever the locale and with or without a byte order mark; GemvgError otherwise."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GemvgError(f"{printable(path)} is not text in UTF-8 (at byte {error.start}); save it as UTF-8") from None
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file in hexadecimal; GemvgError where it cannot be read."""
+    digest, buffer = hashlib.sha256(), bytearray(STEP)
+    view = memoryview(buffer)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(view[:count])
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+    return digest.hexdigest()
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as text that any terminal takes: what is not Unicode in it, or would steer a terminal, is escaped."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """Why, in the system's own words, without the path that the sentence names already."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def unreadable(path: Path, error: BaseException) -> GemvgError:
+    """The sentence for a path that the system refuses to open."""
+    return GemvgError(f"{printable(path)} cannot be read ({reason(error)}); check its name and its permissions")
+
+
+def unwritable(path: Path, error: BaseException) -> GemvgError:
+    """The sentence for a path that the system refuses to write."""
+    return GemvgError(f"{printable(path)} cannot be written ({reason(error)}); make room there or give another place")
+
+
+def same_path(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one place, by links, `..`, hard links or another spelling."""
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def refuse_inputs(output: Path, inputs: Iterable[Path], flag: str = "") -> None:
+    """GemvgError where writing `output` (a file or a folder) would destroy an input: it is one, or holds one."""
+    real = Path(os.path.realpath(output))
+    for given in inputs:
+        if same_path(output, given) or real in Path(os.path.realpath(given)).parents:
+            what = "is" if same_path(output, given) else "holds"
+            name = f"{flag} {printable(output)}".strip()
+            raise GemvgError(f"{name} {what} {printable(given)}, which is read; give another place to write to")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, of the same ending, that takes the place of `path` at the end; an error changes nothing.
+
+    GemvgError where the place is a folder, a device or cannot be written. A link is followed, as `cp` does.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if not stat.S_ISREG(os.stat(target).st_mode):
+            raise GemvgError(f"{printable(path)} is a folder or a device; give the name of a file to write")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise unwritable(path, error) from None
+    # The name's digest, since the name itself may be as long as the system allows.
+    key = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+    partial = target.with_name(f"{PARTIAL}{key}{target.suffix[:16]}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException as error:
+        with suppress(OSError):  # the first error says more
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, all or nothing; GemvgError where it cannot be written."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
