@@ -1,55 +1,42 @@
-"""A bundle's folder is written beside its place and renamed into it when all of it is there."""
+"""A bundle's folder, written all or nothing, where only a bundle of ours is replaced: see train/output_folder.py."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_folder, list_folder
 from gemvg_edge.json_object import read_json_object
+from train.output_folder import MARK, is_incidental, new_folder
 
 LEFT_ALONE = "the folder is left alone, give another one"
 
 
 @contextmanager
-def new_bundle_folder(target: Path, files: Collection[str]) -> Iterator[Path]:
+def new_bundle_folder(target: Path, files: Collection[str], inputs: Sequence[Path] = ()) -> Iterator[Path]:
     """A folder to fill, which becomes `target` at the end; after an error nothing has changed.
 
-    An older bundle there, of these files, is replaced but for its README.md; anything else is refused at once.
+    An older bundle there, of these files, is replaced; anything else is refused at once, one of the `inputs` too.
     """
-    target = target.resolve()  # gives `.` and links their name
-    _check(target, files)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        work.chmod(0o755)  # mkdtemp's folder is for its owner alone
-        yield work
-        if (target / bundle.CARD).is_file():
-            shutil.copyfile(target / bundle.CARD, work / bundle.CARD)
-        if target.exists():
-            target.rename(work / "replaced")
-        work.rename(target)
-    except BaseException:
-        if (work / "replaced").exists():
-            (work / "replaced").rename(target)
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(target / "replaced", ignore_errors=True)
+    with new_folder(target, bundle.MANIFEST, inputs, older=_older(target, files), keep_mark=False) as folder:
+        yield folder
 
 
-def _check(target: Path, files: Collection[str]) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise GemvgError(f"{target} is a file; give a folder to write the bundle to")
-    found = {path.name for path in target.iterdir()}
-    if others := sorted(found - {*files, bundle.MANIFEST, bundle.CARD}):
+def _older(target: Path, files: Collection[str]) -> Collection[str]:
+    """The files of a bundle that is there: its manifest vouches for them, where a kill left no mark."""
+    target = Path(os.path.realpath(target))
+    if not is_folder(target):
+        return ()
+    found = [name for name in list_folder(target) if not is_incidental(name)]
+    if not found or MARK in list_folder(target):
+        return ()
+    if others := sorted(set(found) - {*files, bundle.MANIFEST}):
         raise GemvgError(f"{target} holds {others[0]}, no part of a bundle, so it is left alone; give another folder")
-    if found:
-        manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")
-        if manifest.content.get("format") != bundle.FORMAT:
-            raise GemvgError(f"{manifest.path} is not the manifest of a bundle; {LEFT_ALONE}")
+    manifest = read_json_object(target / bundle.MANIFEST, LEFT_ALONE, f"no such file; {LEFT_ALONE}")
+    if manifest.content.get("format") != bundle.FORMAT:
+        raise GemvgError(f"{manifest.path} is not the manifest of a bundle; {LEFT_ALONE}")
+    return found

@@ -73,7 +73,7 @@ FLOAT32 = Recipe()
 def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
     """Write a bundle folder; an existing bundle there is replaced but for its README.md, anything else is refused."""
     recipe.check()
-    with new_bundle_folder(target, bundle.FILES) as work:
+    with new_bundle_folder(target, bundle.FILES, [checkpoint.folder]) as work:
         check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
         records = _write_parts(checkpoint, work, recipe, on_tensor)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)

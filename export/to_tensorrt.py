@@ -114,7 +114,7 @@ def to_tensorrt(
         max_visual_tokens=limits.max_visual_tokens,
         split_head=pieces > 1,
     )
-    with new_bundle_folder(target, FILES) as work:
+    with new_bundle_folder(target, FILES, [source]) as work:
         for job in plan_jobs(vision, decoder, limits, manifest, pieces):
             run_job(trt, job, source, options, work)
         for name in (bundle.EMBEDDING, bundle.TOKENIZER):

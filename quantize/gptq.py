@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ from quantize.parts import (
 from quantize.solver import Grid, Order, factor, round_to_nearest, solve
 from quantize.stream import HEAD, Block, block_names, stream
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
-from train.stage import claim_work_folder, run_command, settings_json
+from train.stage import check_out, run_command, settings_json, working
 
 BITS, UNTOUCHED = (3, 4, 8), 16
 
@@ -103,11 +102,11 @@ class Settings:
 
 def quantize(run: Settings) -> None:
     """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
+    check_out(run)
     checkpoint = open_float_checkpoint(run.model)
     check(run, checkpoint)
     prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
-    with writing_parts(run.out):
-        work = claim_work_folder(run)
+    with writing_parts(run.out), working(run) as work:
         write_part(checkpoint, work, START, pack_layers(_round_embedding(run, checkpoint), run.version))
         seconds = _quantize_blocks(run, checkpoint, prompts, work)
         record = settings_json(run) | {
@@ -116,7 +115,6 @@ def quantize(run: Settings) -> None:
         }
         quantization = {"quantization_config": _describe(run, checkpoint)}
         write_checkpoint(checkpoint, work, run.out, quantization, record, own_head=run.head_bits < UNTOUCHED)
-    shutil.rmtree(work)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"out": str(run.out), "seconds_a_layer": round(seconds, 2), "peak_gib": round(peak, 3)}))
 

@@ -11,7 +11,6 @@ subtract a mean, which a rotation would move, so the tower stays. Ends with one 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, block_names
 from quantize.tensors import EMBEDDING
-from train.stage import claim_work_folder, run_command, settings_json
+from train.stage import check_out, run_command, settings_json, working
 
 NORM = "model.norm.weight"
 READERS = {
@@ -48,14 +47,13 @@ class Settings:
 
 def rotate(run: Settings) -> None:
     """Write the rotated checkpoint."""
+    check_out(run)
     checkpoint = open_float_checkpoint(run.model)
     rotation = random_rotation(checkpoint.config.shape.hidden_size, run.seed)
-    with writing_parts(run.out):
-        work = claim_work_folder(run)
+    with writing_parts(run.out), working(run) as work:
         for name in tqdm([START, *block_names(checkpoint)], unit="block"):
             write_part(checkpoint, work, name, rotated_part(checkpoint, name, rotation))
         write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=True)
-    shutil.rmtree(work)
     print(json.dumps({"out": str(run.out), "seed": run.seed}))
 
 

@@ -10,7 +10,6 @@ a product behind it. The result is a float checkpoint that computes the same. En
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from quantize.calibration import grounding_prompts
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, Block, block_names, stream
-from train.stage import claim_work_folder, run_command, settings_json
+from train.stage import check_out, run_command, settings_json, working
 
 SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is never used stays as it is
 
@@ -94,10 +93,10 @@ def smooth(run: Settings) -> None:
     """Write the smoothed checkpoint."""
     if not 0 <= run.alpha <= 1 or run.samples < 1:
         raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
+    check_out(run)
     checkpoint = open_float_checkpoint(run.model)
     prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
-    with writing_parts(run.out):
-        work = claim_work_folder(run)
+    with writing_parts(run.out), working(run) as work:
         write_part(checkpoint, work, START, {})
         names = block_names(checkpoint)
         for block in tqdm(stream(checkpoint, prompts, run.device, work), total=len(names), unit="block"):
@@ -105,7 +104,6 @@ def smooth(run: Settings) -> None:
             stored = {name: as_stored(checkpoint, name, values) for name, values in changed.items()}
             write_part(checkpoint, work, block.name, stored)
         write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=False)
-    shutil.rmtree(work)
     print(json.dumps({"out": str(run.out), "alpha": run.alpha}))
 
 

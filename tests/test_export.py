@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,19 +157,21 @@ def test_a_kill_in_the_middle_leaves_what_was_there(checkpoint: Checkpoint, tmp_
     assert digests(target) == before
 
 
+@pytest.mark.parametrize("failing", [DECODER_DATA, MANIFEST])
 def test_a_failing_rename_brings_the_old_bundle_back(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     target = tmp_path / "bundle"
     write_bundle(checkpoint, target, INT4)
-    before, renaming = digests(target), Path.rename
+    before, renaming = digests(target), os.replace
 
-    def rename(path: Path, to: Path) -> Path:
-        if to == target and path.name != "replaced":
+    def replace(source: Path, goal: Path) -> None:
+        if Path(goal) == target / failing:
+            monkeypatch.undo()  # the way back is free
             raise OSError("no more room")
-        return renaming(path, to)
+        renaming(source, goal)
 
-    monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="no more room"):
         write_bundle(checkpoint, target, Recipe())
     assert list(tmp_path.iterdir()) == [target]

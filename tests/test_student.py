@@ -131,7 +131,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make_student(tmp_path / "nothing", tmp_path / "student", 1, 1, None)
     write_checkpoint(tmp_path / "teacher")
     (tmp_path / "file").write_text("")
-    with pytest.raises(GemvgError, match="file exists and is no checkpoint"):
+    with pytest.raises(GemvgError, match="file is a file; give a folder to write to"):
         make_student(tmp_path / "teacher", tmp_path / "file", 1, 1, None)
     edit_json(tmp_path / "teacher" / "config.json", quantization_config={"bits": 4})
     with pytest.raises(GemvgError, match="is quantised"):

@@ -112,7 +112,7 @@ def test_what_cannot_be_moved_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GemvgError, match=r"no token <\|im_end\|>, which the checkpoint's config names"):
         move_to_tokenizer(tmp_path / "old", tmp_path / "tokenizer", tmp_path / "new")
     (tmp_path / "file").write_text("")
-    with pytest.raises(GemvgError, match="file exists and is no checkpoint"):
+    with pytest.raises(GemvgError, match="file is a file; give a folder to write to"):
         move_to_tokenizer(tmp_path / "old", tmp_path / "old", tmp_path / "file")
     with pytest.raises(GemvgError, match="is the checkpoint itself"):
         move_to_tokenizer(tmp_path / "old", tmp_path / "old", tmp_path / "old")

@@ -44,12 +44,13 @@ from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, score
 from train.stage import (
     bfloat16_pays,
-    claim_work_folder,
+    check_out,
     finish,
     last_checkpoint,
     lora,
     run_command,
     work_folder,
+    working,
 )
 
 SCALES = ("group", "batch", "none")  # TRL's scale_rewards
@@ -137,15 +138,16 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule!r}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
+    check_out(run)
     settings = read_trainable(run.model)
     config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
     records, lines = read_wanted(run.data)
     if config.process_index == 0:
         print("\n".join(lines), file=sys.stderr)
-    claim_work_folder(run)
-    trainer = make_trainer(run, config, settings, records)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work_folder(run.out)))
-    finish(trainer, run, "reward")
+    with working(run) as work:
+        trainer = make_trainer(run, config, settings, records)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        finish(trainer, run, "reward")
 
 
 def make_trainer(

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import same_path
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
+from train.output_folder import new_folder
 
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
@@ -42,26 +44,19 @@ Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
 
 
 @contextmanager
-def writing(checkpoint: Path, out: Path) -> Iterator[Path]:
-    """A folder with the checkpoint's texts, which becomes `out` when all went well; a failure leaves nothing of it."""
-    if out.exists() and not (out / CONFIG).is_file():
-        raise GemvgError(f"{out} exists and is no checkpoint; give a new folder")
-    if out.resolve() == checkpoint.resolve():
+def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterator[Path]:
+    """A folder with the checkpoint's texts, which becomes `out` when all went well; a failure leaves nothing of it.
+
+    What is at `out` is replaced if it was written so too, and must be neither the checkpoint nor one of `others`.
+    """
+    if same_path(out, checkpoint):
         raise GemvgError(f"{out} is the checkpoint itself; give another folder to write to")
-    folder = out.with_name(out.name + ".partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
+    with new_folder(out, CONFIG, [checkpoint, *others]) as folder:
         for name in (*COMPANIONS, DENSE_HEAD):
             if (checkpoint / name).is_file():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint / name, folder / name)
         yield folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(out, ignore_errors=True)
-    folder.rename(out)
 
 
 def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:

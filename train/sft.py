@@ -31,13 +31,14 @@ from train.dense_head import DenseHead
 from train.processor import load_processor
 from train.stage import (
     bfloat16_pays,
-    claim_work_folder,
+    check_out,
     finish,
     last_checkpoint,
     load_dense_head,
     lora,
     run_command,
     work_folder,
+    working,
 )
 from train.trainer import GroundingTrainer
 from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
@@ -81,27 +82,28 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     check(run)
     settings = read_trainable(run.model)
     dataset = load_data(run, settings)
-    work = claim_work_folder(run)
-    processor = load_processor(run.model)
-    config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
-    trainer = trainer_class(
-        **extra,
-        settings=settings,
-        dense_weight=run.dense_weight,
-        muon=run.muon,
-        model=load_model(run),
-        args=config,
-        train_dataset=dataset,
-        processing_class=processor,
-        data_collator=partial(collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
-        peft_config=lora(run.lora_rank),
-    )
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    finish(trainer, run, "answer_loss")
+    with working(run) as work:
+        processor = load_processor(run.model)
+        config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
+        trainer = trainer_class(
+            **extra,
+            settings=settings,
+            dense_weight=run.dense_weight,
+            muon=run.muon,
+            model=load_model(run),
+            args=config,
+            train_dataset=dataset,
+            processing_class=processor,
+            data_collator=partial(collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
+            peft_config=lora(run.lora_rank),
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+        finish(trainer, run, "answer_loss")
 
 
 def check(run: SftSettings) -> None:
     """Refuse settings that cannot work."""
+    check_out(run)
     for name in ("steps", "batch", "accumulate", "questions", "save_steps"):
         if getattr(run, name) < 1:
             raise GemvgError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(run, name)}")

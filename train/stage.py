@@ -1,7 +1,7 @@
 """What every training stage shares: a command line made from its settings, a folder to work in, one that comes out.
 
 A stage writes its checkpoints to `OUT.work` and OUT itself only at the end, all or nothing. Started again with the same
-settings, a killed stage goes on from its last checkpoint; with other settings it is refused.
+settings and inputs, a killed stage goes on from its last checkpoint; with others it is refused.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import CONFIG
+from gemvg_edge.files import refuse_inputs
 from train.curves import draw_curves
+from train.output_folder import WORK, check_target, fingerprint, marked
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 DENSE_PREFIX = "dense_head."  # of the names of its tensors in a model that is training
@@ -72,25 +73,37 @@ def bfloat16_pays() -> bool:
 
 def work_folder(out: Path) -> Path:
     """Where a stage that will write `out` keeps its checkpoints meanwhile."""
-    return out.with_name(out.name + ".work")
+    real = Path(os.path.realpath(out))  # gives `.` and links their name
+    return real.with_name(real.name + ".work")
 
 
-def claim_work_folder(run: Any) -> Path:
-    """The work folder of a run; refused if a run with other settings left it. Of several processes the first claims."""
-    if run.out.is_file():
-        raise GemvgError(f"{run.out} is a file; give a folder that may be written")
-    if run.out.is_dir() and not (run.out / CONFIG).is_file():
-        raise GemvgError(f"{run.out} exists and is no checkpoint; give a new folder")
+@contextmanager
+def working(run: Any) -> Iterator[Path]:
+    """The work folder of a run: kept where the run is killed or fails, and taken away when all went well.
+
+    GemvgError, before anything is written, where OUT may not be; and where the folder is another run's: of other
+    settings, or of inputs that have changed since. Of several processes the first does all that.
+    """
     work = work_folder(run.out)
-    record, mine = work / "settings.json", settings_json(run)
-    if record.is_file() and json.loads(record.read_text()) != mine:
-        raise GemvgError(f"{work} belongs to a run with other settings; delete it, or give the settings in {record}")
-    if os.environ.get("RANK", "0") == "0":
-        work.mkdir(parents=True, exist_ok=True)
-        partial = record.with_suffix(".partial")
-        partial.write_text(json.dumps(mine, indent=1))
-        os.replace(partial, record)
-    return work
+    if os.environ.get("RANK", "0") != "0":
+        yield work
+        return
+    with marked(work, {"format": WORK, **_identity(run, check_out(run))}, keep=True):
+        yield work
+
+
+def check_out(run: Any) -> list[Path]:
+    """The paths that a run reads; GemvgError where OUT or its work folder would destroy one, or something not ours."""
+    paths = [value for name, value in vars(run).items() if isinstance(value, Path) and name != "out"]
+    check_target(run.out, paths)
+    refuse_inputs(work_folder(run.out), paths)
+    return paths
+
+
+def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
+    """What makes a run the same as an earlier one: settings, with whole paths, and what lies there."""
+    whole = {key: os.path.realpath(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
+    return {**whole, **{f"contents of {os.path.realpath(path)}": fingerprint(path) for path in paths}}
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -150,7 +163,7 @@ def load_dense_head(head: torch.nn.Module, checkpoint: Path) -> None:
 
 
 def finish(trainer: Any, run: Any, figure: str) -> None:
-    """Write the stage's checkpoint folder with its learning curves, beside its target first; the work folder goes.
+    """Write the stage's checkpoint folder with its learning curves, all or nothing.
 
     `figure` is what the log's entries of training have. Adapters are merged into the weights that they belong to; a
     dense head, which only training needs, goes into a file of its own for the next stage.
@@ -175,4 +188,3 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
             save_file({name.removeprefix(DENSE_PREFIX): tensor for name, tensor in head.items()}, folder / DENSE_HEAD)
         write_json(folder / RECORD, {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]})
         draw_curves(log, folder / "curves.png")
-    shutil.rmtree(work_folder(run.out))
