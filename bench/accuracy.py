@@ -25,9 +25,11 @@ from bench.results import save_result
 from bench.scoring import Counts, count, score_counts
 from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.grounder import DEFAULT_BUNDLE, Grounder
+from gemvg_edge.grounder import Grounder
 from gemvg_edge.images import load_image
+from gemvg_edge.models import DEFAULT_BUNDLE
 from train.data.record import Record
 from train.data.samples import read_all
 from train.world.render import render
@@ -118,11 +120,12 @@ def _brief(counts: Counts) -> dict[str, Any]:
     return {key: scores[key] for key in ("n", "f1", "f1_interval", "image_accuracy")}
 
 
+@command("bench.accuracy")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Box accuracy on held-out questions.")
     parser.add_argument("--model", type=Path, nargs="+", default=[DEFAULT_BUNDLE], help="checkpoints and bundles")
-    parser.add_argument("--limit", type=int, default=QUESTIONS, help="how many questions")
+    parser.add_argument("--limit", type=whole_number, default=QUESTIONS, help="how many questions")
     parser.add_argument("--split", choices=list(SPLITS), default="held-out")
     parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
@@ -131,11 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
-    try:
-        models = [(folder, open_model(folder, args.think)) for folder in args.model]
-        records = read_all(args.records)[: args.limit] if args.records else held_out(args.data, args.limit, args.split)
-    except GemvgError as error:
-        parser.error(str(error))
+    models = [(folder, open_model(folder, args.think)) for folder in args.model]
+    records = read_all(args.records)[: args.limit] if args.records else held_out(args.data, args.limit, args.split)
     rows: list[dict[str, Any]] = []
     first: list[str] = []
     for folder, ask in models:

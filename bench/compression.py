@@ -32,6 +32,7 @@ from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
 from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from quantize.checkpoint import open_checkpoint
@@ -196,23 +197,21 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     os.replace(partial, file)
 
 
+@command("bench.compression")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="What compression does to boxes.")
     parser.add_argument("checkpoint", type=Path, help="a float checkpoint")
     parser.add_argument("quantised", type=Path, nargs="*", help="GPTQ checkpoints of it, each a row more")
-    parser.add_argument("--limit", type=int, default=2000, help="how many held-out questions")
-    parser.add_argument("--group-size", type=int, default=32)
+    parser.add_argument("--limit", type=whole_number, default=2000, help="how many held-out questions")
+    parser.add_argument("--group-size", type=whole_number, default=32)
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--work", type=Path, default=Path("runs/compression"), help="for checkpoints and scores")
     parser.add_argument("--save", type=Path, help="also keep the JSON here, and a plot of the same name in PNG")
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
-    try:
-        rows = compression(args.checkpoint, args.quantised, args.limit, args.group_size, args.data, args.work)
-    except GemvgError as error:
-        parser.error(str(error))
+    rows = compression(args.checkpoint, args.quantised, args.limit, args.group_size, args.data, args.work)
     result = {"model": args.checkpoint.name, "group_size": args.group_size, "rows": rows}
     if args.save:
         plot(rows, args.save.with_suffix(".png"))

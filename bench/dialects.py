@@ -23,6 +23,7 @@ from export.reference import load_reference, open_same_model, run_reference
 from export.to_onnx import export
 from export.verify import TOLERANCES, check_targets, make_cases, measure
 from gemvg_edge.bundle import DIALECTS, open_bundle
+from gemvg_edge.command import command
 from quantize.gptq import Settings, quantize
 
 SMALL = Path("checkpoints/tabletop")
@@ -63,6 +64,7 @@ def compare(model: str, weights: str, checkpoint: Path, folder: Path) -> Iterato
         shutil.rmtree(folder / "bundle")
 
 
+@command("bench.dialects")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Differences of all dialects to PyTorch.")

@@ -15,6 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from bench.readme import ROOT
+from gemvg_edge.command import command
 from train.data.record import Kind
 from train.world.render import render
 from train.world.samples import held_out_question
@@ -52,6 +53,7 @@ def write_examples(target: Path) -> None:
     (target / "scenes.json").write_text(json.dumps(records, indent=1) + "\n")
 
 
+@command("bench.examples")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Render the example scenes.")

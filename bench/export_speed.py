@@ -21,6 +21,7 @@ from statistics import median
 
 from bench.memory import peak_of
 from bench.results import save_result
+from gemvg_edge.command import command
 
 ROUNDS = 5
 PAUSE = 8  # seconds
@@ -38,6 +39,7 @@ def timed(command: list[str], out: Path) -> tuple[float, float]:
     return peak, seconds
 
 
+@command("bench.export_speed")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Time and peak memory of a float16 export beside a copy.")
@@ -56,9 +58,9 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in commands}
     peaks = dict.fromkeys(commands, 0.0)
     for _ in range(ROUNDS):
-        for name, command in commands.items():
+        for name, export in commands.items():
             copies[name].append(timed(copy, out)[1])
-            peak, seconds = timed(command, out)
+            peak, seconds = timed(export, out)
             times[name].append(seconds)
             peaks[name] = max(peaks[name], peak)
     size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9

@@ -20,6 +20,7 @@ import torch
 
 from bench.readme import interchange as table
 from bench.results import machine, save_result
+from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
@@ -96,6 +97,7 @@ def interchange(checkpoint: Path, python: Path, folder: Path) -> list[dict[str, 
     return rows
 
 
+@command("bench.interchange")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Pass GPTQ checkpoints to GPTQModel and back.")
@@ -103,11 +105,8 @@ def main() -> None:
     parser.add_argument("--gptqmodel", type=Path, required=True, help="the python of GPTQModel's environment")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            rows = interchange(args.checkpoint, args.gptqmodel, Path(folder))
-    except GemvgError as error:
-        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = interchange(args.checkpoint, args.gptqmodel, Path(folder))
     result = {"model": args.checkpoint.name, "rows": rows}
     print(table({**result, "machine": machine()}))
     save_result(result, args.save)

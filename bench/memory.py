@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bench.results import save_result
+from gemvg_edge.command import command
 
 SAMPLES = 32  # calibration prompts
 # Hidden width, inner width and width of keys of a decoder layer; both models have 28.
@@ -52,6 +53,7 @@ def peak_of(command: list[str]) -> tuple[float, float]:
     return usage.ru_maxrss / 2**20, time.perf_counter() - started
 
 
+@command("bench.memory")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Peak memory of export and grounding at Qwen2-VL-2B's size.")

@@ -25,6 +25,7 @@ from bench.plan_tables import plan as check_table
 from bench.plan_tables import plan_7b as plan_table
 from bench.results import save_result
 from bench.roofline import DecoderShape, Device, Efficiency, Point, Precision, Shape, VisionShape
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from quantize.model_config import read_config
 
@@ -271,27 +272,25 @@ def _times(
     return {"vision_ms": 1e3 * vision, "prefill_ms": 1e3 * prefill, "decode_ms": 1e3 * token, "answer_s": answer}
 
 
+@command("bench.plan")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Does a model fit a device, and how long would it take there?")
     parser.add_argument("--model", help="a checkpoint folder, or a shape such as qwen2-vl-7b")
     parser.add_argument("--device", help="a name from devices.json")
-    parser.add_argument("--pictures", type=int, default=2)
-    parser.add_argument("--tokens", type=int, nargs="+", default=BUDGETS, help="visual tokens a picture")
+    parser.add_argument("--pictures", type=whole_number, default=2)
+    parser.add_argument("--tokens", type=whole_number, nargs="+", default=BUDGETS, help="visual tokens a picture")
     parser.add_argument("--check", action="store_true", help="predict what others published")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args(arguments)
     if not args.check and not (args.model and args.device):
         parser.error("give --model and --device, or --check")
-    try:
-        if args.check:
-            result = check()
-            print(check_table(result))
-        else:
-            result = plan(find_shape(args.model), find_device(args.device), args.pictures, args.tokens)
-            print(plan_table(result))
-    except GemvgError as error:
-        parser.error(str(error))
+    if args.check:
+        result = check()
+        print(check_table(result))
+    else:
+        result = plan(find_shape(args.model), find_device(args.device), args.pictures, args.tokens)
+        print(plan_table(result))
     save_result(result, args.save)
 
 

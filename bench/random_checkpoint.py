@@ -18,6 +18,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from gemvg_edge.command import command
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
 from train.small_model import small_tokenizer
@@ -122,6 +123,7 @@ def _write_shard(folder: Path, shard: dict[str, npt.NDArray[Any]], number: int, 
     return number + 1
 
 
+@command("bench.random_checkpoint")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Write a Qwen2-VL-2B-shaped checkpoint with random weights.")

@@ -19,6 +19,7 @@ from typing import Any
 from bench.markdown import table
 from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
+from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -238,6 +239,7 @@ def _machine(result: Result) -> str:
     return f"Measured on {machine['processor']}, {machine['cores']} cores, Python {machine['python']}."
 
 
+@command("bench.readme")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Regenerate the measured tables.")

@@ -24,7 +24,7 @@ from bench.accuracy import HELD_OUT, held_out
 from bench.results import save_result
 from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
-from gemvg_edge.errors import GemvgError
+from gemvg_edge.command import command, finite_number, whole_number
 from gemvg_edge.images import load_image
 from train.data.record import MODES, Mode, Record
 from train.rewards import total_reward
@@ -74,39 +74,37 @@ def score_samples(
     return np.asarray(rewards), np.asarray(counts)
 
 
+@command("bench.sampled")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Rewards of sampled answers, against the first checkpoint's.")
     parser.add_argument("folder", type=Path, help="where the checkpoints are")
     parser.add_argument("stages", nargs="+", help="their names, first what GRPO started from")
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
-    parser.add_argument("--limit", type=int, default=1000, help="how many held-out questions")
-    parser.add_argument("--answers", type=int, default=8, help="to each question")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--limit", type=whole_number, default=1000, help="how many held-out questions")
+    parser.add_argument("--answers", type=whole_number, default=8, help="to each question")
+    parser.add_argument("--temperature", type=finite_number, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/sampled.json")
     args = parser.parse_args()
     if min(args.limit, args.answers) < 1 or min(args.temperature) < 0:
         parser.error("--limit and --answers must be at least 1, --temperature at least 0")
     rows: list[dict[str, Any]] = []
-    try:
-        records = held_out(args.data, args.limit)
-        for mode, temperature in product(args.mode, args.temperature):
-            start: tuple[npt.NDArray[np.float64], Counts] | None = None
-            for name in args.stages:
-                rewards, counts = score_samples(args.folder / name, records, mode, args.answers, temperature)
-                row = {"stage": name, "mode": mode, "temperature": temperature}
-                row |= {"reward": float(rewards.mean()), "f1": score_counts(counts).f1}
-                print(f"{name} {mode} at {temperature:g}: reward {row['reward']:.3f}  F1@0.5 {row['f1']:.3f}")
-                if start:
-                    row["reward_gain"], row["reward_gain_interval"] = mean_gain(start[0], rewards)
-                    row["f1_gain"], row["f1_gain_interval"] = f1_gain(start[1], counts)
-                    for gained in ("reward", "f1"):
-                        print(f"    {gained} {gain_text(row[f'{gained}_gain'], row[f'{gained}_gain_interval'])}")
-                start = start or (rewards, counts)
-                rows.append(row)
-    except GemvgError as error:
-        parser.error(str(error))
+    records = held_out(args.data, args.limit)
+    for mode, temperature in product(args.mode, args.temperature):
+        start: tuple[npt.NDArray[np.float64], Counts] | None = None
+        for name in args.stages:
+            rewards, counts = score_samples(args.folder / name, records, mode, args.answers, temperature)
+            row = {"stage": name, "mode": mode, "temperature": temperature}
+            row |= {"reward": float(rewards.mean()), "f1": score_counts(counts).f1}
+            print(f"{name} {mode} at {temperature:g}: reward {row['reward']:.3f}  F1@0.5 {row['f1']:.3f}")
+            if start:
+                row["reward_gain"], row["reward_gain_interval"] = mean_gain(start[0], rewards)
+                row["f1_gain"], row["f1_gain_interval"] = f1_gain(start[1], counts)
+                for gained in ("reward", "f1"):
+                    print(f"    {gained} {gain_text(row[f'{gained}_gain'], row[f'{gained}_gain_interval'])}")
+            start = start or (rewards, counts)
+            rows.append(row)
     save_result({"n": len(records), "answers": args.answers, "start": args.stages[0], "rows": rows}, args.save)
 
 

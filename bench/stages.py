@@ -23,6 +23,7 @@ from bench.results import save_result, write_whole
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.answer import localise, mark
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
 from train.checkpoint import read_settings
@@ -105,6 +106,7 @@ def checkpoint_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@command("bench.stages")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Score every stage of a training pipeline.")
@@ -114,7 +116,7 @@ def main() -> None:
         nargs="+",
         help="their names, in order; NAME:direct asks in one mode only, NAME::held-out in one split only",
     )
-    parser.add_argument("--limit", type=int, default=LIMIT, help="how many held-out questions")
+    parser.add_argument("--limit", type=whole_number, default=LIMIT, help="how many held-out questions")
     parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=["held-out"])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/stages.json")
@@ -122,14 +124,11 @@ def main() -> None:
     if args.limit < 1:
         parser.error("--limit must be at least 1")
     rows = []
-    try:
-        for name, modes, splits in [read_stage(stage, args.splits) for stage in args.stages]:
-            for mode in modes:
-                for split in splits:
-                    rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
-                    print_row(f"{name} {mode} {split}", rows[-1])
-    except GemvgError as error:
-        parser.error(str(error))
+    for name, modes, splits in [read_stage(stage, args.splits) for stage in args.stages]:
+        for mode in modes:
+            for split in splits:
+                rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
+                print_row(f"{name} {mode} {split}", rows[-1])
     told = gains(rows)
     for gain in told:
         print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}")

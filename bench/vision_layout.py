@@ -25,6 +25,7 @@ from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
 from bench.results import save_result
 from export.to_onnx import export
 from gemvg_edge.bundle import VISION_GRAPH, Bundle, open_bundle
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.engines.onnxruntime import OnnxVisionTower
 from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.images import Grid
@@ -98,10 +99,11 @@ def compare(bundle: Bundle, repeats: int) -> list[dict[str, str | float]]:
     return rows
 
 
+@command("bench.vision_layout")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Grouped or ragged pictures in the vision tower.")
-    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each way (default 9)")
+    parser.add_argument("--repeats", type=whole_number, default=9, help="timed runs of each way (default 9)")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
     if args.repeats < 1:

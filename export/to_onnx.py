@@ -18,7 +18,7 @@ from tqdm import tqdm
 from export.bundle_writer import FLOAT32, Recipe, count_tensors, write_bundle
 from export.weights import Scheme
 from gemvg_edge.bundle import DIALECTS, PRECISIONS
-from gemvg_edge.errors import GemvgError
+from gemvg_edge.command import run_command, whole_number
 from quantize.checkpoint import open_checkpoint
 from quantize.rtn import BLOCK_SIZES
 
@@ -43,6 +43,10 @@ def read_recipe(given: argparse.Namespace) -> Recipe:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 2 for bad input."""
+    return run_command("export.to_onnx", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a Qwen2-VL folder: config.json, safetensors, tokenizer")
     parser.add_argument("bundle", type=Path, help="the folder to write; an existing bundle is replaced")
@@ -52,16 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     decoder = "of decoder and head, where they are stored as floats"
     parser.add_argument("--weights", choices=tuple(BITS), default="float", help=decoder)
     parser.add_argument("--vision-weights", choices=tuple(BITS), help="default: float, or int8 where --weights rounds")
-    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=32, help="weights that share a scale")
+    parser.add_argument(
+        "--block-size", type=whole_number, choices=BLOCK_SIZES, default=32, help="weights that share a scale"
+    )
     given = parser.parse_args(arguments)
-    try:
-        export(given.checkpoint, given.bundle, read_recipe(given))
-    except GemvgError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"{given.bundle} cannot be written: {error}", file=sys.stderr)
-        return 2
+    export(given.checkpoint, given.bundle, read_recipe(given))
     return 0
 
 

@@ -36,6 +36,7 @@ from export.tensorrt_build import (
 )
 from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
+from gemvg_edge.command import run_command, whole_number
 from gemvg_edge.engines.placement import whole_slots
 from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt
 from gemvg_edge.errors import GemvgError
@@ -196,31 +197,28 @@ def engine_manifest(source: Path, name: str, build: EngineBuild, work: Path) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 2 for bad input."""
+    return run_command("export.to_tensorrt", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="the graphs, of the dialect standard or plain")
     parser.add_argument("out", type=Path, help="the folder to write; an existing bundle of engines is replaced")
     parser.add_argument("--device", choices=tuple(read_devices()), help="what this machine should be (default: any)")
     tokens = "of a scene: pictures, query and answer (default %(default)s)"
-    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help=tokens)
+    parser.add_argument("--max-tokens", type=whole_number, default=4096, metavar="N", help=tokens)
     passes = "of one pass, longer prompts take several (default %(default)s)"
-    parser.add_argument("--max-prefill", type=int, default=1024, metavar="N", help=passes)
+    parser.add_argument("--max-prefill", type=whole_number, default=1024, metavar="N", help=passes)
     pictures = f"of one picture (default: as the preprocessing allows, up to {USUAL_PICTURE})"
-    parser.add_argument("--max-visual-tokens", type=int, metavar="N", help=pictures)
+    parser.add_argument("--max-visual-tokens", type=whole_number, metavar="N", help=pictures)
     workspace = "what one tactic may take (default: by the free memory)"
-    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
+    parser.add_argument("--workspace", type=whole_number, metavar="MIB", help=workspace)
     cache = "measurements of earlier builds, read and written"
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help=cache)
     given = parser.parse_args(arguments)
     sizes = (given.max_tokens, given.max_prefill, given.max_visual_tokens)
     bytes_of_workspace = given.workspace * MIB if given.workspace else None
-    try:
-        to_tensorrt(given.bundle, given.out, *sizes, given.device, bytes_of_workspace, given.timing_cache)
-    except GemvgError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"{given.out} cannot be written: {error}", file=sys.stderr)
-        return 2
+    to_tensorrt(given.bundle, given.out, *sizes, given.device, bytes_of_workspace, given.timing_cache)
     return 0
 
 

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from export.op_lists import TARGETS, check_graph, load_graph, newest_opset, read_op_list
 from export.reference import Case, load_reference, open_same_model, run_reference, same_codes
 from gemvg_edge.bundle import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle, open_bundle
+from gemvg_edge.command import run_command
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
@@ -268,18 +269,18 @@ def _finite(differences: Differences) -> dict[str, float | None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 where the bundle fails, 2 for bad input."""
+    return run_command("export.verify", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", type=Path, required=True, metavar="CHECKPOINT")
     given = parser.parse_args(arguments)
-    try:
-        bundle = open_bundle(given.bundle)
-        if bundle.manifest.tensorrt:
-            raise GemvgError(f"{bundle.folder} holds TensorRT engines; verify the bundle that they were built from")
-        result = verify(bundle, given.against)
-    except GemvgError as error:
-        print(error, file=sys.stderr)
-        return 2
+    bundle = open_bundle(given.bundle)
+    if bundle.manifest.tensorrt:
+        raise GemvgError(f"{bundle.folder} holds TensorRT engines; verify the bundle that they were built from")
+    result = verify(bundle, given.against)
     print(json.dumps(result))
     return 0 if result["passed"] else 1
 

@@ -1,9 +1,9 @@
 """The command `gemvg`.
 
-    gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png] [--bundle FOLDER]
+    gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png [--overwrite]] [--bundle FOLDER]
     gemvg inspect [BUNDLE]
 
-Exit code 0, or 2 with one sentence on stderr when the input is at fault.
+Exit code 0, or 2 with one sentence on stderr when the input is at fault (gemvg_edge.command has the others).
 """
 
 from __future__ import annotations
@@ -16,31 +16,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from gemvg_edge import __version__
-from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.bundle import open_bundle
-from gemvg_edge.draw import draw_boxes
+from gemvg_edge.command import run_command, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.grounder import DEFAULT_BUNDLE, Grounder, Grounding
-from gemvg_edge.images import load_image
+from gemvg_edge.files import is_folder, printable, refuse_inputs, replacing
+from gemvg_edge.models import DEFAULT_BUNDLE
+
+if TYPE_CHECKING:
+    from gemvg_edge.answer import AnswerFormat
+    from gemvg_edge.grounder import Grounding
+
+# What takes time to import is imported where it is used: inside `run_command`, which answers an interrupt with a line.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        code = _ground(options) if options.command == "ground" else _inspect(options)
-        sys.stdout.flush()  # here, where a closed pipe is caught
-        return code
-    except GemvgError as error:
-        print("gemvg:", " ".join(str(error).split()), file=sys.stderr)  # an engine's own messages have several lines
-        return 2
-    except BrokenPipeError:  # the reader of our output closed it, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return run_command("gemvg", lambda: _run(_parser().parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    return _ground(options) if options.command == "ground" else _inspect(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,21 +52,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     ground.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     ground.add_argument("--draw", type=Path, metavar="PICTURE", help="write the pictures with their boxes here")
+    ground.add_argument("--overwrite", action="store_true", help="let --draw replace a file that is there")
     ground.add_argument("--think", action="store_true", help="let the model reason before it answers; slower")
-    ground.add_argument("--threads", type=int, default=0, help="processor threads (default: one a core)")
+    ground.add_argument("--threads", type=whole_number, default=0, help="processor threads (default: one a core)")
     inspect = commands.add_parser("inspect", help="check a bundle and say what it holds")
     inspect.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE)
     return parser
 
 
 def _ground(options: argparse.Namespace) -> int:
+    from gemvg_edge.draw import draw_boxes
+    from gemvg_edge.grounder import Grounder
+    from gemvg_edge.images import load_image
+
     if options.draw:
-        _check_target(options.draw)
+        _check_target(options.draw, options.images, options.overwrite)
     pictures = [load_image(path) for path in options.images]
     grounder = Grounder.open(options.bundle, threads=options.threads)
     grounding = grounder.ground(pictures, options.query, think=options.think)
     if options.draw:
-        _write_picture(draw_boxes(pictures, grounding.boxes, options.query), options.draw)
+        with replacing(options.draw) as partial:
+            draw_boxes(pictures, grounding.boxes, options.query).save(partial)
     if options.json:
         print(json.dumps(asdict(grounding)))
     else:
@@ -78,7 +81,7 @@ def _ground(options: argparse.Namespace) -> int:
 
 
 def _print_lines(files: Sequence[str], grounding: Grounding) -> None:
-    names = [os.fsencode(file).decode(errors="replace") for file in files]  # a name need not be text
+    names = [printable(file) for file in files]  # a name need not be text
     for box in grounding.boxes:
         print(f"{names[box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
     if not grounding.boxes:
@@ -94,6 +97,8 @@ def _print_lines(files: Sequence[str], grounding: Grounding) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from gemvg_edge.bundle import open_bundle
+
     bundle = open_bundle(options.bundle)
     manifest = bundle.manifest
     shape, numbers = manifest.model, manifest.preprocessing
@@ -116,26 +121,26 @@ def _describe_answers(answer: AnswerFormat) -> str:
     return f"{answer.coordinates}, 0..{answer.steps()[0]} of each picture's width and height"
 
 
-def _check_target(path: Path) -> None:
-    if not path.resolve().parent.is_dir():
-        raise GemvgError(f"--draw {path}: the folder {path.parent} does not exist; make it first")
+def _check_target(path: Path, images: Sequence[str], overwrite: bool) -> None:
+    """Refuse, before any work, a picture that cannot be written, or whose writing would lose a file of the user's."""
+    from PIL import Image
+
+    refuse_inputs(path, map(Path, images), "--draw")
+    if is_folder(path):
+        raise GemvgError(f"--draw {printable(path)} cannot be written (it is a folder); give the name of a picture")
+    if os.path.lexists(path) and not overwrite:
+        raise GemvgError(f"--draw {printable(path)} is there already; add --overwrite to replace it, or give another")
+    if not is_folder(path.resolve().parent):
+        raise GemvgError(f"--draw {printable(path)}: the folder {printable(path.parent)} does not exist; make it first")
     file_format = Image.registered_extensions().get(path.suffix.lower())
     try:
         # Pillow reads more formats than it writes, and some it writes without colour.
         Image.new("RGB", (1, 1)).save(io.BytesIO(), file_format or "")
     except (KeyError, OSError, ValueError):
         ending = path.suffix or "no ending"
-        raise GemvgError(f"--draw {path}: {ending} is not a picture format to write; use .png or .jpg") from None
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        picture.save(partial)
-        os.replace(partial, path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise GemvgError(f"--draw {path} cannot be written ({error}); give another file") from None
+        raise GemvgError(
+            f"--draw {printable(path)}: {ending} is not a picture format to write; use .png or .jpg"
+        ) from None
 
 
 if __name__ == "__main__":

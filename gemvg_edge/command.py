@@ -6,19 +6,25 @@ termination, after which nothing half-written is left. A reader that closes our 
 
 from __future__ import annotations
 
+import argparse
+import functools
+import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, TextIO
+from types import FrameType
+from typing import Any, ParamSpec, TextIO
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import reason
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+LARGEST = 2**31 - 1  # of a whole number on a command line; libraries below count in 32 bits
+LAST_SEED = 2**32 - 1  # numpy's
+P = ParamSpec("P")
 
 
 class Terminated(BaseException):
@@ -28,15 +34,16 @@ class Terminated(BaseException):
 def run_command(name: str, work: Callable[[], int | None]) -> int:
     """Do the work of the command `name` and give its exit code; None from `work` is 0.
 
-    SystemExit from argparse passes. Only bad input (GemvgError), the system's refusals (OSError, MemoryError) and
-    signals become lines: any other exception is a fault of ours and keeps its traceback.
+    SystemExit, argparse's for usage, passes. Only bad input (GemvgError), the system's refusals (OSError, MemoryError)
+    and signals become lines: any other exception is a fault of ours and keeps its traceback.
     """
     _make_writable()
     try:
         with _termination_raises():
-            code = work() or 0
-            sys.stdout.flush()  # here, where a closed or full output is caught
-        return code
+            try:
+                return work() or 0
+            finally:
+                sys.stdout.flush()  # here, where a closed or full output is caught
     except BrokenPipeError:
         _discard(sys.stdout)
         return 0
@@ -57,21 +64,56 @@ def run_command(name: str, work: Callable[[], int | None]) -> int:
     return BAD_INPUT
 
 
+def command(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Make a `main` the command `name`: as `run_command`, but an exit code that is not 0 ends the process."""
+
+    def decorate(main: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(main)
+        def run(*arguments: P.args, **named: P.kwargs) -> None:
+            if code := run_command(name, lambda: main(*arguments, **named)):
+                sys.exit(code)
+
+        return run
+
+    return decorate
+
+
+def whole_number(text: str) -> int:
+    """A whole number on a command line, for argparse's `type`."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+    if abs(value) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is past {LARGEST}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """What random numbers start from."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= LAST_SEED:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no seed; give a whole number from 0 to {LAST_SEED}")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """A number that is neither infinite nor NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number that can be used")
+    return value
+
+
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks: an engine's own messages have several lines."""
     return " ".join(str(error).split())
-
-
-def quiet_interrupts() -> None:
-    """Say `interrupted` and no traceback where Ctrl-C comes before `run_command`: imports take seconds."""
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            _say("interrupted")
-        else:
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = hook
 
 
 @contextmanager

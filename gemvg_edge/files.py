@@ -76,8 +76,8 @@ def sha256(path: Path) -> str:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that any terminal takes: what is not Unicode in it, or would steer a terminal, is escaped."""
-    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    """A path as text that any terminal takes: what would steer one is escaped, what is not Unicode replaced."""
+    text = os.fspath(path).encode("utf-8", "surrogateescape").decode(errors="replace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -123,7 +123,9 @@ def replacing(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     try:
         if not stat.S_ISREG(os.stat(target).st_mode):
-            raise GemvgError(f"{printable(path)} is a folder or a device; give the name of a file to write")
+            raise GemvgError(
+                f"{printable(path)} cannot be written (it is a folder or a device); give the name of a file"
+            )
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:

@@ -26,10 +26,10 @@ from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill, prefill_tok
 from gemvg_edge.engines.protocol import Decoder, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import ImageSource, load_image, patchify, resize, resized_sizes
+from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.positions import mrope_positions, text_positions
 from gemvg_edge.prompt import check_query, encode_prefix, encode_query
 
-DEFAULT_BUNDLE = Path(__file__).parent / "models" / "tabletop"
 MAX_THREADS = 1024
 ENGINES = ("onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
 

@@ -45,7 +45,7 @@ from quantize.parts import (
 from quantize.solver import Grid, Order, factor, round_to_nearest, solve
 from quantize.stream import HEAD, Block, block_names, stream
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
-from train.stage import check_out, run_command, settings_json, working
+from train.stage import check_device, check_out, run_stage, settings_json, working
 
 BITS, UNTOUCHED = (3, 4, 8), 16
 
@@ -170,6 +170,7 @@ def read_prompts(run: Settings, checkpoint: Checkpoint) -> list[CalibrationPromp
 
 def check(run: Settings, checkpoint: Checkpoint) -> None:
     """Refuse, before any work, what cannot be done."""
+    check_device(run.device)
     for value, known, flag in (
         (run.bits, BITS, "bits"),
         (run.vision_bits, (4, 8, UNTOUCHED), "vision-bits"),
@@ -253,7 +254,7 @@ def _sharing_inputs(block: Block, layers: Sequence[str]) -> list[list[str]]:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("quantize.gptq", Settings, "Quantise a checkpoint with GPTQ.", quantize)
+    run_stage("quantize.gptq", Settings, "Quantise a checkpoint with GPTQ.", quantize)
 
 
 if __name__ == "__main__":

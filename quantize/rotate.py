@@ -24,7 +24,7 @@ from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, block_names
 from quantize.tensors import EMBEDDING
-from train.stage import check_out, run_command, settings_json, working
+from train.stage import check_out, run_stage, settings_json, working
 
 NORM = "model.norm.weight"
 READERS = {
@@ -87,7 +87,7 @@ def rotated_part(checkpoint: Checkpoint, name: str, rotation: Array) -> Mapping[
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("quantize.rotate", Settings, "Rotate the decoder's residual stream.", rotate)
+    run_stage("quantize.rotate", Settings, "Rotate the decoder's residual stream.", rotate)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from quantize.calibration import grounding_prompts
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, Block, block_names, stream
-from train.stage import check_out, run_command, settings_json, working
+from train.stage import check_device, check_out, run_stage, settings_json, working
 
 SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is never used stays as it is
 
@@ -94,6 +94,7 @@ def smooth(run: Settings) -> None:
     if not 0 <= run.alpha <= 1 or run.samples < 1:
         raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
     check_out(run)
+    check_device(run.device)
     checkpoint = open_float_checkpoint(run.model)
     prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
     with writing_parts(run.out), working(run) as work:
@@ -146,7 +147,7 @@ def _largest_inputs(block: Block, layers: list[str]) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("quantize.smooth", Settings, "Move outliers from activations into weights.", smooth)
+    run_stage("quantize.smooth", Settings, "Move outliers from activations into weights.", smooth)
 
 
 if __name__ == "__main__":

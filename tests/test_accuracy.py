@@ -19,7 +19,7 @@ from gemvg_edge import Box, GemvgError, Grounder
 from gemvg_edge.boxes import match_boxes
 from gemvg_edge.bundle import DIALECTS, EMBEDDING, TOKENIZER, open_bundle
 from gemvg_edge.engines.embedding import dequantize_rows
-from gemvg_edge.grounder import DEFAULT_BUNDLE
+from gemvg_edge.models import DEFAULT_BUNDLE
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq_format import dequantize
 from quantize.solver import Grid, round_to_nearest

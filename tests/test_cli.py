@@ -74,6 +74,37 @@ def test_draws_in_other_formats(ending: str, ground: Callable[..., int], tmp_pat
         assert sheet.width == 1560
 
 
+DRAWN_ONTO: dict[str, tuple[str, list[str], str]] = {
+    "an input": ("left.png", ["--overwrite"], "left.png, which is read; give another place"),
+    "an input by another way": ("sub/../left.png", ["--overwrite"], "left.png, which is read; give another place"),
+    "a link to an input": ("link.png", ["--overwrite"], "left.png, which is read; give another place"),
+    "a file that is there": ("mine.png", [], "mine.png is there already; add --overwrite to replace it"),
+    "a link to one": ("dangling.png", [], "dangling.png is there already; add --overwrite to replace it"),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN_ONTO)
+def test_a_file_of_the_users_is_never_drawn_over(
+    case: str, ground: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.png").symlink_to("left.png")
+    (tmp_path / "dangling.png").symlink_to("nothing.png")
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    name, options, said = DRAWN_ONTO[case]
+    assert ground("--draw", tmp_path / name, *options) == 2
+    assert_one_sentence(capsys, said)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_an_older_drawing_is_replaced_when_told(ground: Callable[..., int], tmp_path: Path) -> None:
+    for options in ([], ["--overwrite"]):
+        assert ground("--draw", tmp_path / "found.png", *options) == 0
+    with Image.open(tmp_path / "found.png") as sheet:
+        assert sheet.width == 1560
+
+
 def test_a_picture_that_cannot_be_finished_leaves_the_old_one(
     ground: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,8 +118,8 @@ def test_a_picture_that_cannot_be_finished_leaves_the_old_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", lambda self, to, *rest: save(self, to) if isinstance(to, Path) else None)
-        assert ground("--draw", target) == 2
-    assert_one_sentence(capsys, "found.png cannot be written ([Errno 28] No space left on device)")
+        assert ground("--draw", target, "--overwrite") == 2
+    assert_one_sentence(capsys, "found.png cannot be written (No space left on device)")
     assert target.read_bytes() == b"the old one"
     assert sorted(tmp_path.iterdir()) == before
 

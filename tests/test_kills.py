@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,9 +133,9 @@ def test_the_finish_of_training_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
         model=tmp_path / "start", data=tmp_path / "data", out=tmp_path / "out", steps=1, batch=1, questions=1,
         warmup_steps=0, bf16=False, save_steps=1,
     )  # fmt: skip
-    trained: list[object] = []
+    trained: list[Any] = []
 
-    def note(*arguments: object) -> None:
+    def note(*arguments: Any) -> None:
         trained[:] = arguments
         raise Killed
 

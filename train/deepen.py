@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
 
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import read_trainable
 from train.rewrite import RECORD, write_json, writing
@@ -59,18 +59,15 @@ def layer_sources(old: int, layers: int) -> list[tuple[int, bool]]:
     return sources + [(old - 1, True)] * after.count(old)
 
 
+@command("train.deepen")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Give a checkpoint more decoder layers.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=int, required=True)
+    parser.add_argument("--layers", type=whole_number, required=True)
     args = parser.parse_args()
-    try:
-        deepen(args.checkpoint, args.out, args.layers)
-    except GemvgError as error:
-        print(f"train.deepen: {error}", file=sys.stderr)
-        sys.exit(2)
+    deepen(args.checkpoint, args.out, args.layers)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import IGNORED, collate
 from train.data.record import Record, read_records, write_records
 from train.data.samples import read_all, record_sample
-from train.stage import run_command
+from train.stage import run_stage
 from train.trainer import GroundingTrainer
 
 SHARD = 256  # answers of the teacher that a kill may cost
@@ -205,7 +205,7 @@ def train(run: DistillSettings) -> None:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("train.distill", DistillSettings, "Distil a teacher into a student, on grounding samples.", train)
+    run_stage("train.distill", DistillSettings, "Distil a teacher into a student, on grounding samples.", train)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from train.stage import (
     finish,
     last_checkpoint,
     lora,
-    run_command,
+    run_stage,
     work_folder,
     working,
 )
@@ -207,7 +207,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("train.grpo", GrpoSettings, "GRPO on grounding records.", train)
+    run_stage("train.grpo", GrpoSettings, "GRPO on grounding records.", train)
 
 
 if __name__ == "__main__":

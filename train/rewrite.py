@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import same_path
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
@@ -115,6 +115,7 @@ def cast(checkpoint: Path, out: Path, dtype: str) -> None:
             shutil.copyfile(checkpoint / RECORD, folder / RECORD)
 
 
+@command("train.rewrite")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Write a checkpoint in another number format.")
@@ -122,11 +123,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=list(DTYPES), required=True)
     args = parser.parse_args()
-    try:
-        cast(args.checkpoint, args.out, args.dtype)
-    except GemvgError as error:
-        print(f"train.rewrite: {error}", file=sys.stderr)
-        sys.exit(2)
+    cast(args.checkpoint, args.out, args.dtype)
 
 
 if __name__ == "__main__":

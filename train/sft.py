@@ -36,7 +36,7 @@ from train.stage import (
     last_checkpoint,
     load_dense_head,
     lora,
-    run_command,
+    run_stage,
     work_folder,
     working,
 )
@@ -195,7 +195,7 @@ def trainer_config(run: SftSettings) -> SFTConfig:
 
 def main() -> None:
     """Command line; see the module's first lines."""
-    run_command("train.sft", SftSettings, "Supervised fine-tuning on grounding samples.", train)
+    run_stage("train.sft", SftSettings, "Supervised fine-tuning on grounding samples.", train)
 
 
 if __name__ == "__main__":

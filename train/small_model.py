@@ -23,6 +23,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gemvg_edge.answer import AnswerFormat
+from gemvg_edge.command import command, seed_number
 from gemvg_edge.prompt import PromptTemplate
 from train.vocabulary import IMAGE_TAGS, waves
 from train.world.questions import corpus
@@ -157,11 +158,12 @@ def write_small_model(folder: Path, seed: int) -> None:
     print(f"{folder}: {size:.2f} million parameters, {len(tokenizer)} tokens")
 
 
+@command("train.small_model")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Write a small Qwen2-VL checkpoint with random weights.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
     write_small_model(args.folder, args.seed)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
+from gemvg_edge.command import command, finite_number, one_line, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import refuse_inputs
 from train.curves import draw_curves
@@ -29,7 +29,13 @@ from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 DENSE_PREFIX = "dense_head."  # of the names of its tensors in a model that is training
 LOGGED = 40  # entries of the log that training.json keeps, about
-TYPES = {"int": int, "float": float, "str": str, "Path": Path, "Path | None": Path}
+TYPES: dict[str, Callable[[str], Any]] = {
+    "int": whole_number,
+    "float": finite_number,
+    "str": str,
+    "Path": Path,
+    "Path | None": Path,
+}
 
 Settings = TypeVar("Settings")
 
@@ -41,21 +47,26 @@ def parse_settings(settings: type[Settings], description: str) -> Settings:
         flag = "--" + name.replace("_", "-")
         if field.type == "bool":
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
-        elif field.default is MISSING:
-            parser.add_argument(flag, type=TYPES[field.type], required=True)
+            continue
+        kind = seed_number if name == "seed" else TYPES[field.type]
+        if field.default is MISSING:
+            parser.add_argument(flag, type=kind, required=True)
         else:
-            parser.add_argument(flag, type=TYPES[field.type], default=field.default)
+            parser.add_argument(flag, type=kind, default=field.default)
     return settings(**vars(parser.parse_args()))
 
 
-def run_command(name: str, settings: type[Settings], description: str, train: Callable[[Settings], None]) -> None:
-    """A stage's whole command line; a GemvgError becomes one sentence on stderr and exit code 2."""
-    run = parse_settings(settings, description)
+def run_stage(name: str, settings: type[Settings], description: str, train: Callable[[Settings], None]) -> None:
+    """A stage's whole command line, as `gemvg_edge.command` has it."""
+    command(name)(lambda: train(parse_settings(settings, description)))()
+
+
+def check_device(name: str) -> None:
+    """GemvgError for a device that torch cannot compute on here."""
     try:
-        train(run)
-    except GemvgError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise GemvgError(f"--device {name} cannot be used here ({one_line(error)[:200]}); give cpu or cuda") from None
 
 
 def settings_json(run: Any) -> dict[str, Any]:

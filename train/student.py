@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, read_object, read_settings
 from train.rewrite import count_parameters, rewrite_weights, write_json, writing
@@ -99,19 +100,17 @@ def _strongest(teacher: Path, count: int) -> dict[int, torch.Tensor]:
     return {layer: values.topk(count).indices.sort().values for layer, values in strength.items()}
 
 
+@command("train.student")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Make a smaller student from a teacher checkpoint.")
     parser.add_argument("teacher", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--decoder-layers", type=int, help="default: all of the teacher's")
-    parser.add_argument("--vision-layers", type=int, help="default: all of the teacher's")
-    parser.add_argument("--intermediate", type=int, help="MLP channels of a decoder layer; default: all")
+    parser.add_argument("--decoder-layers", type=whole_number, help="default: all of the teacher's")
+    parser.add_argument("--vision-layers", type=whole_number, help="default: all of the teacher's")
+    parser.add_argument("--intermediate", type=whole_number, help="MLP channels of a decoder layer; default: all")
     args = parser.parse_args()
-    try:
-        make_student(args.teacher, args.out, args.decoder_layers, args.vision_layers, args.intermediate)
-    except GemvgError as error:
-        parser.error(str(error))
+    make_student(args.teacher, args.out, args.decoder_layers, args.vision_layers, args.intermediate)
 
 
 if __name__ == "__main__":

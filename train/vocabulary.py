@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import RELATIVE_FRAME
+from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings, read_tokenizer
@@ -190,25 +191,23 @@ def _finish(
     read_settings(folder)
 
 
+@command("train.vocabulary")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Change a checkpoint's vocabulary.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--locations", type=int, metavar="N", help="answer in N location tokens; 1000 is usual")
+    what.add_argument("--locations", type=whole_number, metavar="N", help="answer in N location tokens; 1000 is usual")
     what.add_argument("--digits", action="store_true", help="answer in digits 0..1000")
     what.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="move to the tokenizer.json of this folder")
     args = parser.parse_args()
-    try:
-        if args.digits:
-            answer_in_digits(args.checkpoint, args.out)
-        elif args.tokenizer:
-            move_to_tokenizer(args.checkpoint, args.tokenizer, args.out)
-        else:
-            add_locations(args.checkpoint, args.out, args.locations)
-    except GemvgError as error:
-        parser.error(str(error))
+    if args.digits:
+        answer_in_digits(args.checkpoint, args.out)
+    elif args.tokenizer:
+        move_to_tokenizer(args.checkpoint, args.tokenizer, args.out)
+    else:
+        add_locations(args.checkpoint, args.out, args.locations)
 
 
 if __name__ == "__main__":

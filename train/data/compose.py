@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from train.data.annotations import read_json
 from train.data.coco import picture_key, read_coco
@@ -133,21 +134,19 @@ def compose(folders: Folders, mc_bench: Path | None, size: int, seed: int, out: 
     print(json.dumps({"records": written, "kinds": kinds, "refused": tally.refused.total(), "seed": seed}))
 
 
+@command("train.data.compose")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Compose a mixture with MG-Data-240K's shares.")
     for name in Folders.__dataclass_fields__:
         parser.add_argument("--" + name.replace("_", "-"), type=Path)
     parser.add_argument("--exclude-mc-bench", type=Path, help="MC-Bench's folder: its pictures are left out")
-    parser.add_argument("--size", type=int, default=sum(MG_DATA_SHARES.values()))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=whole_number, default=sum(MG_DATA_SHARES.values()))
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     folders = Folders(**{name: getattr(args, name) for name in Folders.__dataclass_fields__})
-    try:
-        compose(folders, args.exclude_mc_bench, args.size, args.seed, args.out)
-    except (GemvgError, OSError) as error:
-        parser.error(str(error))
+    compose(folders, args.exclude_mc_bench, args.size, args.seed, args.out)
 
 
 if __name__ == "__main__":

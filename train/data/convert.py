@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gemvg_edge.command import command, seed_number
 from gemvg_edge.errors import GemvgError
 from train.data.coco import read_coco
 from train.data.d3 import read_d3
@@ -65,18 +66,16 @@ def convert(name: str, folder: Path, seed: int, out: Path) -> None:
     print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
 
 
+@command("train.data.convert")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Convert one data set to records.")
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="for data sets whose records are composed")
+    parser.add_argument("--seed", type=seed_number, default=0, help="for data sets whose records are composed")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    try:
-        convert(args.name, args.folder, args.seed, args.out)
-    except (GemvgError, OSError) as error:
-        parser.error(str(error))
+    convert(args.name, args.folder, args.seed, args.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from train.data.record import Record, Tally, keep_good, read_records
 from train.data.reservoir import Reservoir
@@ -104,18 +105,16 @@ def inspect(file: Path, sheet: Path | None, samples: int, seed: int) -> None:
     print(json.dumps(summary))
 
 
+@command("train.data.inspect")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Say what a record file holds.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--sheet", type=Path, help="where to draw samples: a .html or a .png")
-    parser.add_argument("--samples", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=whole_number, default=24)
+    parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
-    try:
-        inspect(args.file, args.sheet, args.samples, args.seed)
-    except (GemvgError, OSError) as error:
-        parser.error(str(error))
+    inspect(args.file, args.sheet, args.samples, args.seed)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ Paths of pictures are written anew, so the files may lie in different folders. B
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gemvg_edge.errors import GemvgError
+from gemvg_edge.command import command, seed_number
 from train.data.record import Record, Tally, keep_good, read_records, write_records
 from train.data.reservoir import Reservoir
 
@@ -43,19 +42,16 @@ def read_part(text: str) -> tuple[Path, int | None]:
     return Path(name), int(count)
 
 
+@command("train.data.mix")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Mix record files.")
     parser.add_argument("out", type=Path)
     parser.add_argument("parts", type=read_part, nargs="+", metavar="FILE[:COUNT]")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
     tally = Tally()
-    try:
-        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out)
-    except GemvgError as error:
-        print(f"train.data.mix: {error}", file=sys.stderr)
-        sys.exit(2)
+    count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out)
     print(f"{args.out}: {count} records written;", *tally.lines(), sep="\n  ")
 
 

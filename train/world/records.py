@@ -8,14 +8,13 @@ One question a record; kinds come in equal shares. Pictures stay where they are,
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from gemvg_edge.errors import GemvgError
+from gemvg_edge.command import command, finite_number, seed_number, whole_number
 from train.data.record import Record, write_records
 from train.world.picture_sets import relative
 from train.world.samples import KIND_ROLES, as_record, ask_about
@@ -35,23 +34,20 @@ def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iter
         yield as_record(*asked, folder, "tabletop", cot=rng.random() < cot_share)
 
 
+@command("train.world.records")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Write records from rendered scenes.")
     parser.add_argument("scenes", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=4000)
-    parser.add_argument("--cot-share", type=float, default=0.0, help="of the records that carry reasoning")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=whole_number, default=4000)
+    parser.add_argument("--cot-share", type=finite_number, default=0.0, help="of the records that carry reasoning")
+    parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
     if args.count < 1 or not 0 <= args.cot_share <= 1:
         parser.error("--count must be at least 1 and --cot-share between 0 and 1")
-    try:
-        records = world_records(args.scenes, args.count, args.cot_share, args.seed)
-        write_records(tqdm(records, total=args.count, unit="record"), args.out)
-    except GemvgError as error:
-        print(f"train.world.records: {error}", file=sys.stderr)
-        sys.exit(2)
+    records = world_records(args.scenes, args.count, args.cot_share, args.seed)
+    write_records(tqdm(records, total=args.count, unit="record"), args.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 from dataclasses import asdict
 from functools import partial
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from train.world.meshes import BORROWED, MESHES, borrow_mesh, data_file, write_obj
 from train.world.scenes import NEW_STYLE_SEED, Corners, Scene, Thing, View
@@ -46,9 +48,18 @@ def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int
     if not missing:
         return
     work = partial(_render_shard, folder=folder, size=size)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with _start_pool(processes) as pool:
         for _ in tqdm(pool.imap_unordered(work, missing), total=len(missing), desc="shards", unit="shard"):
             pass
+
+
+def _start_pool(processes: int) -> Any:
+    """Processes that leave an interrupt to this one, which ends them: each would print a traceback of its own."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit what is ignored
+    try:
+        return multiprocessing.get_context("spawn").Pool(processes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _claim(folder: Path, settings: dict[str, int]) -> None:
@@ -250,22 +261,20 @@ def boxes_of(mask: Any, bodies: dict[int, int], count: int) -> tuple[Corners | N
     return tuple(boxes) if any(boxes) else None
 
 
+@command("train.world.render")
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Render simulated tabletop scenes.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--scenes", type=int, default=10_000)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=144, help="square root of a picture's area in pixels")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--scenes", type=whole_number, default=10_000)
+    parser.add_argument("--first-seed", type=seed_number, default=0)
+    parser.add_argument("--size", type=whole_number, default=144, help="square root of a picture's area in pixels")
+    parser.add_argument("--processes", type=whole_number, default=os.cpu_count())
     args = parser.parse_args()
     for flag in ("scenes", "size", "processes"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} must be at least 1")
-    try:
-        render(args.folder, args.first_seed, args.scenes, args.size, args.processes)
-    except GemvgError as error:
-        parser.error(str(error))
+    render(args.folder, args.first_seed, args.scenes, args.size, args.processes)
 
 
 if __name__ == "__main__":
