@@ -26,7 +26,7 @@ from torch import nn
 
 from bench.accuracy import HELD_OUT, evaluate, held_out, open_model
 from bench.readme import compression as table
-from bench.results import machine, save_result, write_whole
+from bench.results import machine, save_result
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
@@ -34,6 +34,7 @@ from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import write_text
 from gemvg_edge.prompt import END_OF_TURN
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
@@ -257,7 +258,7 @@ def _scored(
     if row.activations:
         round_activations(grounder.model)
     scored = compare(row.name, folder, base, measure(grounder, records, row.name), start)
-    write_whole(kept, json.dumps(scored))
+    write_text(kept, json.dumps(scored))
     print(f"{row.name}: F1 {gain_text(scored['f1_gain'], scored['f1_gain_interval'])}  KL {scored['kl']:.4f}")
     return scored
 

@@ -25,6 +25,7 @@ from export.verify import TOLERANCES, check_targets, make_cases, measure
 from gemvg_edge.bundle import DIALECTS, open_bundle
 from gemvg_edge.command import command
 from quantize.gptq import Settings, quantize
+from train.output_folder import WORK, marked
 
 SMALL = Path("checkpoints/tabletop")
 WEIGHTS: dict[str, dict[str, Any]] = {
@@ -71,25 +72,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/dialects"))
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for model, checkpoint, group_size in checkpoints(args.folder):
-        for weights, options in WEIGHTS.items():
-            source = checkpoint
-            if options:
-                source = args.folder / weights
-                rounding: dict[str, Any] = {
-                    "method": "rtn",
-                    "positive_scales": True,
-                    "device": "cpu",
-                    "group_size": group_size,
-                    **options,
-                }
-                quantize(Settings(checkpoint, source, **rounding))
-            rows += compare(model, weights, source, args.folder)
-            if options:
-                shutil.rmtree(source)
-    shutil.rmtree(args.folder)
+    with marked(args.folder, {"format": WORK}) as folder:
+        for model, checkpoint, group_size in checkpoints(folder):
+            for weights, options in WEIGHTS.items():
+                source = checkpoint
+                if options:
+                    source = folder / weights
+                    rounding: dict[str, Any] = {
+                        "method": "rtn",
+                        "positive_scales": True,
+                        "device": "cpu",
+                        "group_size": group_size,
+                        **options,
+                    }
+                    quantize(Settings(checkpoint, source, **rounding))
+                rows += compare(model, weights, source, folder)
+                if options:
+                    shutil.rmtree(source)
     save_result({"tolerance": TOLERANCES["float32"], "rows": rows}, args.save)
 
 

@@ -22,6 +22,7 @@ from statistics import median
 from bench.memory import peak_of
 from bench.results import save_result
 from gemvg_edge.command import command
+from train.output_folder import WORK, marked
 
 ROUNDS = 5
 PAUSE = 8  # seconds
@@ -46,25 +47,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b-float16"))
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
-    checkpoint, out = args.folder / "checkpoint", args.folder / "out"
-    peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint), "--dtype", "float16"])
-    copy = ["cp", "-r", "--reflink=never", str(checkpoint), str(out)]
-    commands = {
-        dialect: [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(out), "--precision", "float16",
-                  "--dialect", dialect]
-        for dialect in ("fused", "plain")
-    }  # fmt: skip
-    copies: dict[str, list[float]] = {name: [] for name in commands}
-    times: dict[str, list[float]] = {name: [] for name in commands}
-    peaks = dict.fromkeys(commands, 0.0)
-    for _ in range(ROUNDS):
-        for name, export in commands.items():
-            copies[name].append(timed(copy, out)[1])
-            peak, seconds = timed(export, out)
-            times[name].append(seconds)
-            peaks[name] = max(peaks[name], peak)
-    size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9
-    shutil.rmtree(args.folder)
+    with marked(args.folder, {"format": WORK}) as folder:
+        checkpoint, out = folder / "checkpoint", folder / "out"
+        peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint), "--dtype", "float16"])
+        copy = ["cp", "-r", "--reflink=never", str(checkpoint), str(out)]
+        commands = {
+            dialect: [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(out), "--precision", "float16",
+                      "--dialect", dialect]
+            for dialect in ("fused", "plain")
+        }  # fmt: skip
+        copies: dict[str, list[float]] = {name: [] for name in commands}
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        peaks = dict.fromkeys(commands, 0.0)
+        for _ in range(ROUNDS):
+            for name, export in commands.items():
+                copies[name].append(timed(copy, out)[1])
+                peak, seconds = timed(export, out)
+                times[name].append(seconds)
+                peaks[name] = max(peaks[name], peak)
+        size = sum(file.stat().st_size for file in checkpoint.iterdir()) / 1e9
     rows = [
         {
             "dialect": name,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from PIL import Image
 
 from bench.results import save_result
 from gemvg_edge.command import command
+from train.output_folder import WORK, marked
 
 SAMPLES = 32  # calibration prompts
 # Hidden width, inner width and width of keys of a decoder layer; both models have 28.
@@ -60,30 +60,30 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b"))
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
-    checkpoint, bundle = args.folder / "checkpoint", args.folder / "bundle"
-    peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint)])
-    quantized = args.folder / "int4"
-    options = ["--group-size", "128", "--samples", str(SAMPLES)]
-    quantize_gib, quantize_seconds = peak_of(
-        [sys.executable, "-m", "quantize.gptq", "--model", str(checkpoint), "--out", str(quantized), *options]
-    )
-    record = json.loads((quantized / "quantization.json").read_text())
-    layer_seconds, tokens = record["seconds_a_layer"], record["tokens"]
-    export_gib, export_seconds = peak_of(
-        [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(bundle), "--weights", "int4"]
-    )
-    rng = np.random.default_rng(0)
-    pictures = []
-    for name in ("a", "b"):
-        pictures.append(str(args.folder / f"{name}.png"))
-        Image.fromarray(rng.integers(0, 256, (448, 448, 3), dtype=np.uint8)).save(pictures[-1])
-    ask = ["ground", *pictures, "--query", "the mug", "--bundle", str(bundle)]
-    ground_gib, ground_seconds = peak_of([sys.executable, "-m", "gemvg_edge.cli", *ask])
-    sizes = {
-        "checkpoint_gb": sum(f.stat().st_size for f in checkpoint.iterdir()) / 1e9,
-        "bundle_gb": sum(f.stat().st_size for f in bundle.iterdir()) / 1e9,
-    }
-    shutil.rmtree(args.folder)
+    with marked(args.folder, {"format": WORK}) as folder:
+        checkpoint, bundle = folder / "checkpoint", folder / "bundle"
+        peak_of([sys.executable, "-m", "bench.random_checkpoint", str(checkpoint)])
+        quantized = folder / "int4"
+        options = ["--group-size", "128", "--samples", str(SAMPLES)]
+        quantize_gib, quantize_seconds = peak_of(
+            [sys.executable, "-m", "quantize.gptq", "--model", str(checkpoint), "--out", str(quantized), *options]
+        )
+        record = json.loads((quantized / "quantization.json").read_text())
+        layer_seconds, tokens = record["seconds_a_layer"], record["tokens"]
+        export_gib, export_seconds = peak_of(
+            [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(bundle), "--weights", "int4"]
+        )
+        rng = np.random.default_rng(0)
+        pictures = []
+        for name in ("a", "b"):
+            pictures.append(str(folder / f"{name}.png"))
+            Image.fromarray(rng.integers(0, 256, (448, 448, 3), dtype=np.uint8)).save(pictures[-1])
+        ask = ["ground", *pictures, "--query", "the mug", "--bundle", str(bundle)]
+        ground_gib, ground_seconds = peak_of([sys.executable, "-m", "gemvg_edge.cli", *ask])
+        sizes = {
+            "checkpoint_gb": sum(f.stat().st_size for f in checkpoint.iterdir()) / 1e9,
+            "bundle_gb": sum(f.stat().st_size for f in bundle.iterdir()) / 1e9,
+        }
     save_result(
         {
             "model": "Qwen2-VL-2B shape, random weights",

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from gemvg_edge.command import command
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
+from train.output_folder import new_folder
 from train.small_model import small_tokenizer
 
 QWEN2_VL_2B: dict[str, Any] = {
@@ -95,8 +96,13 @@ def write_settings(folder: Path, config: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_random_checkpoint(folder: Path, config: dict[str, Any], dtype: str = "bfloat16") -> None:
+def write_random_checkpoint(target: Path, config: dict[str, Any], dtype: str = "bfloat16") -> None:
     """Write the folder; a few GB for the 2B."""
+    with new_folder(target, "config.json") as folder:
+        _write_random(folder, config, dtype)
+
+
+def _write_random(folder: Path, config: dict[str, Any], dtype: str) -> None:
     write_settings(folder, config)
     shapes = list(expected_tensors(read_config(folder)))
     noise = np.random.default_rng(0).standard_normal(2**22, dtype=np.float32) * 0.02

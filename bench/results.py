@@ -8,20 +8,15 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from gemvg_edge.files import write_text
+
 
 def save_result(result: dict[str, Any], file: Path | None) -> None:
     """Print the result as one JSON line, with the machine it was measured on, and keep it if a file is named."""
     result = {**_rounded(result), "machine": machine()}
     if file:
-        write_whole(file, json.dumps(result, indent=1) + "\n")
+        write_text(file, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file, all or nothing."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, file)
 
 
 def machine() -> dict[str, Any]:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
-from bench.results import save_result, write_whole
+from bench.results import save_result
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.answer import localise, mark
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import write_text
 from gemvg_edge.prompt import encode
 from train.checkpoint import read_settings
 from train.data.record import MODES, Record
@@ -72,7 +73,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
     row |= {"counts": row["counts"].tolist(), "tokens_a_box": tokens_a_box(folder, records)}
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, json.dumps({"key": key, "row": row}))
+    write_text(file, json.dumps({"key": key, "row": row}))
     return row
 
 

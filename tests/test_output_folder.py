@@ -13,7 +13,7 @@ from export.bundle_folder import new_bundle_folder
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
 from tests.killed import every_kill
-from train.output_folder import MARK, STAGING, check_target, fingerprint, marked, new_folder
+from train.output_folder import MARK, STAGING, WORK, check_target, fingerprint, marked, new_folder
 
 KEY = "config.json"
 # What people's folders hold beside a result.
@@ -167,6 +167,28 @@ def test_two_runs_do_not_write_to_one_place(tmp_path: Path) -> None:
         with pytest.raises(GemvgError, match="used by another run"):
             result(tmp_path / "out", OLD)
     assert without_mark(read_files(tmp_path / "out")) == NEW
+
+
+THEIRS: dict[str, Callable[[Path], object]] = {
+    "a file of theirs": lambda folder: write_files(folder, {"notes.txt": "x"}),
+    "a finished result of ours": lambda folder: result(folder, OLD),
+    "a mark without sense": lambda folder: write_files(folder, {MARK: "{", "notes.txt": "x"}),
+    "their own partial": lambda folder: write_files(folder, {"checkpoint-1/x": "x"}),
+}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("case", THEIRS)
+def test_a_folder_to_work_in_is_ours_or_empty(case: str, keep: bool, tmp_path: Path) -> None:
+    """As OUT.work of a run, and as --folder of a benchmark, which is taken away at the end."""
+    THEIRS[case](tmp_path / "work")
+    before = read_files(tmp_path)
+    with (
+        pytest.raises(GemvgError, match="was not made by gemvg-edge to work in"),
+        marked(tmp_path / "work", {"format": WORK}, keep=keep),
+    ):
+        pass
+    assert read_files(tmp_path) == before
 
 
 def test_a_fingerprint_tells_contents(tmp_path: Path) -> None:

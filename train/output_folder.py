@@ -116,14 +116,14 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
     no mark, or where another process uses it.
     """
     mark, before = folder / MARK, _read_mark(folder)
+    if before.get("format") != WORK and folder.is_dir() and set(os.listdir(folder)) - {MARK}:
+        raise GemvgError(f"{printable(folder)} was not made by gemvg-edge to work in; move it away or give another")
     goes_on = keep and before.get("format") == WORK and not before.get("removing")
     if goes_on and before != content:
         raise GemvgError(
             f"{printable(folder)} belongs to a run with other settings ({_difference(before, content)}); delete it, or "
             f"give it what {mark} says"
         )
-    if folder.is_dir() and not mark.is_file() and os.listdir(folder):
-        raise GemvgError(f"{printable(folder)} was not made by gemvg-edge; move it away or give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = mark.open("a+", encoding="utf-8")
     try:

@@ -14,7 +14,6 @@ What differs from Qwen's sizes, and why:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.command import command, seed_number
 from gemvg_edge.prompt import PromptTemplate
+from train.checkpoint import CONFIG
+from train.output_folder import new_folder
+from train.rewrite import write_json
 from train.vocabulary import IMAGE_TAGS, waves
 from train.world.questions import corpus
 
@@ -143,7 +145,7 @@ def smooth_locations(embedding: torch.Tensor, first: int, count: int) -> None:
         embedding[first : first + count] = waves(count, embedding.shape[1]) * embedding.std()
 
 
-def write_small_model(folder: Path, seed: int) -> None:
+def write_small_model(target: Path, seed: int) -> None:
     """Write a complete checkpoint folder with random weights."""
     torch.manual_seed(seed)
     tokenizer = small_tokenizer()
@@ -151,11 +153,12 @@ def write_small_model(folder: Path, seed: int) -> None:
     smooth_locations(model.get_input_embeddings().weight, int(tokenizer.convert_tokens_to_ids("<loc_0>")), LOCATIONS)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    with new_folder(target, CONFIG) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     size = np.sum([p.numel() for p in model.parameters()]) / 1e6
-    print(f"{folder}: {size:.2f} million parameters, {len(tokenizer)} tokens")
+    print(f"{target}: {size:.2f} million parameters, {len(tokenizer)} tokens")
 
 
 @command("train.small_model")

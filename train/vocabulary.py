@@ -47,7 +47,7 @@ def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> No
         return torch.stack([table[ids].float().mean(dim=0) for ids in pieces]).to(table.dtype)
 
     config = _follow(config, old, new, tokenizer_folder / TOKENIZER)
-    with writing(checkpoint, out) as folder:
+    with writing(checkpoint, out, [tokenizer_folder]) as folder:
         for name in (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, folder / name)
