@@ -15,6 +15,7 @@ from PIL import Image
 
 from gemvg_edge import Grounder
 from gemvg_edge.draw import draw_boxes
+from gemvg_edge.files import replacing
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -33,7 +34,8 @@ def main() -> None:
         if not grounding.boxes:
             print("  nothing found")
         sheets.append(draw_boxes(pictures, grounding.boxes, caption(scene["query"])))
-    stack(sheets, columns=2).save(target)
+    with replacing(target) as partial:
+        stack(sheets, columns=2).save(partial)
     print(f"drawn: {target}")
 
 
