@@ -27,6 +27,7 @@ from gemvg_edge.files import printable, reason, unreadable
 # What cameras, scanners and data sets write, each with a magic number. Of Pillow's other readers EPS runs a program,
 # several take any text for a picture, and those of games and faxes fail in ways of their own.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+MAX_SIDE = 2**18  # pixels; Pillow copies its buffer for every 64 KiB of a row, which takes minutes for a longer one
 MAX_SCANS = 100  # of a JPEG; encoders write about 10, and 12 bytes ask for one more pass over all pixels
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 TURNS = {  # EXIF orientation -> what makes the picture upright
@@ -104,6 +105,7 @@ def open_picture(source: Path | bytes, name: str) -> Iterator[ImageFile]:
         raise unreadable(Path(name), error) from None
     # Pillow gets the open file, not its name: by name it would map the file, and die if that is cut while it is read.
     with file, pillow_errors(name), Image.open(file, formats=_formats()) as opened:
+        _check_size(opened, name)
         if isinstance(opened, TiffImagePlugin.TiffImageFile):
             with suppress(Exception):  # as when the pixels are read
                 _forget_metadata(opened)
@@ -135,14 +137,19 @@ def orientation(image: Image.Image) -> int:
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """A picture as upright RGB of 8 bits on white, a new one; to be called where Pillow's errors are caught."""
-    if 0 in image.size:
-        raise GemvgError(f"{name} is a picture of {image.width} x {image.height} pixels; give one with pixels")
+    _check_size(image, name)
     if image.format in ("JPEG", "MPO") and isinstance(image, ImageFile) and image.tile:
         _check_scans(image, name)
     image.load()
     turn = TURNS.get(orientation(image))
     rgb = _rgb(image, name)
     return rgb.transpose(turn) if turn is not None else rgb
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if not (0 < image.width <= MAX_SIDE and 0 < image.height <= MAX_SIDE):
+        size = f"{image.width} x {image.height} pixels"
+        raise GemvgError(f"{name} is a picture of {size}; give one of 1 to {MAX_SIDE} pixels on each side")
 
 
 def _check_scans(image: ImageFile, name: str) -> None:
