@@ -166,12 +166,16 @@ def load_image(source: ImageSource, name: str = "image") -> Image.Image:
     return image
 
 
+def check_aspect(width: int, height: int, name: str = "") -> None:
+    """GemvgError for a picture that is thinner than the model takes; `name` is the picture's."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        where = f"{name}: a picture" if name else "a picture"
+        raise GemvgError(f"{where} of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first")
+
+
 def smart_resize(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
     """The (height, width) Qwen2-VL resizes to: multiples of patch x merge, within the budget, aspect nearly kept."""
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise GemvgError(
-            f"a picture of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first"
-        )
+    check_aspect(width, height)
     factor = preprocessing.patch_size * preprocessing.merge_size
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
@@ -194,10 +198,8 @@ def resized_sizes(sizes: Sequence[Size], preprocessing: Preprocessing) -> list[S
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """An RGB picture -> uint8 (height, width, 3) at its smart size, by Pillow's own filter."""
-    try:
-        height, width = smart_resize(image.height, image.width, preprocessing)
-    except GemvgError as error:
-        raise GemvgError(f"{name}: {error}" if (name := image.info.get(NAME)) else str(error)) from None
+    check_aspect(image.width, image.height, image.info.get(NAME, ""))
+    height, width = smart_resize(image.height, image.width, preprocessing)
     resized = image.resize((width, height), resample=Image.Resampling(preprocessing.resample))
     return np.asarray(resized)
 

@@ -23,6 +23,12 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
     return buffer.getvalue()
 
 
+def has_avif() -> bool:
+    """Whether this Pillow writes AVIF."""
+    Image.init()
+    return "AVIF" in Image.SAVE
+
+
 def png(
     levels: npt.NDArray[Any], bits: int = 8, colour: int = 0, extra: Sequence[Chunk] = (), late: Sequence[Chunk] = ()
 ) -> bytes:

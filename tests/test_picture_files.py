@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, features
+from PIL import Image
 
+from gemvg_edge.draw import draw_boxes
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing, load_image, resize
-from tests.picture_bytes import encoded, png, tiff
+from tests.picture_bytes import encoded, has_avif, png, tiff
+from tests.test_data_coco import good
+from tests.test_data_single import shape, write_labelme
 from train.data.pictures import measure
 from train.data.record import Fault
+from train.data.voc_labelme import read_labelme
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
 DEEP = LEVELS.astype(np.uint16) * 257  # the same scene at 16 bits
@@ -194,7 +198,7 @@ BAD: dict[str, bytes] = {
     "many scans": SCAN[:-2] + SCAN[SCAN.rfind(b"\xff\xda") : -2] * 200 + SCAN[-2:],
     "PGM cut short": pgm(DEEP, 65535)[:-40],
     "PFM": b"Pf 2 2 nan\n" + bytes(16),
-    "AVIF cut short": encoded(Image.fromarray(COLOUR), "AVIF")[:-40] if features.check("avif") else b"ftypavif",
+    "AVIF cut short": encoded(Image.fromarray(COLOUR), "AVIF")[:-40] if has_avif() else b"ftypavif",
 }  # fmt: skip
 
 
@@ -209,6 +213,17 @@ def test_whatever_pillow_raises_is_one_sentence(label: str, tmp_path: Path) -> N
             assert str(caught.value).startswith(name)
             assert "\n" not in str(caught.value)
     assert isinstance(measure(path), (Fault, tuple))
+
+
+@pytest.mark.parametrize("label", ["EPS", "a billion pixels", "AVIF cut short", "TIFF at a float", "SPIDER"])
+def test_one_bad_picture_does_not_end_a_conversion(label: str, tmp_path: Path) -> None:
+    folder = write_labelme(tmp_path, shape("mug", [[1, 2], [30, 40]]))
+    (folder / "labels" / "b.json").write_text((folder / "labels" / "a.json").read_text().replace("a.png", "b.png"))
+    (folder / "pictures" / "b.png").write_bytes(BAD[label])
+    records, tally = good(read_labelme(folder))
+    assert [record.images[0].name for record in records] == ["a.png"]
+    assert sum(tally.refused.values()) == 1
+    assert set(tally.refused) <= {"an unreadable picture", "a picture of another size than its annotation says"}
 
 
 def io_image(content: bytes) -> Image.Image | None:
@@ -338,6 +353,9 @@ def test_a_thin_picture_is_named(tmp_path: Path) -> None:
         with pytest.raises(GemvgError) as caught:
             resize(load_image(source, "images[1]"), Preprocessing())
         assert str(caught.value) == f"{name}: a picture of 300 x 1 pixels is longer than 200 to 1; crop it first"
+    with pytest.raises(GemvgError, match=f"^{path}: .*longer than 200 to 1"):
+        draw_boxes([load_image(path)], [], "")  # 300 times as wide as high, at any height
+    assert measure(path) == Fault(str(path), "a picture that is too thin for the model")
 
 
 NUMBERS: list[tuple[str, Any]] = [

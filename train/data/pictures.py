@@ -14,6 +14,7 @@ from PIL.ImageFile import ImageFile
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
+from gemvg_edge.images import MAX_ASPECT_RATIO
 from gemvg_edge.pictures import open_picture, orientation
 from train.data.record import Fault
 
@@ -34,6 +35,8 @@ def measure(path: Path) -> Size | Fault:
             turned = _has_metadata(image) and orientation(image) != 1
     except GemvgError:
         return Fault(str(path), "an unreadable picture")
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        return Fault(str(path), "a picture that is too thin for the model")
     return Fault(str(path), "a picture turned by its EXIF data") if turned else size
 
 
