@@ -12,7 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +79,7 @@ _quiet = _Quiet()
 
 
 @contextmanager
-def pillow_errors(name: str, of: str = "is damaged or cut short") -> Iterator[None]:
+def pillow_errors(name: str, complaint: str = "is damaged or cut short") -> Iterator[None]:
     """Turns whatever Pillow raises inside into one GemvgError about the picture `name`, and keeps it from warning."""
     try:
         with _quiet:
@@ -93,7 +93,7 @@ def pillow_errors(name: str, of: str = "is damaged or cut short") -> Iterator[No
     except MemoryError:
         raise GemvgError(f"{name} takes more memory than there is; scale it down first") from None
     except Exception as error:  # damage raises nearly every kind in Pillow's readers
-        raise GemvgError(f"{name} {of}: {printable(reason(error))[:200]}") from None
+        raise GemvgError(f"{name} {complaint}: {printable(reason(error))[:200]}") from None
 
 
 @contextmanager
@@ -106,9 +106,6 @@ def open_picture(source: Path | bytes, name: str) -> Iterator[ImageFile]:
     # Pillow gets the open file, not its name: by name it would map the file, and die if that is cut while it is read.
     with file, pillow_errors(name), Image.open(file, formats=_formats()) as opened:
         _check_size(opened, name)
-        if isinstance(opened, TiffImagePlugin.TiffImageFile):
-            with suppress(Exception):  # as when the pixels are read
-                _forget_metadata(opened)
         yield opened
 
 
@@ -118,11 +115,13 @@ def _formats() -> tuple[str, ...]:
     return tuple(known for known in FORMATS if known in Image.OPEN)  # AVIF is missing before Pillow 11.3
 
 
-def _forget_metadata(image: TiffImagePlugin.TiffImageFile) -> None:
-    # Pillow reads these groups once the pixels are there, for later; damage in them would lose the picture.
+def _drop_broken_groups(image: TiffImagePlugin.TiffImageFile) -> None:
+    # Pillow reads these groups of EXIF once the pixels are there; damage in one would lose the picture.
     exif = image.getexif()
-    for group in TiffTags.TAGS_V2_GROUPS:
-        if group in exif:
+    for group in [group for group in TiffTags.TAGS_V2_GROUPS if group in exif]:
+        try:
+            exif.get_ifd(group)
+        except Exception:  # damaged metadata raises as many kinds as damaged pixels
             del exif[group]
 
 
@@ -140,6 +139,8 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     _check_size(image, name)
     if image.format in ("JPEG", "MPO") and isinstance(image, ImageFile) and image.tile:
         _check_scans(image, name)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tile:
+        _drop_broken_groups(image)
     image.load()
     turn = TURNS.get(orientation(image))
     rgb = _rgb(image, name)

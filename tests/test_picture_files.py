@@ -175,6 +175,10 @@ def test_broken_metadata_leaves_the_picture(label: str, tmp_path: Path) -> None:
     path = tmp_path / "upright.png"
     path.write_bytes(UPRIGHT[label])
     assert load_image(path).size == measure(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the caller's own opening
+        opened = Image.open(path)
+    assert load_image(opened).size == measure(path)
 
 
 def bomb(width: int, height: int) -> bytes:
