@@ -7,13 +7,19 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from gemvg_edge.boxes import Box
+from gemvg_edge.images import NAME, check_aspect
 
 HEIGHT = 384  # of every picture on the sheet, in pixels
 _INK, _PAPER = (255, 0, 160), (255, 255, 255)
 
 
 def draw_boxes(images: Sequence[Image.Image], boxes: Sequence[Box], caption: str) -> Image.Image:
-    """One sheet: the pictures (RGB, any size) at equal height, left to right, with their boxes, under the caption."""
+    """One sheet: the pictures (RGB, any size) at equal height, left to right, with their boxes, under the caption.
+
+    GemvgError for a picture that is too wide for the model, since at this height it would fill the memory.
+    """
+    for image in (image for image in images if image.width > image.height):
+        check_aspect(image.width, image.height, image.info.get(NAME, ""))
     gap, title = 8, 34
     scales = [HEIGHT / image.height for image in images]
     widths = [max(1, round(image.width * scale)) for image, scale in zip(images, scales, strict=True)]

@@ -5,7 +5,6 @@ Knows nothing about tokens or engines. Every number comes from the checkpoint's 
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, printable
+from gemvg_edge.json_object import short
+from gemvg_edge.pictures import open_picture, pillow_errors, upright_rgb
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 Grid = tuple[int, int, int]  # patches: time, height, width
 
 MAX_ASPECT_RATIO = 200  # the limit in Qwen's own smart_resize
+NAME = "gemvg_edge_name"  # in a loaded picture's `info`
+
+# The ranges of a stranger's numbers: far past every model, and near enough that no picture of them fills the memory. A
+# picture of one pixel is enlarged to min_pixels, one as thin as allowed to 200 blocks of patch_size x merge_size.
+_WHOLE = {
+    "patch_size": (1, 256),
+    "temporal_patch_size": (1, 16),
+    "merge_size": (1, 16),
+    "min_pixels": (1, 2**24),
+    "max_pixels": (1, 2**31),
+    "resample": (0, 5),  # the filters that every Pillow has
+}
+_RESCALE_FACTOR = (1e-6, 1e3)
+_CHANNELS = {"image_mean": (-1e4, 1e4), "image_std": (1e-4, 1e4)}  # a standard deviation is positive
 
 
 @dataclass(frozen=True)
@@ -43,31 +59,86 @@ class Preprocessing:
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> Preprocessing:
         """Read a preprocessor_config.json; both spellings of the pixel budget (`min_pixels`, `size`) count."""
-        size = config.get("size") or {}
         values = {key: config[key] for key in Preprocessing.__dataclass_fields__ if config.get(key) is not None}
-        for name, in_size in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            budget = config.get(name) or size.get(name) or size.get(in_size)
-            if budget:
-                values[name] = int(budget)
-        for name in ("image_mean", "image_std"):
-            if name in values:
-                values[name] = tuple(float(v) for v in values[name])
+        values |= _pixel_budget(config)
+        for name, value in values.items():
+            if name in _WHOLE:
+                values[name] = _whole(name, value)
+            elif name in _CHANNELS:
+                values[name] = _channels(name, value)
+            else:
+                values[name] = _number(name, value, *_RESCALE_FACTOR)
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(step, True) is not True:
                 raise GemvgError(
                     f"preprocessor_config.json: {step} is switched off, which Qwen2-VL never does; set it to true"
                 )
-        return Preprocessing(**values)
+        preprocessing = Preprocessing(**values)
+        if preprocessing.min_pixels > preprocessing.max_pixels:
+            budget = f"min_pixels, {preprocessing.min_pixels}, is above max_pixels, {preprocessing.max_pixels}"
+            raise GemvgError(f"{budget}; no picture has both")
+        return preprocessing
 
     def to_config(self) -> dict[str, Any]:
         """The same fields as plain JSON values."""
         return asdict(self)
 
 
+def _pixel_budget(config: Mapping[str, Any]) -> dict[str, Any]:
+    size = config.get("size")
+    if size is None:
+        size = {}
+    if not isinstance(size, Mapping):
+        raise GemvgError(f"size is {short(size)}, not an object with shortest_edge and longest_edge")
+    budget: dict[str, Any] = {}
+    for name, in_size in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        told = [value for value in (config.get(name), size.get(name), size.get(in_size)) if value is not None]
+        if told and type(told[0]) not in (int, float):
+            raise GemvgError(f"the budget {name} is {short(told[0])}, not a number of pixels")
+        if told:
+            budget[name] = told[0]
+    if size and not budget:
+        raise GemvgError(f"size is {short(size)}, without shortest_edge and longest_edge; give these, in pixels")
+    return budget
+
+
+def _whole(name: str, value: Any) -> int:
+    low, high = _WHOLE[name]
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int:
+        raise _unlike(name, value)
+    if not low <= value <= high:
+        raise GemvgError(f"{name} is {short(value)}, not {low} to {high}")
+    return value
+
+
+def _channels(name: str, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise GemvgError(f"the colours {name} are {short(value)}, not a list of three numbers")
+    values = tuple(_number(name, channel, *_CHANNELS[name]) for channel in value)
+    if len(values) != 3:
+        raise _unlike(name, values)
+    return values
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if type(value) not in (int, float):
+        raise _unlike(name, value)
+    if not low <= value <= high:  # NaN is in no range
+        raise GemvgError(f"{name} has {short(value)}, not {low:g} to {high:g}")
+    return float(value)
+
+
+def _unlike(name: str, value: Any) -> GemvgError:
+    return GemvgError(f"{name} is {short(value)}, not like {getattr(Preprocessing, name)!r}")
+
+
 def load_image(source: ImageSource, name: str = "image") -> Image.Image:
     """Decode one picture to RGB with its EXIF orientation applied.
 
-    A path, encoded bytes, a PIL image, or uint8 RGB of shape (height, width, 3). `name` stands in error messages.
+    A path, encoded bytes, a PIL image, or uint8 RGB of shape (height, width, 3). `name` stands in error messages, and
+    in those of later steps too: the picture carries it, or its file's.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -75,50 +146,36 @@ def load_image(source: ImageSource, name: str = "image") -> Image.Image:
                 f"{name} is an array of {source.dtype} with shape {source.shape}; "
                 "give uint8 RGB of shape (height, width, 3)"
             )
-        return Image.fromarray(source)
-    if isinstance(source, Image.Image):
-        return _decode(source, name)
-    if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"{name} ({len(source)} bytes)")
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.is_file():
-            raise GemvgError(f"{path}: no such picture file")
-        return _decode(path, str(path))
-    raise GemvgError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 RGB array")
+        image = Image.fromarray(source)
+    elif isinstance(source, Image.Image):
+        name = source.info.get(NAME, name)
+        with pillow_errors(name, "is damaged or cut short, or its file was closed before its pixels were read"):
+            image = upright_rgb(source, name)
+    elif isinstance(source, bytes):
+        with open_picture(source, f"{name} ({len(source)} bytes)") as opened:
+            image = upright_rgb(opened, f"{name} ({len(source)} bytes)")
+    elif isinstance(source, (str, os.PathLike)) and isinstance(path := os.fspath(source), str):
+        name = printable(path)
+        if not is_file(Path(path)):
+            raise GemvgError(f"{name}: no such picture file")
+        with open_picture(Path(path), name) as opened:
+            image = upright_rgb(opened, name)
+    else:
+        raise GemvgError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 RGB array")
+    image.info = {NAME: name}  # and no EXIF, which would turn the picture again where it is given once more
+    return image
 
 
-def _decode(source: Path | io.BytesIO | Image.Image, name: str) -> Image.Image:
-    try:
-        if isinstance(source, Image.Image):
-            return _to_rgb(ImageOps.exif_transpose(source))
-        with Image.open(source) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        raise GemvgError(f"{name} is not a picture that Pillow can read; give a PNG, JPEG, WebP or similar") from None
-    except Image.DecompressionBombError:
-        raise GemvgError(f"{name} has more pixels than Pillow's safety limit; scale it down first") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise GemvgError(f"{name} is damaged or cut short: {error}") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        # White shows through, as in transformers and Qwen's own tools; dropping alpha would show colours nobody sees.
-        visible = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible)
-    elif image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255, which turns a 16-bit camera's picture white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+def check_aspect(width: int, height: int, name: str = "") -> None:
+    """GemvgError for a picture that is thinner than the model takes; `name` is the picture's."""
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        where = f"{name}: a picture" if name else "a picture"
+        raise GemvgError(f"{where} of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first")
 
 
 def smart_resize(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
     """The (height, width) Qwen2-VL resizes to: multiples of patch x merge, within the budget, aspect nearly kept."""
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise GemvgError(
-            f"a picture of {width} x {height} pixels is longer than {MAX_ASPECT_RATIO} to 1; crop it first"
-        )
+    check_aspect(width, height)
     factor = preprocessing.patch_size * preprocessing.merge_size
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor
@@ -141,6 +198,7 @@ def resized_sizes(sizes: Sequence[Size], preprocessing: Preprocessing) -> list[S
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """An RGB picture -> uint8 (height, width, 3) at its smart size, by Pillow's own filter."""
+    check_aspect(image.width, image.height, image.info.get(NAME, ""))
     height, width = smart_resize(image.height, image.width, preprocessing)
     resized = image.resize((width, height), resample=Image.Resampling(preprocessing.resample))
     return np.asarray(resized)

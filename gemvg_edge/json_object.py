@@ -94,6 +94,8 @@ class JsonObject:
         try:
             settings: S = kind.from_config(self.content)
         except (GemvgError, AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, GemvgError) and str(error).split(" ")[0] in known:  # a sentence about one field
+                raise GemvgError(f"{self.path}: {self.place}{error}; {self.fix}") from None
             raise GemvgError(f"{where} cannot be read ({error}); {self.fix}") from None
         for name, default in known.items():
             if not _alike(value := getattr(settings, name), default):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, Preprocessing, load_image, patchify, resize, smart_resize
+from tests.picture_bytes import encoded
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -134,12 +134,6 @@ MODES = [
 def test_other_modes_equal_transformers(image: Image.Image) -> None:
     assert load_image(image).mode == "RGB"
     check_against_reference(image, CONFIGS["small model"])
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])

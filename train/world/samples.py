@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Box
+from gemvg_edge.images import load_image
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
 from train.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject
@@ -97,8 +98,8 @@ def draw_sample(
 
 def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
     """The set's pictures, mirrored if the set is."""
-    images = [Image.open(folder / view.file) for view in pictures.views]
-    return [ImageOps.mirror(image) for image in images] if pictures.mirrored else list(images)
+    images = [load_image(folder / view.file) for view in pictures.views]
+    return [ImageOps.mirror(image) for image in images] if pictures.mirrored else images
 
 
 def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[PictureSet, Question] | None:
