@@ -77,7 +77,7 @@ def sha256(path: Path) -> str:
 
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as text that any terminal takes: what would steer one is escaped, what is not Unicode replaced."""
-    text = os.fspath(path).encode("utf-8", "surrogateescape").decode(errors="replace")
+    text = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in os.fspath(path))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -20,7 +20,7 @@ class Edit(NamedTuple):
 
     kind: str
     place: float
-    count: int
+    amount: int
     value: int
 
 
@@ -46,9 +46,9 @@ def _apply(data: bytes, edit: Edit, others: Sequence[bytes]) -> bytes:
         case "set" if data:
             return data[:at] + bytes([edit.value % 256]) + data[at + 1 :]
         case "cut":
-            return data[:at] + data[at + edit.count :]
+            return data[:at] + data[at + edit.amount :]
         case "repeat":
-            return data[:at] + data[at : at + edit.count] * 2 + data[at + edit.count :]
+            return data[:at] + data[at : at + edit.amount] * 2 + data[at + edit.amount :]
         case "drop the end":
             return data[:at]
         case "insert":
