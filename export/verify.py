@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from tokenizers import Tokenizer
 
 from export.op_lists import TARGETS, check_graph, load_graph, newest_opset, read_op_list
 from export.reference import Case, load_reference, open_same_model, run_reference, same_codes
@@ -35,6 +34,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import patchify
 from gemvg_edge.positions import mrope_positions, mrope_table
 from gemvg_edge.prompt import encode_prefix, encode_query
+from gemvg_edge.tokenizer import open_tokenizer
 
 # Of float32, absolute. Of float16 in standard deviations of the output: its last digit is 1e-3 of a number, and every
 # layer adds some.
@@ -160,7 +160,7 @@ def make_cases(bundle: Bundle) -> list[Case]:
     """Random pixels in pictures of several shapes, with the bundle's own prompt."""
     manifest = bundle.manifest
     merge, patch = manifest.preprocessing.merge_size, manifest.preprocessing.patch_size
-    tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+    tokenizer = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
     rng = np.random.default_rng(0)
     cases = []
     for cells in SCENES:

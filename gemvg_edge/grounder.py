@@ -29,6 +29,7 @@ from gemvg_edge.images import ImageSource, load_image, patchify, resize, resized
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.positions import mrope_positions, text_positions
 from gemvg_edge.prompt import check_query, encode_prefix, encode_query
+from gemvg_edge.tokenizer import open_tokenizer
 
 MAX_THREADS = 1024
 ENGINES = ("onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
@@ -160,7 +161,7 @@ class Grounder:
             raise GemvgError(f"threads={threads}; give 0 for one a physical core, or a number up to {MAX_THREADS}")
         opened = open_bundle(Path(bundle), check_hashes)
         vision, decoder = _open_engine(opened, engine or ("tensorrt" if opened.manifest.tensorrt else "onnx"), threads)
-        tokenizer = _open_tokenizer(opened.path(TOKENIZER))
+        tokenizer = open_tokenizer(opened.path(TOKENIZER), "copy or export the bundle again")
         return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
 
     def look(self, images: Sequence[ImageSource]) -> Scene:
@@ -218,10 +219,3 @@ def _open_engine(bundle: Bundle, engine: str, threads: int) -> tuple[VisionTower
     from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
 
     return OnnxVisionTower(bundle, threads, engine), OnnxDecoder(bundle, threads, engine)
-
-
-def _open_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise GemvgError(f"{path} is not a tokenizer ({error}); copy or export the bundle again") from None

@@ -20,6 +20,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object
 from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
+from gemvg_edge.tokenizer import open_tokenizer
 
 COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
@@ -83,12 +84,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_tokenizer(file: Path) -> Tokenizer:
     """A tokenizer.json; GemvgError says that it is missing or broken."""
-    if not file.is_file():
-        raise GemvgError(f"{file}: no such file; save the checkpoint's fast tokenizer there with save_pretrained")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise GemvgError(f"{file} is not a tokenizer ({error}); download the checkpoint again") from None
+    return open_tokenizer(file, "save the checkpoint's fast tokenizer there with save_pretrained")
 
 
 def _check_tokens(file: Path, settings: CheckpointSettings) -> None:
