@@ -22,10 +22,10 @@ from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, pri
 from bench.results import save_result
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
-from gemvg_edge.answer import localise, mark
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
+from gemvg_edge.marks import localise, mark
 from gemvg_edge.prompt import encode
 from train.checkpoint import read_settings
 from train.data.record import MODES, Record

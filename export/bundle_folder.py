@@ -11,7 +11,7 @@ from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder, list_folder
 from gemvg_edge.json_object import read_json_object
-from train.output_folder import MARK, is_incidental, new_folder
+from train.output_folder import MARK, new_folder
 
 LEFT_ALONE = "the folder is left alone, give another one"
 
@@ -31,7 +31,7 @@ def _older(target: Path, files: Collection[str]) -> Collection[str]:
     target = Path(os.path.realpath(target))
     if not is_folder(target):
         return ()
-    found = [name for name in list_folder(target) if not is_incidental(name)]
+    found = [name for name in list_folder(target) if not bundle.is_incidental(name)]
     if not found or MARK in list_folder(target):
         return ()
     if others := sorted(set(found) - {*files, bundle.MANIFEST}):

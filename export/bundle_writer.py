@@ -188,5 +188,7 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """`manifest.json` of a bundle folder."""
-    (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    """`manifest.json` of a bundle folder, sealed."""
+    fields = {key: value for key, value in manifest.items() if key != bundle.SEAL}
+    sealed = {**fields, bundle.SEAL: bundle.seal(fields)}
+    (folder / bundle.MANIFEST).write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")

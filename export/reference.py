@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemvg_edge.bundle import Bundle
+from gemvg_edge.bundle import TOKENIZER, Bundle
 from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
+from gemvg_edge.tokenizer import open_tokenizer
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.rtn import dequantize, quantize
 
@@ -37,15 +38,30 @@ class Case:
 
 
 def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
-    """The checkpoint; GemvgError where it is of another shape than the bundle."""
+    """The checkpoint; GemvgError where the bundle's manifest or tokenizer says anything else than it does."""
     checkpoint = open_checkpoint(folder)
-    ours, theirs = asdict(bundle.manifest.model), asdict(checkpoint.config.shape)
-    for field in ours:
-        if ours[field] != theirs[field]:
-            raise GemvgError(
-                f"{bundle.folder} has {field} {ours[field]}, {folder} {theirs[field]}; "
-                "give the checkpoint that the bundle was exported from"
-            )
+    settings, manifest = checkpoint.config.settings, bundle.manifest
+    pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("", asdict(manifest.model), asdict(checkpoint.config.shape)),
+        ("preprocessing.", asdict(manifest.preprocessing), asdict(settings.preprocessing)),
+        ("answer.", asdict(manifest.answer), asdict(settings.answer_format)),
+        ("prompt.", asdict(manifest.prompt), asdict(settings.template)),
+        ("coordinate_frame.", dict(manifest.coordinate_frame), settings.answer_format.coordinate_frame),
+    ]
+    for place, ours, theirs in pairs:
+        for field in sorted({*ours, *theirs}, key=list({**ours, **theirs}).index):
+            if ours.get(field) != theirs.get(field):
+                raise GemvgError(
+                    f"{bundle.folder} has {place}{field} {ours.get(field)}, {folder} {theirs.get(field)}; "
+                    "give the checkpoint that the bundle was exported from"
+                )
+    # As they are used: of padding and the like, which loading takes away, nothing is left in either.
+    ours_read = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
+    if ours_read.to_str() != settings.tokenizer.to_str():
+        raise GemvgError(
+            f"{bundle.path(TOKENIZER)} is not the tokenizer of {folder}; give the checkpoint that the bundle was "
+            "exported from"
+        )
     return checkpoint
 
 

@@ -29,6 +29,7 @@ from export.reference import Case, load_reference, open_same_model, run_referenc
 from gemvg_edge.bundle import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.command import run_command
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
+from gemvg_edge.engines.finite import NotFiniteError
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import patchify
@@ -136,7 +137,11 @@ def compare(
     """The largest difference of each kind of output over all scenes."""
     worst = {"vision": 0.0, "prefill": 0.0, "decode": 0.0}
     for case, (features, logits) in zip(cases, expected, strict=True):
-        ours, our_logits = run_bundle(bundle, vision, decoder, case)
+        try:
+            ours, our_logits = run_bundle(bundle, vision, decoder, case)
+        except NotFiniteError as error:
+            print(f"{case.name}:  {error}")
+            return dict.fromkeys(worst, np.inf)
         found = {
             "vision": max(largest_difference(a, b, relative) for a, b in zip(ours, features, strict=True)),
             "prefill": largest_difference(our_logits[0], logits[0], relative),

@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemvg_edge.answer import mark
     from gemvg_edge.boxes import Box
     from gemvg_edge.errors import GemvgError
     from gemvg_edge.grounder import Grounder, Grounding, Scene
+    from gemvg_edge.marks import mark
 
 __version__ = "0.1.0"
 __all__ = ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__", "mark"]
@@ -30,7 +30,7 @@ _HOMES = {
     "Grounder": "grounder",
     "Grounding": "grounder",
     "Scene": "grounder",
-    "mark": "answer",
+    "mark": "marks",
 }
 
 

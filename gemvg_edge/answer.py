@@ -6,8 +6,7 @@ Written: one line an image with targets, boxes sorted by (image, x1, y1); no tar
     Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     pixels of the image as it was resized
     Image-2: <|box_start|><loc_3><loc_40><loc_64><loc_90><|box_end|>     location tokens, 0..N-1 of the image's own size
 
-With reasoning: `<think>...</think><answer>the same</answer>`. A query may show a box as well, always in digits
-(`mark`); `localise` turns it into what the checkpoint reads.
+With reasoning: `<think>...</think><answer>the same</answer>`. Boxes in a query are marks.py's.
 
 Read: those, with or without `<think>..</think><answer>..</answer>`, and what Migician ("It's in the third image. ..."),
 Qwen2-VL, UniVG-R1 and Qwen2.5-VL (JSON with `bbox_2d`, in pixels) write. The format is ours: GeM-VG's own was never
@@ -29,7 +28,6 @@ from gemvg_edge.boxes import (
     Box,
     Size,
     Steps,
-    change_steps,
     from_steps,
     to_steps,
 )
@@ -40,20 +38,25 @@ BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 # Nine digits are past every frame already, and int() refuses what a model that repeats itself may write (over 4,300).
 _NUMBER = r"\d{1,9}"
-_CORNER = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
-_MARK = re.compile(rf"{re.escape(BOX_START)}\s*({_CORNER}\s*,\s*{_CORNER})\s*{re.escape(BOX_END)}", re.ASCII)
+_VALUE = rf"-?{_NUMBER}(?:\.\d{{1,9}})?"
+_CORNER = rf"\(\s*{_VALUE}\s*,\s*{_VALUE}\s*\)"
+_FOUR = rf"{_VALUE}(?:\s*,\s*{_VALUE}){{3}}"
 # An image is named as "Image-2" (ours, MGrounding-630k), "third image" (Migician) or "2th image" (MIG-Bench).
 _PIECES = re.compile(
     rf"image[-\s](?P<number>{_NUMBER})|(?P<nth>{_NUMBER})(?:st|nd|rd|th) image"
     rf"|(?P<ordinal>{'|'.join(_ORDINALS)}) image"
-    rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER})"
+    rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER}|\(\s*{_FOUR}\s*\)|\[\s*{_FOUR}\s*\])"
     rf"|(?P<locations>(?:<loc_{_NUMBER}>){{4}})"
-    rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\")"
-    r"|(?P<brace>\{)",
+    rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\"(?:\s*:\s*\[[^][{{}}]*]?)?)"
+    r"|(?P<brace>\{(?=\s*\"))",
     re.IGNORECASE | re.ASCII,
 )
 # How Qwen2.5-VL says that nothing is there.
 _EMPTY_LIST = re.compile(r"(?:```(?:json)?)?\s*\[\s*\]\s*(?:```)?")
+_DECODER = json.JSONDecoder()
+# Qwen's boxes drift past the edge, by 6 % of the side where it was seen; a box further out is not of this picture.
+DRIFT = 0.08
+OBJECT = 2000  # characters of a box in JSON: each opening brace is read so far at most, or many would take for ever
 COORDINATES = ("digits", "locations", "pixels")
 
 
@@ -123,43 +126,13 @@ def write_answer(
     for box in sorted(boxes):
         lines.setdefault(box.image, f"Image-{box.image + 1}: ")
         steps = answer_format.steps(resized[box.image] if resized else None)
-        lines[box.image] += _write_box(to_steps(box, sizes[box.image], steps), answer_format)
+        lines[box.image] += write_box(to_steps(box, sizes[box.image], steps), answer_format)
     answer = "\n".join(lines.values()) or NO_TARGET
     return answer if thinking is None else f"<think>{thinking}</think><answer>{answer}</answer>"
 
 
-def mark(box: Box, size: Size) -> str:
-    """A box (original pixels) of a picture of (width, height) as a query shows it.
-
-    `f"the same mug as {mark(box, size)} in image 1"`; every checkpoint and bundle takes it, whatever its coordinates.
-    """
-    return _write_box(to_steps(box, size, RELATIVE_STEPS), AnswerFormat())
-
-
-def localise(query: str, answer_format: AnswerFormat, resized: Sequence[Size] | None = None) -> str:
-    """The query with the boxes that it shows in the coordinates that the checkpoint knows.
-
-    Pixels need each picture's `resized` (width, height). A query does not say which picture a box of it lies in, so
-    all must have one size; GemvgError otherwise.
-    """
-    if answer_format.coordinates == "digits" or not _MARK.search(query):
-        return query
-    if answer_format.coordinates == "pixels" and len(set(resized or ())) > 1:
-        found = ", ".join(f"{width} x {height}" for width, height in dict.fromkeys(resized or ()))
-        raise GemvgError(
-            f"the query shows a box, which this model reads in pixels, but its pictures have several sizes ({found} "
-            "after resizing), so that the box could lie in any; give pictures of one size or leave the box out"
-        )
-    steps = answer_format.steps(resized[0] if resized else None)
-
-    def write(piece: re.Match[str]) -> str:
-        values = [int(v) for v in re.findall(r"\d+", piece[1])]
-        return _write_box(change_steps(values, RELATIVE_STEPS, steps), answer_format)
-
-    return _MARK.sub(write, query)
-
-
-def _write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
+def write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
+    """One box, x1 y1 x2 y2 in steps, as an answer or a query has it."""
     if answer_format.coordinates == "locations":
         text = "".join(f"<loc_{v}>" for v in values)
     else:
@@ -222,7 +195,7 @@ class _BrokenBox(NamedTuple):
 
 class _WrittenBox(NamedTuple):
     kind: Literal["digits", "locations", "json"]
-    values: Sequence[int]  # x1, y1, x2, y2
+    values: Sequence[float]  # x1, y1, x2, y2
     image: int | None = None  # 0-based, where the box itself names it
 
 
@@ -231,38 +204,50 @@ def _scan(body: str) -> Iterator[_NamedImage | _BrokenBox | _WrittenBox]:
     at = 0
     while piece := _PIECES.search(body, at):
         at = piece.end()
-        values = [int(v) for v in re.findall(r"\d+", piece[0])]
+        values = [float(v) if "." in v else int(v) for v in re.findall(_VALUE, piece[0], re.ASCII)]
         if piece["number"] or piece["nth"]:
-            yield _NamedImage(values[0] - 1)
+            yield _NamedImage(int(piece["number"] or piece["nth"]) - 1)
         elif piece["ordinal"]:
             yield _NamedImage(_ORDINALS.index(piece["ordinal"].lower()))
         elif piece["digits"]:
             yield _WrittenBox("digits", values)
         elif piece["locations"]:
-            yield _WrittenBox("locations", values)
+            yield _WrittenBox("locations", [int(v) for v in re.findall(r"\d+", piece[0])])
         elif piece["broken"]:
             following = _PIECES.match(body, at)
             if not (following and (following["digits"] or following["locations"])):
                 yield _BrokenBox("a box was started and not finished")
         elif found := _read_object(body, piece.start()):
             box, at = found
-            yield box
+            if box is not None:
+                yield box
 
 
-def _read_object(body: str, start: int) -> tuple[_BrokenBox | _WrittenBox, int] | None:
-    """The JSON object that starts here as a box, and where it ends; None if it is not whole or has no `bbox_2d`."""
+def _read_object(body: str, start: int) -> tuple[_BrokenBox | _WrittenBox | None, int] | None:
+    """The JSON object that starts here as a box, and where it ends; None if it is not whole or holds others.
+
+    One of other fields is no box, and its numbers are of unknown kind.
+    """
+    text = body[start : start + OBJECT]
+    if "}" not in text:
+        return None
     try:
-        said, end = json.JSONDecoder().raw_decode(body, start)
+        said, length = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    end = start + length
     if "bbox_2d" not in said:
-        return None
+        return None if '"bbox_2d"' in text[:length] else (None, end)
     values, number = said["bbox_2d"], said.get("image_id", said.get("image"))
-    if not isinstance(values, list) or len(values) != 4 or not all(type(v) is int for v in values):
-        return _BrokenBox("a bbox_2d is not four whole numbers"), end
+    if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
+        return _BrokenBox("a bbox_2d is not four numbers"), end
     if number is not None and type(number) is not int:
         return _BrokenBox("a bbox_2d names its picture by something else than a number"), end
     return _WrittenBox("json", values, None if number is None else number - 1), end
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # NaN is not below anything
 
 
 def _read_box(
@@ -286,12 +271,21 @@ def _read_box(
     steps = answer_format.steps(resized[image] if resized else None)
     if kind == "digits" and answer_format.coordinates == "locations":
         steps = RELATIVE_STEPS
-    if past := [(v, most) for v, most in zip(values, (*steps, *steps), strict=True) if not 0 <= v <= most]:
-        value, most = max(past)
-        return None, f"a coordinate of {value} is past {most}" if value > 0 else f"a coordinate of {value} is below 0"
-    if values[0] >= values[2] or values[1] >= values[3]:
+    if any(type(v) is float for v in values) and max(values) <= 1:
+        return None, "the answer has shares of a picture's size, which this model does not use"
+    limits = (*steps, *steps)
+    drifted = DRIFT if kind != "locations" else 0
+    past = [(v, most) for v, most in zip(values, limits, strict=True) if not 0 <= v <= most]
+    if far := [(v, most) for v, most in past if not -drifted * most <= v <= (1 + drifted) * most]:
+        return None, _past(*max(far))
+    inside = [min(max(v, 0), most) for v, most in zip(values, limits, strict=True)]
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
         return None, "a box has no width or no height"
-    return from_steps(image, values, sizes[image], steps), None
+    return from_steps(image, inside, sizes[image], steps), f"{_past(*max(past))} and was clipped" if past else None
+
+
+def _past(value: float, most: int) -> str:
+    return f"a coordinate of {value} is past {most}" if value > 0 else f"a coordinate of {value} is below 0"
 
 
 def _says_none(body: str, answer_format: AnswerFormat) -> bool:

@@ -75,8 +75,8 @@ def to_steps(box: Box, size: Size, steps: Steps) -> tuple[int, int, int, int]:
     )
 
 
-def from_steps(image: int, values: Sequence[int], size: Size, steps: Steps) -> Box:
-    """Whole steps 0..steps (x1, y1, x2, y2) of an image of (width, height) pixels -> a box in its pixels."""
+def from_steps(image: int, values: Sequence[float], size: Size, steps: Steps) -> Box:
+    """Steps 0..steps (x1, y1, x2, y2) of an image of (width, height) pixels -> a box in its pixels."""
     (width, height), (across, down) = size, steps
     x1, y1, x2, y2 = values
     return Box(image, x1 * width / across, y1 * height / down, x2 * width / across, y2 * height / down)

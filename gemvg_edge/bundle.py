@@ -8,6 +8,8 @@ and the fix. Knows no engine and no model arithmetic.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,12 +18,13 @@ from typing import Any
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import FRAMES
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, is_folder, list_folder, printable, sha256, unreadable
 from gemvg_edge.images import Preprocessing
-from gemvg_edge.json_object import JsonObject, read_json_object
+from gemvg_edge.json_object import LARGEST, JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
 
 FORMAT = "gemvg-edge-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
@@ -29,10 +32,15 @@ EMBEDDING, TOKENIZER = "embedding.npy", "tokenizer.json"
 FILES = (VISION_GRAPH, VISION_DATA, DECODER_GRAPH, DECODER_DATA, EMBEDDING, TOKENIZER)
 VISION_ENGINE, DECODER_ENGINE, HEAD_ENGINE = "vision.engine", "decoder.engine", "head.engine"
 ENGINE_FILES = (VISION_ENGINE, DECODER_ENGINE, EMBEDDING, TOKENIZER)  # and the head's, where it was split off
-CARD = "README.md"  # written by hand, and no part of what was exported
+SEAL = "sha256"  # the manifest's field for the digest of all its others
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 DIALECTS = ("fused", "standard", "plain")
 PRECISIONS = ("float32", "float16", "bfloat16")
+# Far past every model, and near enough that no number of a stranger's manifest asks for memory or time without end.
+MOST_LAYERS, MOST_HEADS, MOST_WIDTH, MOST_TOKENS = 1024, 1024, 2**16, 2**24
+THETAS = 1.0, 1e12  # of rotary frequencies
+PARTS = ("vision", "decoder", "head", "embedding")  # whose weights a manifest describes
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -119,18 +127,34 @@ class Bundle:
 def open_bundle(folder: str | Path, check_hashes: bool = True) -> Bundle:
     """Read a bundle's manifest and check every file against it; without `check_hashes` only presence and size."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise GemvgError(f"{folder}: no such bundle folder; make one with `python -m export.to_onnx CHECKPOINT BUNDLE`")
-    manifest = _read_manifest(folder / MANIFEST)
-    known = {MANIFEST, CARD, *manifest.files}
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in known):
-        raise GemvgError(f"{folder / foreign[0]} is no file of this bundle; take it away or export the bundle again")
+    if not is_folder(folder):
+        raise GemvgError(
+            f"{printable(folder)}: no such bundle folder; make one with `python -m export.to_onnx CHECKPOINT BUNDLE`"
+        )
+    manifest = read_manifest(folder / MANIFEST)
+    known = {MANIFEST, *manifest.files}
+    if foreign := [name for name in list_folder(folder) if name not in known and not is_incidental(name)]:
+        name = printable(folder / foreign[0])
+        raise GemvgError(f"{name} is no file of this bundle; take it away or export the bundle again")
     for name, record in manifest.files.items():
         _check_file(folder / name, record, check_hashes)
     return Bundle(folder, manifest)
 
 
-def _read_manifest(path: Path) -> Manifest:
+def is_incidental(name: str) -> bool:
+    """Whether a name is of a kind that lies about in people's folders and is no part of any result."""
+    papers = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "CHANGELOG")
+    return name.startswith((".", *papers)) or name in ("lost+found", "Thumbs.db", "desktop.ini", "__MACOSX")
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """The digest of a manifest's fields, whatever their order and the spaces between them."""
+    others = {key: value for key, value in manifest.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check `manifest.json`; GemvgError names the field that has no sense, or says that one was altered."""
     manifest = read_json_object(
         path,
         "export the bundle again",
@@ -144,7 +168,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; {fix}")
     tensorrt = _read_build(manifest.object("tensorrt")) if "tensorrt" in manifest.content else None
     answer = manifest.object("answer").settings(AnswerFormat)
-    return Manifest(
+    read = Manifest(
         name=manifest.value("name", str),
         model=_read_model(manifest.object("model")),
         preprocessing=manifest.object("preprocessing").settings(Preprocessing),
@@ -153,10 +177,15 @@ def _read_manifest(path: Path) -> Manifest:
         coordinate_frame=_read_frame(manifest.object("coordinate_frame"), answer),
         dialect=_one_of(manifest, "dialect", DIALECTS),
         precision=_one_of(manifest, "precision", PRECISIONS),
-        weights={str(part): str(what) for part, what in manifest.value("weights", dict).items()},
+        weights=_read_weights(manifest.object("weights")),
         files=_read_files(manifest.object("files"), _expected_files(tensorrt)),
         tensorrt=tensorrt,
     )
+    manifest.only("format", "format_version", *(field.name for field in fields(Manifest)), SEAL)
+    # The last check: what is wrong by itself has been named by now.
+    if manifest.value(SEAL, str) != seal(manifest.content):
+        raise GemvgError(f"{printable(path)} was altered (its sha256 is not its own); copy or export the bundle again")
+    return read
 
 
 def _one_of(manifest: JsonObject, key: str, known: Sequence[str]) -> str:
@@ -168,7 +197,17 @@ def _one_of(manifest: JsonObject, key: str, known: Sequence[str]) -> str:
 
 def _read_build(build: JsonObject) -> EngineBuild:
     types: dict[str, type[Any]] = {"str": str, "int": int, "bool": bool}
-    return EngineBuild(**{field.name: build.value(field.name, types[str(field.type)]) for field in fields(EngineBuild)})
+    build.only(*(field.name for field in fields(EngineBuild)))
+    values = {field.name: build.value(field.name, types[str(field.type)]) for field in fields(EngineBuild)}
+    for name, value in values.items():
+        if type(value) is int:
+            build.in_range(name, value, 1, MOST_TOKENS)
+    return EngineBuild(**values)
+
+
+def _read_weights(weights: JsonObject) -> dict[str, str]:
+    weights.only(*PARTS)
+    return {part: weights.value(part, str) for part in PARTS}
 
 
 def _expected_files(build: EngineBuild | None) -> tuple[str, ...]:
@@ -182,29 +221,53 @@ def _read_model(model: JsonObject) -> ModelShape:
     if model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise GemvgError(f"{model.path}: unknown model type {model_type!r}; this gemvg-edge runs {known}")
-    numbers = ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "vocab_size", "image_token_id")
-    shape = {key: model.value(key, int) for key in numbers}
-    sections, half = model.integers("mrope_section"), shape["head_dim"] // 2
+    most = {"hidden_size": MOST_WIDTH, "layers": MOST_LAYERS, "heads": MOST_HEADS, "kv_heads": MOST_HEADS}
+    most |= {"head_dim": MOST_WIDTH, "vocab_size": MOST_TOKENS}
+    shape = {key: model.value(key, int, low=1, high=high) for key, high in most.items()}
+    last = shape["vocab_size"] - 1
+    _check_heads(model, shape["hidden_size"], shape["heads"], shape["head_dim"])
+    if shape["heads"] % shape["kv_heads"]:
+        raise GemvgError(
+            f"{model.path}: model.heads is {shape['heads']}, no multiple of kv_heads {shape['kv_heads']}; {model.fix}"
+        )
+    sections, half = model.integers("mrope_section", low=0), shape["head_dim"] // 2
     if len(sections) != 3 or sum(sections) != half:
         raise GemvgError(
             f"{model.path}: model.mrope_section is {sections}, not three numbers with the sum {half}; {model.fix}"
         )
+    if not (stops := model.integers("eos_token_ids", low=0, high=last)):
+        raise GemvgError(f"{model.path}: model.eos_token_ids is empty, so that no answer would end; {model.fix}")
+    model.only(*(field.name for field in fields(ModelShape)))
     return ModelShape(
         model_type=model_type,
-        rope_theta=model.value("rope_theta", float),
+        rope_theta=model.value("rope_theta", float, low=THETAS[0], high=THETAS[1]),
         mrope_section=(sections[0], sections[1], sections[2]),
-        eos_token_ids=model.integers("eos_token_ids"),
+        image_token_id=model.value("image_token_id", int, low=0, high=last),
+        eos_token_ids=stops,
         vision=_read_vision(model.object("vision"), model_type),
         **shape,
     )
 
 
 def _read_vision(vision: JsonObject, model_type: str) -> VisionShape:
-    numbers = {key: vision.value(key, int) for key in ("depth", "embed_dim", "heads", "head_dim")}
-    window = vision.value("window", int, 0)
-    if window < 0 or (window > 0) != (model_type == "qwen2_5_vl"):
+    most = {"depth": MOST_LAYERS, "embed_dim": MOST_WIDTH, "heads": MOST_HEADS, "head_dim": MOST_WIDTH}
+    numbers = {key: vision.value(key, int, low=1, high=high) for key, high in most.items()}
+    _check_heads(vision, numbers["embed_dim"], numbers["heads"], numbers["head_dim"])
+    vision.only(*(field.name for field in fields(VisionShape)))
+    window = vision.value("window", int, 0, low=0, high=MOST_HEADS)
+    if (window > 0) != (model_type == "qwen2_5_vl"):
         raise GemvgError(f"{vision.path}: model.vision.window is {window}, not that of a {model_type}; {vision.fix}")
-    return VisionShape(**numbers, rope_theta=vision.value("rope_theta", float), window=window)
+    theta = vision.value("rope_theta", float, low=THETAS[0], high=THETAS[1])
+    return VisionShape(**numbers, rope_theta=theta, window=window)
+
+
+def _check_heads(shape: JsonObject, width: int, heads: int, head_dim: int) -> None:
+    """Heads are slices of the width, and their rotary halves are themselves of two parts in the vision tower."""
+    if heads * head_dim != width or head_dim % 4:
+        raise GemvgError(
+            f"{shape.path}: {shape.place}heads is {heads} of head_dim {head_dim}, which do not make up the width "
+            f"{width} in multiples of 4; {shape.fix}"
+        )
 
 
 def _read_files(files: JsonObject, expected: Sequence[str]) -> dict[str, FileRecord]:
@@ -214,7 +277,11 @@ def _read_files(files: JsonObject, expected: Sequence[str]) -> dict[str, FileRec
         if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise GemvgError(f"{files.path} names the file {name!r}, outside the bundle folder; do not use this bundle")
         record = files.object(name)
-        records[name] = FileRecord(record.value("bytes", int), record.value("sha256", str))
+        record.only("bytes", "sha256")
+        digest = record.value("sha256", str)
+        if not _DIGEST.fullmatch(digest):
+            raise GemvgError(f"{files.path}: {record.place}sha256 is {digest[:80]!r}, no sha256; {files.fix}")
+        records[name] = FileRecord(record.value("bytes", int, low=0, high=LARGEST), digest)
     return records
 
 
@@ -229,13 +296,13 @@ def _read_frame(frame: JsonObject, answer: AnswerFormat) -> Mapping[str, Any]:
 
 
 def _check_file(path: Path, record: FileRecord, check_hash: bool) -> None:
-    if not path.is_file():
+    if not is_file(path):
         raise GemvgError(f"{path}: this file of the bundle is missing; copy or export the bundle again")
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from None
     if size != record.bytes:
         raise GemvgError(f"{path} has {size} bytes instead of {record.bytes}; copy or export the bundle again")
-    if check_hash:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != record.sha256:
-            raise GemvgError(f"{path} was altered (its sha256 is not the manifest's); copy or export the bundle again")
+    if check_hash and sha256(path) != record.sha256:
+        raise GemvgError(f"{path} was altered (its sha256 is not the manifest's); copy or export the bundle again")

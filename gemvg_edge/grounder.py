@@ -10,28 +10,34 @@ Puts the other modules in a row; holds no arithmetic of its own.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
-from gemvg_edge.bundle import TOKENIZER, Bundle, Manifest, open_bundle
+from gemvg_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, open_bundle
 from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill, prefill_token
 from gemvg_edge.engines.protocol import Decoder, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import ImageSource, load_image, patchify, resize, resized_sizes
+from gemvg_edge.json_object import short
+from gemvg_edge.marks import mark
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.positions import mrope_positions, text_positions
 from gemvg_edge.prompt import check_query, encode_prefix, encode_query
-from gemvg_edge.tokenizer import open_tokenizer
+from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
 MAX_THREADS = 1024
+MAX_TOKENS = 2**20  # of a query or an answer: a scene's cache is made for all of them at once
 ENGINES = ("onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
 
 
@@ -61,7 +67,7 @@ class Grounding:
 
 
 class Scene:
-    """Pictures that were looked at, ready for questions. One question at a time: its cache is extended in place."""
+    """Pictures that were looked at, ready for questions, from any thread: one is answered after the other."""
 
     def __init__(self, grounder: Grounder, sizes: list[tuple[int, int]], past: int, position: int, cache: Any) -> None:
         self.sizes = sizes  # (width, height) of each original picture
@@ -70,12 +76,23 @@ class Scene:
         self._grounder = grounder
         self._past, self._position = past, position
         self._cache = cache
+        self._lock = threading.Lock()  # a question extends the cache in place
+
+    def mark(self, box: Box) -> str:
+        """A box of one of the scene's pictures as a query shows it: `f"the same object as {scene.mark(box)}"`."""
+        if not 0 <= box.image < len(self.sizes):
+            raise GemvgError(f"{box} lies in none of the scene's {len(self.sizes)} pictures; they count from 0")
+        return mark(box, self.sizes[box.image])
 
     def ground(self, query: str, *, think: bool = False) -> Grounding:
         """Ask for something; an answer that names nothing, or nothing readable, has no boxes.
 
         With `think` the model reasons before it answers, if it was trained to: slower, and not always better.
         """
+        with self._lock, self._grounder.lock:
+            return self._ground(query, think)
+
+    def _ground(self, query: str, think: bool) -> Grounding:
         grounder = self._grounder
         started = time.perf_counter()
         manifest = grounder.manifest
@@ -136,6 +153,8 @@ class Grounder:
         self.rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
         self.max_query_tokens = max_query_tokens
         self.max_new_tokens = max_new_tokens
+        # ONNX Runtime's sessions may run in several threads at once; TensorRT's engines share buffers and a stream.
+        self.lock: AbstractContextManager[Any] = threading.RLock() if manifest.tensorrt else nullcontext()
 
     @staticmethod
     def open(
@@ -153,15 +172,24 @@ class Grounder:
         "tensorrt" for a folder that `export.to_tensorrt` built; left out, it is what the folder is for. `threads` is
         the CPU's (0: one a physical core). The two token limits size the cache of every scene.
         """
-        if max_query_tokens < 1 or max_new_tokens < 1:
+        if not all(type(n) is int and 1 <= n <= MAX_TOKENS for n in (max_query_tokens, max_new_tokens)):
             raise GemvgError(
-                f"max_query_tokens={max_query_tokens} and max_new_tokens={max_new_tokens} must be at least 1"
+                f"max_query_tokens={short(max_query_tokens)} and max_new_tokens={short(max_new_tokens)} must be at "
+                f"least 1 and at most {MAX_TOKENS}"
             )
-        if not 0 <= threads <= MAX_THREADS:
-            raise GemvgError(f"threads={threads}; give 0 for one a physical core, or a number up to {MAX_THREADS}")
+        if type(threads) is not int or not 0 <= threads <= MAX_THREADS:
+            raise GemvgError(
+                f"threads={short(threads)}; give 0 for one a physical core, or a number up to {MAX_THREADS}"
+            )
+        if not isinstance(bundle, (str, os.PathLike)) or not os.fspath(bundle):
+            raise GemvgError(f"bundle={short(bundle)}; give the path of a bundle folder")
         opened = open_bundle(Path(bundle), check_hashes)
         vision, decoder = _open_engine(opened, engine or ("tensorrt" if opened.manifest.tensorrt else "onnx"), threads)
         tokenizer = open_tokenizer(opened.path(TOKENIZER), "copy or export the bundle again")
+        shape, file = opened.manifest.model, opened.path(TOKENIZER)
+        check_tokens(tokenizer, file, opened.manifest.answer, shape.image_token_id, MANIFEST)
+        if (tokens := max(tokenizer.get_vocab().values(), default=0)) >= shape.vocab_size:
+            raise GemvgError(f"{file} has a token {tokens}, the model only {shape.vocab_size}; export the bundle again")
         return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
 
     def look(self, images: Sequence[ImageSource]) -> Scene:
@@ -173,8 +201,12 @@ class Grounder:
         if not images:
             raise GemvgError("no pictures were given; a query needs at least one")
         started = time.perf_counter()
-        numbers = self.manifest.preprocessing
         pictures = [load_image(source, f"images[{k}]") for k, source in enumerate(images)]
+        with self.lock:
+            return self._look(pictures, started)
+
+    def _look(self, pictures: Sequence[Image.Image], started: float) -> Scene:
+        numbers = self.manifest.preprocessing
         patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
         preprocessed = time.perf_counter()
         visual = self.vision.encode(patches, grids)

@@ -80,6 +80,13 @@ class JsonObject:
             self.in_range(key, value, low, high)
         return tuple(values)
 
+    def only(self, *known: str) -> None:
+        """GemvgError for a field of another name."""
+        if unknown := sorted(set(self.content) - set(known)):
+            where = f"{self.path}: {self.place[:-1]}" if self.place else str(self.path)
+            names = ", ".join(known)
+            raise GemvgError(f"{where} has the unknown field {short(unknown[0])}; this gemvg-edge knows {names}")
+
     def object(self, key: str, default: dict[str, Any] | None = None) -> JsonObject:
         """An object inside this one."""
         return JsonObject(self.path, self.value(key, dict, default), self.fix, f"{self.place}{key}.")
@@ -88,9 +95,8 @@ class JsonObject:
         """The object as settings; with `others`, fields that these do not know are somebody else's."""
         where = f"{self.path}: {self.place[:-1]}" if self.place else str(self.path)
         known = {field.name: field.default for field in fields(kind)}
-        if not others and (unknown := sorted(set(self.content) - set(known))):
-            names = ", ".join(known)
-            raise GemvgError(f"{where} has the unknown field {unknown[0]!r}; this gemvg-edge knows {names}")
+        if not others:
+            self.only(*known)
         try:
             settings: S = kind.from_config(self.content)
         except (GemvgError, AttributeError, TypeError, ValueError) as error:

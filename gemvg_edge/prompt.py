@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from gemvg_edge.answer import AnswerFormat, localise
+from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
+from gemvg_edge.marks import check_marks, localise
 from gemvg_edge.positions import visual_tokens
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -27,6 +28,8 @@ CONTROL_TOKENS = (
     "<|im_start|>", END_OF_TURN, "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     IMAGE_TOKEN, "<|video_pad|>",
 )  # fmt: skip
+
+MAX_QUERY = 100_000  # characters: no question has as many, and a tokenizer takes seconds for a megabyte
 
 TokenIds = npt.NDArray[np.int64]
 
@@ -103,9 +106,12 @@ def check_query(query: str) -> None:
         raise GemvgError("the query is empty; say what to look for, such as 'the red mug'")
     if any("\ud800" <= character <= "\udfff" for character in query):  # what Python makes of broken UTF-8 in a shell
         raise GemvgError(f"the query {query!r} is not Unicode text; type it in UTF-8")
+    if len(query) > MAX_QUERY:
+        raise GemvgError(f"the query has {len(query)} characters, more than {MAX_QUERY}; shorten it")
     for token in CONTROL_TOKENS:
         if token in query:
             raise GemvgError(f"the query holds the special token {token}, which would rewrite the prompt; leave it out")
+    check_marks(query)
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

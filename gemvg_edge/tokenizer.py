@@ -6,15 +6,19 @@ random: each would change prompts, and with them boxes, without a word. Knows no
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable, read_bytes
 from gemvg_edge.json_object import parse_json, short
+from gemvg_edge.prompt import IMAGE_TOKEN
 
+_LOCATION = re.compile(r"<loc_\d+>")
 LAST_ID = 2**24  # no vocabulary has more, and tables as long as the largest id are made from it
 
 
@@ -34,6 +38,31 @@ def open_tokenizer(path: Path, fix: str) -> Tokenizer:
     except Exception as error:  # the tokenizers library raises plain Exception
         raise GemvgError(f"{printable(path)} is not a tokenizer ({str(error)[:200]}); {fix}") from None
     return tokenizer
+
+
+def check_tokens(
+    tokenizer: Tokenizer, path: Path, answer_format: AnswerFormat, image_token_id: int, stated_in: str
+) -> None:
+    """GemvgError where a tokenizer is not that of the model that `stated_in` describes: ids would mean other things."""
+    if (found := tokenizer.token_to_id(IMAGE_TOKEN)) != image_token_id:
+        raise GemvgError(
+            f"{printable(path)}: {IMAGE_TOKEN} is token {found}, but {stated_in} has image_token_id {image_token_id}; "
+            "take both files from one checkpoint"
+        )
+    if answer_format.coordinates != "locations":
+        return
+    names = {name for name in tokenizer.get_vocab(with_added_tokens=True) if _LOCATION.fullmatch(name)}
+    wanted = [f"<loc_{k}>" for k in range(answer_format.locations)]
+    if missing := next((name for name in wanted if name not in names), None):
+        raise GemvgError(
+            f"{printable(path)} has no token {missing}, but {stated_in} has {len(wanted)} of them in its answers; "
+            "save the tokenizer that the model was trained with"
+        )
+    if len(names) > len(wanted):
+        raise GemvgError(
+            f"{printable(path)} has {len(names)} location tokens, but {stated_in} states {len(wanted)}, so that every "
+            "box would be in another place; give the number that the model was trained with"
+        )
 
 
 def _check_ids(content: Any) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from export.bundle_writer import write_manifest
+from gemvg_edge.bundle import MANIFEST
+
 Damage = Callable[[Path], None]
 
 
@@ -24,6 +27,11 @@ def set_field(file: str, *keys: str, to: Any) -> Damage:
         (folder / file).write_text(json.dumps(content))
 
     return damage
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    """Set top-level fields of a bundle's manifest, and seal it again."""
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()) | changes)
 
 
 def write(file: str, content: bytes) -> Damage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -64,6 +65,12 @@ GOOD = [
     ("reasoning that ends in None", "<think>Nothing is red.</think><answer>None</answer>", TWO, DIGITS, []),
     ("spaces inside a box", "Image-1: <|box_start|>( 100 , 200 ), ( 300,400 )<|box_end|>", ONE, DIGITS, [A]),
     ("a space after the box token", "Image-1: <|box_start|> (100,200),(300,400) <|box_end|>", ONE, DIGITS, [A]),
+    ("four numbers in brackets", "It is at [100, 200, 300, 400].", ONE, DIGITS, [A]),
+    ("four numbers in parentheses", "The mug: (100,200, 300,400)", ONE, DIGITS, [A]),
+    ("brackets of a picture", "In the second image: [100, 200, 300, 400]", TWO, DIGITS, [B]),
+    ("a list of lists", "[[100, 200, 300, 400]]", ONE, DIGITS, [A]),
+    ("fractions of a step", "(100.5,200.25),(300.75,400)", ONE, DIGITS, [Box(0, 100.5, 200.25, 300.75, 400)]),
+    ("fractions in brackets", "[100.0, 200.0, 300.0, 400.0]", ONE, DIGITS, [A]),
     ("one step wide", "Image-1: <|box_start|>(1,1),(2,2)<|box_end|>", ONE, DIGITS, [Box(0, 1, 1, 2, 2)]),
 ]  # fmt: skip
 
@@ -84,11 +91,24 @@ BAD = [
     ("picture 0th", f"the 0th image {A_TEXT}", TWO, DIGITS, [], "image 0 was named, of 2"),
     ("a picture number without end", f"Image-{'1' * 5000}: {A_TEXT}", TWO, DIGITS, [], "was named, of 2"),
     ("an ordinal past the pictures", f"It's in the tenth image. {A_TEXT}", TWO, DIGITS, [], "image 10 was named, of 2"),
-    ("a coordinate past the frame", "Image-1: <|box_start|>(1,2),(3,1001)<|box_end|>", ONE, DIGITS, [], "past 1000"),
+    ("a step past the frame", "Image-1: <|box_start|>(1,2),(3,1001)<|box_end|>", ONE, DIGITS, [Box(0, 1, 2, 3, 1000)],
+     "a coordinate of 1001 is past 1000 and was clipped"),
+    ("far past the frame", "Image-1: <|box_start|>(1,2),(3,1081)<|box_end|>", ONE, DIGITS, [],
+     "a coordinate of 1081 is past 1000"),
+    ("nothing left inside", "Image-1: <|box_start|>(1001,2),(1030,4)<|box_end|>", ONE, DIGITS, [], "no width or no"),
     ("a coordinate without end", f"Image-1: <|box_start|>(1,2),(3,{'9' * 5000})<|box_end|>", ONE, DIGITS, [], ""),
     ("a location past the vocabulary", "Image-1: <loc_10><loc_20><loc_30><loc_101>", ONE, LOCATIONS, [], "past 100"),
-    ("a negative coordinate", "Image-1: <|box_start|>(-1,2),(3,4)<|box_end|>", ONE, DIGITS, [], "not finished"),
-    ("a fraction", "Image-1: <|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", ONE, DIGITS, [], "not finished"),
+    ("a step below 0", "Image-1: <|box_start|>(-1,2),(3,4)<|box_end|>", ONE, DIGITS, [Box(0, 0, 2, 3, 4)],
+     "a coordinate of -1 is below 0 and was clipped"),
+    ("far below 0", "Image-1: <|box_start|>(-81,2),(3,4)<|box_end|>", ONE, DIGITS, [], "of -81 is below 0"),
+    ("shares", "Image-1: <|box_start|>(0.1,0.2),(0.3,0.4)<|box_end|>", ONE, DIGITS, [], "shares of a picture's size"),
+    ("shares in brackets", "It is at [0.1, 0.2, 0.3, 0.4].", ONE, DIGITS, [], "shares of a picture's size"),
+    ("three numbers in brackets", "It is at [100, 200, 300].", ONE, DIGITS, [], "no box and no 'None'"),
+    ("five numbers in brackets", "It is at [100, 200, 300, 400, 500].", ONE, DIGITS, [], "no box and no 'None'"),
+    ("numbers with exponents", "It is at [1e2, 2e2, 3e2, 4e2].", ONE, DIGITS, [], "no box and no 'None'"),
+    ("no numbers in brackets", "It is at [NaN, 200, Infinity, 400].", ONE, DIGITS, [], "no box and no 'None'"),
+    ("another kind of JSON", '[{"bbox": [100, 200, 300, 400]}]', ONE, DIGITS, [], "no box and no 'None'"),
+    ("brackets, two pictures", "It is at [100, 200, 300, 400].", TWO, DIGITS, [], "names none of the pictures"),
     ("inverted", "Image-1: <|box_start|>(300,400),(100,200)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
     ("no width", "Image-1: <|box_start|>(100,200),(100,400)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
     ("no height", "Image-1: <|box_start|>(100,200),(300,200)<|box_end|>", ONE, DIGITS, [], "no width or no height"),
@@ -146,6 +166,8 @@ IN_PIXELS = [
     ("Qwen2.5-VL's own", f'```json\n[\n\t{{{BBOX}, "label": "mug"}}\n]\n```', 1, [PIXEL_A]),
     ("two of its boxes", f'```json\n[{{{BBOX}, "label": "a"}},\n{{{OTHER}, "label": "b"}}]\n```', 1,
      [Box(0, 0, 0, 1, 1), PIXEL_A]),
+    ("fractions of a pixel", '{"bbox_2d": [10.0, 30.0, 100.0, 60.0]}', 1, [PIXEL_A]),
+    ("brackets", "It is at [10, 30, 100, 60].", 1, [PIXEL_A]),
     ("a single object, the label first", f'{{"label": "mug", {BBOX}}}', 1, [PIXEL_A]),
     ("cut after a whole object", f'```json\n[{{{BBOX}}},', 1, [PIXEL_A]),
     ("inside other objects", f'{{"objects": [{{{BBOX}}}]}}', 1, [PIXEL_A]),
@@ -163,15 +185,20 @@ IN_PIXELS = [
 ]  # fmt: skip
 NOT_IN_PIXELS = [
     # label, text, how many pictures, boxes that are still read, part of the problem
-    ("x past the resized picture", 'Image-1: (10,30),(201,60)', 2, [], "a coordinate of 201 is past 200"),
-    ("y past the resized picture", 'Image-1: (10,30),(100,151)', 2, [], "a coordinate of 151 is past 150"),
-    ("y past it in JSON", '{"bbox_2d": [10, 30, 100, 151]}', 1, [], "a coordinate of 151 is past 150"),
-    ("below 0", '{"bbox_2d": [-1, 30, 100, 60]}', 1, [], "a coordinate of -1 is below 0"),
-    ("the relative frame", '{"bbox_2d": [0.1, 0.2, 0.5, 0.6]}', 1, [], "not four whole numbers"),
-    ("three numbers", '{"bbox_2d": [1, 2, 3]}', 1, [], "not four whole numbers"),
-    ("truth values", '{"bbox_2d": [false, 2, 30, 40]}', 1, [], "not four whole numbers"),
-    ("no list", '{"bbox_2d": "1, 2, 3, 4"}', 1, [], "not four whole numbers"),
-    ("a list of lists", '{"bbox_2d": [[1, 2, 3, 4]]}', 1, [], "not four whole numbers"),
+    ("x past the resized picture", 'Image-1: (10,30),(201,60)', 2, [Box(0, 5, 10, 100, 20)], "201 is past 200 and was"),
+    ("x far past it", 'Image-1: (10,30),(217,60)', 2, [], "a coordinate of 217 is past 200"),
+    ("y past the resized picture", 'Image-1: (10,30),(100,151)', 2, [Box(0, 5, 10, 50, 50)], "151 is past 150 and was"),
+    ("y past it in JSON", '{"bbox_2d": [10, 30, 100, 159]}', 1, [Box(0, 5, 10, 50, 50)], "159 is past 150 and was cli"),
+    ("y far past it in JSON", '{"bbox_2d": [10, 30, 100, 163]}', 1, [], "a coordinate of 163 is past 150"),
+    ("below 0", '{"bbox_2d": [-1, 30, 100, 60]}', 1, [Box(0, 0, 10, 50, 20)], "-1 is below 0 and was clipped"),
+    ("the relative frame", '{"bbox_2d": [0.1, 0.2, 0.5, 0.6]}', 1, [], "shares of a picture's size"),
+    ("infinity in JSON", '{"bbox_2d": [10, 30, Infinity, 60]}', 1, [], "not four numbers"),
+    ("no number in JSON", '{"bbox_2d": [10, NaN, 100, 60]}', 1, [], "not four numbers"),
+    ("a number past every range", '{"bbox_2d": [10, 30, 1e999, 60]}', 1, [], "not four numbers"),
+    ("three numbers", '{"bbox_2d": [1, 2, 3]}', 1, [], "not four numbers"),
+    ("truth values", '{"bbox_2d": [false, 2, 30, 40]}', 1, [], "not four numbers"),
+    ("no list", '{"bbox_2d": "1, 2, 3, 4"}', 1, [], "not four numbers"),
+    ("a list of lists", '{"bbox_2d": [[1, 2, 3, 4]]}', 1, [], "not four numbers"),
     ("inverted", '{"bbox_2d": [100, 60, 10, 30]}', 1, [], "no width or no height"),
     ("no picture named", f'[{{{BBOX}}}]', 2, [], "names none of the pictures"),
     ("a picture that was not given", f'{{{BBOX}, "image_id": 3}}', 2, [], "image 3 was named, of 2"),
@@ -333,3 +360,22 @@ def test_reasoning_is_written_before_the_answer_and_read_back() -> None:
     assert answer.boxes == boxes
     assert answer.thinking == "Image-1: a mug."
     assert answer.problem is None
+
+
+HOSTILE = {
+    "braces": "{", "braces and quotes": '{"', "nested objects": '{"a":', "boxes never closed": '{"bbox_2d":[',
+    "lists": "[", "parentheses": "(", "corners": "(1,1)", "commas": "(1,1),", "numbers": "[1,", "quotes": '"',
+    "thinking": "<think>", "answers": "<answer>", "box tokens": "<|box_start|>", "names": "image-",
+    "numbers of names": "1th ", "digits": "9", "spaces after a corner": "(1,1)" + " " * 20, "dots": "1.",
+    "whole boxes": '{"bbox_2d":[1,2,3,4]}', "escapes": '{"\\\\',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS, PIXELS], ids=["digits", "locations", "pixels"])
+def test_a_long_text_takes_no_longer_than_its_length(case: str, answer_format: AnswerFormat) -> None:
+    """300,000 characters in a second on a slow machine; a quadratic reader took 45."""
+    text = HOSTILE[case] * (300_000 // len(HOSTILE[case]))
+    started = time.process_time()
+    read_answer(text + "}", PICTURES[:1], answer_format, RESIZED[:1])
+    assert time.process_time() - started < 4

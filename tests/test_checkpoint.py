@@ -143,7 +143,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "too few locations": (
         use_tokenizer(LOCATIONS - 1),
-        "tokenizer.json has no token <loc_8>, but config.json has 9 of them in grounding.answer; save the tokenizer",
+        "tokenizer.json has no token <loc_8>, but config.json has 9 of them in its answers; save the tokenizer",
     ),
     "size": (pixels("size", 5), "preprocessor_config.json cannot be read ("),
     "budget": (pixels("max_pixels", "many"), "preprocessor_config.json cannot be read ("),

@@ -148,7 +148,7 @@ def test_in_shuffled_frames_the_first_image_is_the_first_in_time(tmp_path: Path)
         (talk(GROUP, "<image><image>", "None"), "an empty query, or one with control tokens"),
         (talk(GROUP, "<image><image>a", "Image-3: <|box_start|>(0,0),(5,5)<|box_end|>"), "image .. was named, of .."),
         (talk(GROUP, "<image><image>a", "<|box_start|>(0,0),(5,5)<|box_end|>"), "a box names none of the pictures"),
-        (talk(GROUP, "<image><image>a", "Image-1: (0,0),(5,1005)"), "a coordinate of .. is past .."),
+        (talk(GROUP, "<image><image>a", "Image-1: (0,0),(5,1005)"), "a coordinate of .. is past .. and was clipped"),
         (talk(GROUP, "<image><image>a", "Image-1: (7,0),(5,5)"), "a box has no width or no height"),
         (talk(GROUP, "<image><image>a", ""), "an understanding record without words"),
     ],

@@ -12,10 +12,11 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from gemvg_edge.answer import AnswerFormat, localise, mark
+from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, smart_resize
+from gemvg_edge.marks import localise, mark
 from gemvg_edge.prompt import CONTROL_TOKENS, PromptTemplate, check_query, encode_prefix, encode_query, token_id
 from tests.checkpoints import CHAT_TEMPLATE, IMAGE_TOKEN_ID, PREPROCESSING, TOKENIZER
 from train.processor import ImageTextProcessor

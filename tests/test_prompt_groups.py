@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from gemvg_edge.answer import mark
 from gemvg_edge.boxes import Box
 from gemvg_edge.images import load_image, patchify, resize
+from gemvg_edge.marks import mark
 from gemvg_edge.prompt import PromptTemplate, encode_prefix, encode_query
 from tests.checkpoints import write_checkpoint
 from train.checkpoint import CheckpointSettings, read_settings

@@ -99,7 +99,7 @@ def edit(*keys: str, to: Any) -> Damage:
 
 DAMAGES = {
     "no window": (edit("model", "vision", "window", to=None), "model.vision.window is 0, not that of a qwen2_5_vl"),
-    "window below 0": (edit("model", "vision", "window", to=-2), "model.vision.window is -2, not that of a qwen2_5"),
+    "window below 0": (edit("model", "vision", "window", to=-2), "model.vision.window is -2, not 0 to 1024"),
     "window of Qwen2-VL": (edit("model", "model_type", to="qwen2_vl"), "window is 2, not that of a qwen2_vl; export"),
     "another frame": (
         edit("coordinate_frame", to={"kind": "relative", "size": 1000}),

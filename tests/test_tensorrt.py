@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.bundle_folder import new_bundle_folder
-from export.bundle_writer import Recipe, write_bundle
+from export.bundle_writer import Recipe, write_bundle, write_manifest
 from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes
 from export.tensorrt_build import (
     MIB,
@@ -318,7 +317,7 @@ def test_the_manifest_of_engines_is_a_bundles(bundles: dict[str, Path], tmp_path
         (tmp_path / name).write_bytes(name.encode())
     for name in ("embedding.npy", "tokenizer.json"):
         shutil.copyfile(source / name, tmp_path / name)
-    (tmp_path / MANIFEST).write_text(json.dumps(engine_manifest(source, "engines", BUILD, tmp_path)))
+    write_manifest(tmp_path, engine_manifest(source, "engines", BUILD, tmp_path))
     bundle = open_bundle(tmp_path)
     assert (bundle.manifest.tensorrt, bundle.manifest.name) == (BUILD, "engines")
     assert bundle.manifest.model == open_bundle(source).manifest.model

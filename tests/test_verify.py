@@ -20,7 +20,7 @@ from export.verify import main as verify
 from gemvg_edge.bundle import MANIFEST, VISION_GRAPH
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import TINY, edit_json, write_checkpoint
-from tests.damage import alter
+from tests.damage import alter, edit_manifest
 
 Capture = pytest.CaptureFixture[str]
 TOLERANCE = TOLERANCES["float32"]
@@ -128,7 +128,7 @@ def test_a_node_that_a_target_would_not_parse_fails(pair: tuple[Path, Path], tmp
     model.graph.node.append(onnx.helper.make_node("Unique", ["tokens"], ["kinds"], name="visual/odd"))
     onnx.save(model, bundle / VISION_GRAPH)
     files = json.loads((bundle / MANIFEST).read_text())["files"]
-    edit_json(bundle / MANIFEST, files=files | {VISION_GRAPH: describe(bundle / VISION_GRAPH)})
+    edit_manifest(bundle, files=files | {VISION_GRAPH: describe(bundle / VISION_GRAPH)})
     capsys.readouterr()
     code, result = run((bundle, pair[1]), capsys)
     assert (code, result["passed"]) == (1, False)

@@ -19,8 +19,8 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object
-from gemvg_edge.prompt import IMAGE_TOKEN, PromptTemplate
-from gemvg_edge.tokenizer import open_tokenizer
+from gemvg_edge.prompt import PromptTemplate
+from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
 COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
@@ -54,7 +54,7 @@ def read_settings(folder: Path) -> CheckpointSettings:
         replace(answer, content={"coordinates": coordinates, **answer.content}).settings(AnswerFormat),
         config.value("image_token_id", int),
     )
-    _check_tokens(folder / TOKENIZER, settings)
+    check_tokens(settings.tokenizer, folder / TOKENIZER, settings.answer_format, settings.image_token_id, CONFIG)
     return settings
 
 
@@ -85,19 +85,3 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_tokenizer(file: Path) -> Tokenizer:
     """A tokenizer.json; GemvgError says that it is missing or broken."""
     return open_tokenizer(file, "save the checkpoint's fast tokenizer there with save_pretrained")
-
-
-def _check_tokens(file: Path, settings: CheckpointSettings) -> None:
-    found, wanted = settings.tokenizer.token_to_id(IMAGE_TOKEN), settings.image_token_id
-    if found != wanted:
-        raise GemvgError(
-            f"{file}: {IMAGE_TOKEN} is token {found}, but {CONFIG} has image_token_id {wanted}; "
-            "take both files from one checkpoint"
-        )
-    locations = settings.answer_format.locations if settings.answer_format.coordinates == "locations" else 0
-    for token in (f"<loc_{k}>" for k in range(locations)):
-        if settings.tokenizer.token_to_id(token) is None:
-            raise GemvgError(
-                f"{file} has no token {token}, but {CONFIG} has {locations} of them in grounding.answer; "
-                "save the tokenizer that the model was trained with"
-            )

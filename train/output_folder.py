@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from gemvg_edge.bundle import is_incidental
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder, printable, read_text, refuse_inputs, sha256, unreadable, unwritable
 from gemvg_edge.json_object import parse_json, short
@@ -221,12 +222,6 @@ def _files_in(folder: Path) -> Iterator[str]:
         yield from (str(relative / name) for name in names)
         if place != str(folder) and not names and not folders:
             yield str(relative)
-
-
-def is_incidental(name: str) -> bool:
-    """Whether a name is of a kind that lies about in people's folders and is no part of any result."""
-    papers = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "CHANGELOG")
-    return name.startswith((".", *papers)) or name in ("lost+found", "Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

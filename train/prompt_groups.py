@@ -16,7 +16,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.image_utils import make_flat_list_of_images
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from gemvg_edge.answer import localise
+from gemvg_edge.marks import localise
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, prefix_text, query_text
 from train.checkpoint import CheckpointSettings
 from train.data.record import Mode, Record

@@ -15,6 +15,7 @@ from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.errors import GemvgError
 
 Table = npt.NDArray[Any]
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
 class EmbeddingTable:
@@ -28,11 +29,15 @@ class EmbeddingTable:
         """Map the file; GemvgError where it does not hold a row of the model's width for each token."""
         path, shape = bundle.path(EMBEDDING), bundle.manifest.model
         try:
-            table: Table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise GemvgError(f"{path} is not a numpy array ({error}); copy or export the bundle again") from None
+            table: Table = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped, so never more than the file has
+        except Exception as error:  # a header is a Python literal, and numpy's reader lets most of its errors out
+            raise GemvgError(
+                f"{path} is not a numpy array ({str(error)[:200]}); copy or export the bundle again"
+            ) from None
+        if not isinstance(table, np.ndarray):
+            raise GemvgError(f"{path} is not a numpy array but an archive; copy or export the bundle again")
         wanted = (shape.vocab_size, shape.hidden_size)
-        if not _holds_codes(table, wanted) and (table.shape != wanted or table.dtype not in (np.float32, np.float16)):
+        if not _holds_codes(table, wanted) and (table.shape != wanted or table.dtype not in FLOATS):
             found = f"{table.shape} of {table.dtype}"
             raise GemvgError(
                 f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again"
@@ -58,5 +63,8 @@ def dequantize_rows(rows: Table, width: int) -> Floats:
 def _holds_codes(table: Table, wanted: tuple[int, int]) -> bool:
     if table.dtype.names != ("codes", "scales") or table.shape != wanted[:1]:
         return False
-    codes, scales = (table.dtype[name].shape[0] for name in ("codes", "scales"))
-    return codes in (wanted[1], wanted[1] / 2) and wanted[1] % scales == 0
+    codes, scales = (table.dtype[name].shape for name in ("codes", "scales"))
+    if len(codes) != 1 or len(scales) != 1 or not scales[0]:
+        return False
+    usual = np.dtype([("codes", "u1", codes), ("scales", "<f2", scales)])
+    return table.dtype == usual and 2 * codes[0] in (2 * wanted[1], wanted[1]) and wanted[1] % scales[0] == 0

@@ -6,7 +6,8 @@ providers of CUDA and TensorRT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from gemvg_edge.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, Manifest
 from gemvg_edge.engines.embedding import EmbeddingTable
+from gemvg_edge.engines.finite import check_finite
+from gemvg_edge.engines.graph_contract import check_contract, decoder_contract, vision_contract
 from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
@@ -40,15 +43,20 @@ class OnnxVisionTower:
     """The vision graph; pictures of one grid share a run, so attention stays inside each without a mask."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
+        self._path = bundle.path(VISION_GRAPH)
         self._session = session or open_session(bundle, VISION_GRAPH, threads, engine)
+        check_contract(self._path, self._session, vision_contract(bundle.manifest))
         self._shape = bundle.manifest.model.vision
         self._merge = bundle.manifest.preprocessing.merge_size
+        self._precision = bundle.manifest.precision
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
         tokens: dict[int, Floats] = {}
         for run in vision_runs(self._shape, self._merge, patches, grids):
-            (batch,) = self._session.run(["tokens"], run.inputs)  # (B, n / merge^2, hidden)
+            with _running(self._path, f"{len(run.members)} picture(s) of {run.inputs['patches'].shape[1]} patches"):
+                (batch,) = self._session.run(["tokens"], run.inputs)  # (B, n / merge^2, hidden)
+            check_finite(batch, self._path, "a picture's tokens are", self._precision)
             ordered = batch if run.token_order is None else batch[:, run.token_order]
             tokens.update(zip(run.members, ordered, strict=True))
         return [tokens[i] for i in range(len(grids))]
@@ -89,7 +97,9 @@ class OnnxDecoder:
     """The decoder graph of any dialect, and the embedding table. `session`: the graph, opened otherwise."""
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
+        self._path = bundle.path(DECODER_GRAPH)
         self._session = session or open_session(bundle, DECODER_GRAPH, threads, engine)
+        check_contract(self._path, self._session, decoder_contract(bundle.manifest))
         self._manifest = bundle.manifest
         self._table = EmbeddingTable.open(bundle)
         self._device = "cpu" if engine == "onnx" else "cuda"
@@ -127,10 +137,12 @@ class OnnxDecoder:
             inputs |= {"places": np.arange(past, total)[None], "rows": np.array([len(embeddings) - 1])}
         for name, array in inputs.items():  # `inputs` outlives the run, which the binding needs: it does not own them
             cache.binding.bind_cpu_input(name, array)
-        if self._manifest.dialect == "plain":
-            self._run_plain(cache, past, total)
-        else:
-            self._session.run_with_iobinding(cache.binding)
+        with _running(self._path, f"{len(embeddings)} tokens after {past}"):
+            if self._manifest.dialect == "plain":
+                self._run_plain(cache, past, total)
+            else:
+                self._session.run_with_iobinding(cache.binding)
+        check_finite(cache.logits, self._path, "the logits are", self._manifest.precision)
 
     def _run_plain(self, cache: OnnxCache, past: int, total: int) -> None:
         """Run a graph that gives the new keys and values alone, and put them into their places."""
@@ -140,6 +152,20 @@ class OnnxDecoder:
         # In the order they were bound in: logits and best come first.
         for array, new in zip(cache.keys_values.values(), cache.binding.get_outputs()[2:], strict=True):
             array[:, :, past:total] = new.numpy()
+
+
+@contextmanager
+def _running(path: Path, what: str) -> Iterator[None]:
+    """One sentence for whatever ONNX Runtime raises while it runs: its exceptions have no common base."""
+    try:
+        yield
+    except GemvgError:
+        raise
+    except Exception as error:
+        raise GemvgError(
+            f"{path} cannot be run on {what} ({' '.join(str(error).split())[:200]}); give fewer or smaller pictures, "
+            "or a bundle of the fused dialect, which needs the least memory"
+        ) from None
 
 
 def _ort_value(array: npt.NDArray[Any], element_type: int, device: str) -> Any:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gemvg_edge.bundle import DECODER_ENGINE, HEAD_ENGINE, VISION_ENGINE, Bundle
 from gemvg_edge.engines.cuda_memory import DeviceBlock, Graph, HostBlock, Stream, current_gpu
 from gemvg_edge.engines.embedding import EmbeddingTable
+from gemvg_edge.engines.finite import check_finite
 from gemvg_edge.engines.placement import cache_copies, choose_profile, new_plane_bytes, offsets, whole_slots
 from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.engines.tensorrt_execution import Execution, Shared, load_engine, trt
@@ -62,6 +63,7 @@ class TensorRTVisionTower:
         self._shape = bundle.manifest.model.vision
         self._hidden = bundle.manifest.model.hidden_size
         self._merge = bundle.manifest.preprocessing.merge_size
+        self._precision = bundle.manifest.precision
         self._block = DeviceBlock(0, "pictures")
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
@@ -98,6 +100,7 @@ class TensorRTVisionTower:
         self._execution.enqueue()
         self._stream.download(tokens.ctypes.data, addresses[-1], tokens.nbytes)
         self._stream.wait()
+        check_finite(tokens, self._path, "a picture's tokens are", self._precision)
         return tokens
 
 
@@ -125,7 +128,7 @@ class TensorRTDecoder:
         manifest, shape = bundle.manifest, bundle.manifest.model
         self._path, self._engine, self._shared, self._shape = bundle.path(DECODER_ENGINE), engine, shared, shape
         self._table = EmbeddingTable.open(bundle)
-        self._in_place = manifest.dialect == "standard"
+        self._in_place, self._precision = manifest.dialect == "standard", manifest.precision
         self._planes = 2 * shape.layers
         self._row_bytes = shape.head_dim * ITEM_BYTES[manifest.precision]
         profiles = range(engine.num_optimization_profiles)
@@ -162,16 +165,16 @@ class TensorRTDecoder:
     def forward(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> Floats:
         """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one."""
         self._run(embeddings, cache, past, table)
-        shared, size = self._shared, 4 * self._shape.vocab_size
-        shared.stream.download(self._results.address, self._device_results.address + self._logits_at, size)
-        shared.stream.wait()
-        logits: Floats = self._results.view(self._logits_at, (self._shape.vocab_size,), np.float32).copy()
-        return logits
+        return self._logits().copy()
 
     def next_token(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> int:
-        """As `forward`, but only the likeliest token comes back from the GPU."""
+        """As `forward`, but the likeliest token alone, which the GPU finds."""
         self._run(embeddings, cache, past, table)
         return int(self._results.view(self._best_at, (1,), np.int64)[0])
+
+    def _logits(self) -> Floats:
+        """The last pass's, as they lie on the host."""
+        return self._results.view(self._logits_at, (self._shape.vocab_size,), np.float32)
 
     def _run(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> None:
         total, most = past + len(embeddings), max(self._most)
@@ -203,6 +206,7 @@ class TensorRTDecoder:
             copies = cache_copies(self._planes, kv_heads, cache.slots, self._row_bytes, past, tokens)
             self._shared.stream.copy(cache.block, self._new, copies)
         self._shared.stream.wait()
+        check_finite(self._logits(), self._path, "the logits are", self._precision)
 
     def _record(self, cache: TensorRTCache) -> tuple[Execution, Graph]:
         """The decode step of one cache as a CUDA graph; the step that the inputs hold is run on the way."""
@@ -213,12 +217,14 @@ class TensorRTDecoder:
         return execution, self._shared.stream.capture(lambda: self._enqueue(execution, 1))
 
     def _enqueue(self, execution: Execution, tokens: int) -> None:
-        stream, best = self._shared.stream, self._best_at
+        stream, start = self._shared.stream, self._logits_at
         stream.upload(self._device_inputs.address, self._inputs.address, self._layout(tokens)[1])
         execution.enqueue()
         if self._head is not None:
             self._head.enqueue()
-        stream.download(self._results.address + best, self._device_results.address + best, 8)
+        # The logits as well, to see that they are numbers: 0.6 MB of the 7B's vocabulary, against gigabytes a step.
+        size = self._best_at + 8 - start
+        stream.download(self._results.address + start, self._device_results.address + start, size)
 
     def _layout(self, tokens: int) -> tuple[list[tuple[str, tuple[int, ...], str, int]], int]:
         """(name, shape, type, offset) of a pass's inputs in their block, and how much of it they take."""

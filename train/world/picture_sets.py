@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from gemvg_edge.answer import mark
 from gemvg_edge.boxes import Box
+from gemvg_edge.marks import mark
 from train.world.scenes import AFTER, BEFORE, SAME_CAMERA, Corners, Scene, Thing, View
 
 Role = Literal["single", "views", "time", "relatives"]
