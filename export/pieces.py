@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemvg_edge.errors import GemvgError
-from quantize.checkpoint import Checkpoint
+from quantize.checkpoint import Checkpoint, check_finite
 
 PIECE_BYTES = 4 * 2**20
 TYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -48,6 +48,7 @@ class PieceReader:
                 view = self._buffer(self._stored, count * row)
                 _fill(file, view, path)
                 rows = view.view(stored_as).reshape(count, *shape[1:])
+                check_finite(rows, path, name)
                 yield rows if stored_as == dtype else self._convert(rows, dtype, name)
                 self._turn ^= 1
 

@@ -6,10 +6,13 @@ jinja2, which is the training stack's; without it, or without a template, there 
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, read_text
 from gemvg_edge.prompt import PromptTemplate, prefix_text, query_text
 from train.checkpoint import read_json
 
@@ -39,26 +42,56 @@ def check_chat_template(folder: Path, prompt: PromptTemplate) -> None:
 
 
 def _render(template: str, prompt: PromptTemplate) -> str:
+    from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
 
     content: list[dict[str, Any]] = [{"type": "image"}, {"type": "image"}]
     content.append({"type": "text", "text": prompt.query.replace("{query}", QUERY)})
     messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
-    # transformers renders with these two options.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    # As transformers renders: its options, its extensions and the functions that it gives templates.
+    extensions = ["jinja2.ext.loopcontrols", _generation_blocks()]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
     return environment.from_string(template).render(
         messages=messages, add_generation_prompt=True, add_vision_id=prompt.number_images
     )
 
 
+def _generation_blocks() -> type[Any]:
+    """`{% generation %}..{% endgeneration %}`, which marks the assistant's words for training, as plain text."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+
+    class GenerationBlocks(Extension):
+        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    return GenerationBlocks
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """Without HTML's escapes, which jinja2's own has."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
+
+
 def _find_template(folder: Path) -> tuple[Path, str] | None:
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path, path.read_text(encoding="utf-8", errors="replace")
+    if is_file(path):
+        return path, read_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
-        if path.is_file():
+        if is_file(path):
             template = read_json(path).get("chat_template")
+            if isinstance(template, list):  # named ones
+                named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+                template = named.get("default")
             if isinstance(template, str):
                 return path, template
     return None

@@ -22,12 +22,13 @@ from gemvg_edge.errors import GemvgError
 from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_version, unpack
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
-from train.checkpoint import CONFIG, read_object
+from train.checkpoint import CONFIG, read_object, weight_files
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
 RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 FLOAT_TYPES = ("F32", "F16", "BF16")
+# All bits but the sign's, and from which number on they are infinity or no number.
+NOT_FINITE = {2: {"float16": (0x7FFF, 0x7C00), "bfloat16": (0x7FFF, 0x7F80)}, 4: {"float32": (0x7FFFFFFF, 0x7F800000)}}
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ class Checkpoint:
 
     def grid(self, layer: str) -> tuple[int, int]:
         """(bits, number of groups) of a quantised layer, without reading it."""
-        groups, zero_words = self._shape(f"{layer}.qzeros")
-        return zero_words * WORD // self._shape(f"{layer}.qweight")[1], groups
+        zeros, codes = self._shape(f"{layer}.qzeros"), self._shape(f"{layer}.qweight")
+        if len(zeros) != 2 or len(codes) != 2 or 0 in (*zeros, *codes):
+            raise GemvgError(
+                f"{self.folder}: {layer} is not stored in the GPTQ format (qweight {codes}, qzeros {zeros})"
+            )
+        return zeros[1] * WORD // codes[1], zeros[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
@@ -77,7 +82,11 @@ class Checkpoint:
     def stored(self, name: str) -> npt.NDArray[Any]:
         """A whole tensor in the type that it is stored in."""
         with self._slice(name) as tensor:
-            return np.asarray(tensor[:])
+            return self._checked(name, np.asarray(tensor[:]))
+
+    def _checked(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        check_finite(values, self.places[name][0], name)
+        return values
 
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """A whole tensor."""
@@ -96,7 +105,7 @@ class Checkpoint:
             if (dtype := tensor.get_dtype()) not in FLOAT_TYPES:
                 path = self.places[name][0]
                 raise GemvgError(f"{path}: {name} has type {dtype}; float32, float16 and bfloat16 are read")
-            return np.asarray(tensor[part])
+            return self._checked(name, np.asarray(tensor[part]))
 
     @contextmanager
     def _slice(self, name: str) -> Iterator[Any]:
@@ -114,22 +123,70 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing."""
     folder = Path(folder)
     config = read_config(folder)
-    places, shapes = {}, {}
-    for path in _shards(folder):
-        with _open(path) as file:
-            for stored in file.keys():  # noqa: SIM118  (not a dict)
-                places[_canonical(stored)] = (path, stored)
-                shapes[_canonical(stored)] = tuple(file.get_slice(stored).get_shape())
+    places, shapes = _find_tensors(folder)
     # transformers does not tie a head that was stored, whatever the config says.
     stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places
     config = replace(config, tied_head=config.tied_head and not stored_head)
     quantization = read_object(folder / CONFIG).object("quantization_config", {})
     version = read_version(quantization) if quantization.content else None
     checkpoint = Checkpoint(folder, config, places, shapes, version)
+    used = set()
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
+        used |= {name, *(name.removesuffix("weight") + part for part in PARTS if name.endswith(".weight"))}
+    if config.tied_head or not stored_head:
+        used |= {HEAD.removesuffix("weight") + part for part in ("weight", *PARTS)}
+    _check_unused(checkpoint, sorted(set(places) - used))
+    if version and quantization.value("desc_act", bool, False):
+        for layer in (name.removesuffix(".qweight") for name in places if name.endswith(".qweight")):
+            if f"{layer}.g_idx" not in places:
+                raise GemvgError(f"{folder}: {layer} is in activation order without g_idx; quantise it again")
     return checkpoint
+
+
+def check_finite(values: npt.NDArray[Any], path: Path, name: str) -> None:
+    """GemvgError for floats with NaN or infinity among them: one is enough to spoil every answer."""
+    kinds = NOT_FINITE.get(values.dtype.itemsize, {})
+    if values.dtype.name not in kinds or not values.size:
+        return
+    mask, least = kinds[values.dtype.name]
+    bits = values.view(f"u{values.dtype.itemsize}")
+    # Comparing bits keeps pace with the disk; bfloat16 has no fast isfinite.
+    if int((bits & bits.dtype.type(mask)).max()) >= least:
+        raise GemvgError(
+            f"{path}: {name} holds NaN or infinity; download the checkpoint again or go back to a good one"
+        )
+
+
+def _check_unused(checkpoint: Checkpoint, names: list[str]) -> None:
+    """GemvgError for a tensor that would be left out though it says something; zeros and rotary tables do not."""
+    for name in names:
+        if name.endswith("inv_freq"):
+            continue
+        shape = checkpoint.shapes[name]
+        if not name.endswith(".bias") or len(shape) != 1 or np.any(checkpoint.stored(name)):
+            raise GemvgError(
+                f"{checkpoint.folder}: {name} {shape} is stored, but {CONFIG} describes a model without it; take both "
+                "from one checkpoint"
+            )
+
+
+def _find_tensors(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, tuple[int, ...]]]:
+    """Where each tensor lies (file and its name there), and its shape as stored."""
+    files, index = weight_files(folder)
+    places: dict[str, tuple[Path, str]] = {}
+    shapes = {}
+    for path in files:
+        with _open(path) as file:
+            for stored in file.keys():  # noqa: SIM118  (not a dict)
+                name = _canonical(stored)
+                if index and index.get(stored, path.name) != path.name:
+                    continue  # a copy that the index does not mean
+                if name in places:
+                    raise GemvgError(f"{path}: {stored} is stored twice; download the checkpoint again")
+                places[name], shapes[name] = (path, stored), tuple(file.get_slice(stored).get_shape())
+    return places, shapes
 
 
 def open_float_checkpoint(folder: Path) -> Checkpoint:
@@ -138,23 +195,6 @@ def open_float_checkpoint(folder: Path) -> Checkpoint:
     if checkpoint.gptq_version:
         raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
     return checkpoint
-
-
-def _shards(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        weight_map = read_object(folder / INDEX).object("weight_map")
-        names = {weight_map.value(tensor, str) for tensor in weight_map.content}
-        paths = [folder / name for name in sorted(names)]
-    elif (folder / SINGLE).is_file():
-        paths = [folder / SINGLE]
-    else:
-        others = sorted(path.name for path in folder.glob("*.bin"))
-        found = f" (it has {others[0]}, which is not read)" if others else ""
-        raise GemvgError(f"{folder}: no {SINGLE} and no {INDEX}{found}; save the checkpoint as safetensors")
-    for path in paths:
-        if not path.is_file():
-            raise GemvgError(f"{path}: this shard of the checkpoint is missing; download the checkpoint again")
-    return paths
 
 
 def _canonical(name: str) -> str:

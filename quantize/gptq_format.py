@@ -82,13 +82,22 @@ def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedL
     qweight, qzeros, scales = tensors["qweight"], tensors["qzeros"], tensors["scales"]
     if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
         raise ValueError(f"qweight, qzeros and scales have {qweight.ndim}, {qzeros.ndim} and {scales.ndim} dimensions")
+    for name, values in (("qweight", qweight), ("qzeros", qzeros)):
+        if values.dtype != np.int32:
+            raise ValueError(f"{name} is of {values.dtype}, not int32")
     (groups, outputs), words = scales.shape, qweight.shape[0]
+    if not groups or not outputs or not words:
+        raise ValueError(f"qweight {qweight.shape} and scales {scales.shape} hold nothing")
     bits = qzeros.shape[1] * WORD // outputs
     if bits not in BITS or qweight.shape[1] != outputs or qzeros.shape != (groups, outputs * bits // WORD):
         raise ValueError(f"qweight {qweight.shape}, qzeros {qzeros.shape} and scales {scales.shape} do not fit")
     inputs = words * WORD // bits
     # Writers without activation order may leave g_idx out.
-    g_idx = tensors.get("g_idx", np.arange(inputs) // -(-inputs // groups))
+    if "g_idx" not in tensors and inputs % groups:
+        raise ValueError(f"there is no g_idx, and {inputs} inputs are not {groups} even groups")
+    g_idx = tensors.get("g_idx", np.arange(inputs) // max(1, inputs // groups))
+    if g_idx.dtype.kind != "i":
+        raise ValueError(f"g_idx is of {g_idx.dtype}, not whole numbers")
     if g_idx.shape != (inputs,) or g_idx.min() < 0 or g_idx.max() >= groups:
         raise ValueError(f"g_idx of {g_idx.shape} does not give each of {inputs} inputs one of {groups} groups")
     stored = np.ascontiguousarray(qzeros.T)
@@ -96,7 +105,11 @@ def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedL
         stored = _shift_zeros(stored, bits, 1)
     zeros = np.ascontiguousarray(_unpack_rows(stored, bits).T)
     codes = np.ascontiguousarray(_unpack_rows(qweight, bits).T)
-    return QuantizedLinear(codes, scales.astype(np.float16), zeros, g_idx.astype(np.int32), bits)
+    with np.errstate(over="ignore"):  # reported here
+        stored_scales = scales.astype(np.float16)
+    if not np.isfinite(stored_scales).all():
+        raise ValueError("its scales hold NaN, infinity or numbers past float16's")
+    return QuantizedLinear(codes, stored_scales, zeros, g_idx.astype(np.int32), bits)
 
 
 def read_version(quantization: JsonObject) -> str:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gemvg_edge.bundle import MODEL_TYPES, ModelShape, VisionShape
+from gemvg_edge.bundle import MODEL_TYPES, THETAS, ModelShape, VisionShape
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import JsonObject
 from train.checkpoint import CONFIG, PREPROCESSOR, CheckpointSettings, read_object, read_settings
 
 GENERATION = "generation_config.json"
+CHANNELS = 3  # of a picture: the runtime makes patches of no others
 # What a family's vision tower may use, its usual one first; Qwen2.5-VL's is that of a gated MLP.
 VISION_ACTIVATIONS = {"qwen2_vl": ("quick_gelu", "gelu"), "qwen2_5_vl": ("silu",)}
 
@@ -64,6 +65,8 @@ def read_config(folder: Path) -> ModelConfig:
     _check_supported(model_type, text, vision, settings.preprocessing)
     tower = _read_vision(model_type, vision, settings.preprocessing)
     shape = _read_shape(config, text, tower.shape, _read_eos(folder, config, text))
+    if not 0 <= shape.image_token_id < shape.vocab_size:
+        raise GemvgError(f"{config.path}: image_token_id {shape.image_token_id} is not below {shape.vocab_size}")
     if (tokens := settings.tokenizer.get_vocab_size()) > shape.vocab_size:
         raise GemvgError(
             f"{folder}: the tokenizer has {tokens} tokens, the model {shape.vocab_size}; take both from one checkpoint"
@@ -71,12 +74,12 @@ def read_config(folder: Path) -> ModelConfig:
     return ModelConfig(
         shape=shape,
         settings=settings,
-        rms_norm_eps=text.value("rms_norm_eps", float),
+        rms_norm_eps=text.value("rms_norm_eps", float, low=0, high=1),
         tied_head=any(part.value("tie_word_embeddings", bool, False) for part in (config, text)),
-        intermediate_size=text.value("intermediate_size", int),
+        intermediate_size=_count(text, "intermediate_size"),
         vision_intermediate_size=tower.intermediate_size,
         vision_activation=_vision_activation(model_type, vision),
-        channels=vision.value("in_channels", int, vision.value("in_chans", int, 3)),
+        channels=vision.value("in_channels", int, vision.value("in_chans", int, 3), low=CHANNELS, high=CHANNELS),
         full_attention_blocks=tower.full_attention_blocks,
     )
 
@@ -93,7 +96,7 @@ def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessi
     match model_type:
         case "qwen2_vl":
             shape = _vision_shape(vision, _count(vision, "embed_dim"), 0)
-            return _Tower(shape, int(shape.embed_dim * vision.value("mlp_ratio", float, 4.0)))
+            return _Tower(shape, int(shape.embed_dim * vision.value("mlp_ratio", float, 4.0, low=0.01, high=1000)))
         case "qwen2_5_vl":
             cell = preprocessing.patch_size * preprocessing.merge_size
             if (window := _count(vision, "window_size") // cell) < 1:
@@ -101,18 +104,23 @@ def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessi
                     f"{vision.path}: vision window_size is below the {cell} pixels of a token; {vision.fix}"
                 )
             shape = _vision_shape(vision, _count(vision, "hidden_size"), window)
-            return _Tower(shape, _count(vision, "intermediate_size"), vision.integers("fullatt_block_indexes"))
+            whole = vision.integers("fullatt_block_indexes", low=0, high=shape.depth - 1)
+            return _Tower(shape, _count(vision, "intermediate_size"), whole)
     raise GemvgError(f"{vision.path}: the vision tower of a {model_type} is not known")
 
 
 def _vision_shape(vision: JsonObject, width: int, window: int) -> VisionShape:
     heads = _count(vision, "num_heads")
+    if width % heads or width // heads % 4:
+        raise GemvgError(f"{vision.path}: vision width {width} is not num_heads {heads} times a multiple of 4")
     return VisionShape(
         depth=_count(vision, "depth"),
         embed_dim=width,
         heads=heads,
         head_dim=width // heads,
-        rope_theta=vision.object("rope_parameters", {}).value("rope_theta", float, 10000.0),
+        rope_theta=vision.object("rope_parameters", {}).value(
+            "rope_theta", float, 10000.0, low=THETAS[0], high=THETAS[1]
+        ),
         window=window,
     )
 
@@ -123,6 +131,12 @@ def _vision_activation(model_type: str, vision: JsonObject) -> str:
 
 def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: tuple[int, ...]) -> ModelShape:
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads")
+    kv_heads = text.value("num_key_value_heads", int, heads, low=1)
+    if hidden % heads or heads % kv_heads:
+        raise GemvgError(
+            f"{text.path}: hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads {kv_heads} do not "
+            f"divide each other; {text.fix}"
+        )
     head_dim = hidden // heads
     if head_dim % 16:
         raise GemvgError(f"{text.path}: heads of {head_dim} numbers; the fused attention takes multiples of 16")
@@ -132,7 +146,7 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: 
         hidden_size=hidden,
         layers=_count(text, "num_hidden_layers"),
         heads=heads,
-        kv_heads=text.value("num_key_value_heads", int, heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=theta,
         mrope_section=sections,
@@ -148,10 +162,12 @@ def _read_rope(text: JsonObject, head_dim: int) -> tuple[float, tuple[int, int, 
     kind = rope.value("rope_type", str, rope.value("type", str, "default"))
     if kind not in ("default", "mrope"):
         raise GemvgError(f"{rope.path}: rotary type {kind!r} is not supported; Qwen2-VL's is 'mrope' (or 'default')")
-    sections, half = rope.integers("mrope_section"), head_dim // 2
+    sections, half = rope.integers("mrope_section", low=0), head_dim // 2
     if len(sections) != 3 or sum(sections) != half:
         raise GemvgError(f"{rope.path}: mrope_section is {list(sections)}; it needs three numbers with the sum {half}")
-    theta = rope.value("rope_theta", float, text.value("rope_theta", float, 1000000.0))
+    # Somebody's default would be as good as any other number: boxes would be wrong without a word.
+    stated = rope if rope.content.get("rope_theta") is not None else text
+    theta = stated.value("rope_theta", float, low=THETAS[0], high=THETAS[1])
     return theta, (sections[0], sections[1], sections[2])
 
 
@@ -160,7 +176,10 @@ def _read_eos(folder: Path, config: JsonObject, text: JsonObject) -> tuple[int, 
     for source in (*generation, config, text):
         found = source.content.get("eos_token_id")
         if found is not None:
-            return source.integers("eos_token_id") if isinstance(found, list) else (source.value("eos_token_id", int),)
+            ids = source.integers("eos_token_id", low=0) if isinstance(found, list) else ()
+            if not ids and found == []:
+                raise GemvgError(f"{source.path}: eos_token_id is an empty list; an answer could not end")
+            return ids or (source.value("eos_token_id", int, low=0),)
     raise GemvgError(f"{config.path}: no eos_token_id here nor in {GENERATION}; an answer could not end")
 
 

@@ -20,12 +20,12 @@ from safetensors.numpy import load_file, save_file
 
 from gemvg_edge import __version__
 from gemvg_edge.errors import GemvgError
-from quantize.checkpoint import INDEX, SINGLE, Checkpoint, in_modules
+from quantize.checkpoint import Checkpoint, in_modules
 from quantize.gptq_format import QuantizedLinear, pack
 from quantize.solver import Grid
 from quantize.stream import HEAD, block_names
 from quantize.tensors import expected_tensors
-from train.checkpoint import CONFIG, read_json
+from train.checkpoint import CONFIG, INDEX, SINGLE, read_json
 from train.rewrite import DENSE_HEAD, write_json, writing
 from train.stage import work_folder
 

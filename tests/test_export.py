@@ -22,9 +22,10 @@ from export.to_onnx import main as export
 from export.weights import PAGE, Scheme
 from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, FILES, MANIFEST, VISION_DATA, VISION_GRAPH, open_bundle
 from gemvg_edge.errors import GemvgError
-from quantize.checkpoint import SINGLE, Checkpoint, open_checkpoint
+from quantize.checkpoint import Checkpoint, open_checkpoint
 from tests.checkpoints import TINY, write_checkpoint
 from tests.damage import alter, remove, write
+from train.checkpoint import SINGLE
 
 INT4 = Recipe(decoder=Scheme(4, 32), vision=Scheme(8, 32))
 GRAPHS = {VISION_GRAPH: VISION_DATA, DECODER_GRAPH: DECODER_DATA}

@@ -258,7 +258,7 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
         lambda folder: truncate("model.safetensors")(folder / "checkpoint"), {}, "model.safetensors is truncated or da"
     ),
     "no shard": (lambda folder: remove("model.safetensors")(folder / "checkpoint"), {}, "no model.safetensors"),
-    "NaN": (break_weight, {}, "model.layers.1.self_attn.q_proj, model.layers.1.self_attn.k_proj.*Hessian holds NaN"),
+    "NaN": (break_weight, {}, r"safetensors: model.layers.1.input_layernorm.weight holds NaN or infinity"),
     "missing image": (lose_picture, {}, r"records.jsonl, record 3: .*2-0.png"),
     "broken record": (break_line, {}, "records.jsonl, record 2: not a record"),
     "no records": (remove("records.jsonl"), {}, "records.jsonl: no such file"),

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, is_folder
 from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
@@ -24,6 +25,10 @@ from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
 COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
+PROCESSOR = "processor_config.json"  # transformers 5 keeps the preprocessor's settings in it
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+OTHER_WEIGHTS = ("*.bin", "*.gguf", "*.pth", "*.pt", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def read_settings(folder: Path) -> CheckpointSettings:
     coordinates = COORDINATES.get(config.value("model_type", str, ""), AnswerFormat().coordinates)
     settings = CheckpointSettings(
         read_tokenizer(folder / TOKENIZER),
-        read_object(folder / PREPROCESSOR).settings(Preprocessing, others=True),
+        read_preprocessor(folder).settings(Preprocessing, others=True),
         grounding.object("prompt", default={}).settings(PromptTemplate),
         replace(answer, content={"coordinates": coordinates, **answer.content}).settings(AnswerFormat),
         config.value("image_token_id", int),
@@ -69,10 +74,46 @@ def read_trainable(folder: Path) -> CheckpointSettings:
     return read_settings(folder)
 
 
+def read_preprocessor(folder: Path) -> JsonObject:
+    """What the checkpoint says of its pictures: as transformers, inside the processor's file before its own file."""
+    if is_file(folder / PROCESSOR):
+        processor = read_object(folder / PROCESSOR)
+        if processor.content.get("image_processor") is not None:
+            return processor.object("image_processor")
+    return read_object(folder / PREPROCESSOR)
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files that hold a checkpoint's weights, and of shards, which file has each tensor.
+
+    As transformers takes them: a single file comes before an index, which an earlier save may have left; files that
+    the index does not name are no part of the checkpoint. GemvgError for one that is missing.
+    """
+    if is_file(folder / SINGLE):
+        return [folder / SINGLE], {}
+    if not is_file(folder / INDEX):
+        others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
+        found = f" (it has {others[0]}, which is not read)" if others else ""
+        raise GemvgError(f"{folder}: no {SINGLE} and no {INDEX}{found}; save the checkpoint as safetensors")
+    weight_map = read_object(folder / INDEX).object("weight_map")
+    places = {tensor: weight_map.value(tensor, str) for tensor in weight_map.content}
+    for name in dict.fromkeys(places.values()):
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise GemvgError(f"{folder / INDEX} names {name[:80]!r}, outside the folder; download the checkpoint again")
+        if not is_file(folder / name):
+            raise GemvgError(f"{folder / name}: this shard of the checkpoint is missing; download the checkpoint again")
+    return [folder / name for name in sorted(set(places.values()))], places
+
+
 def read_object(file: Path) -> JsonObject:
     """A JSON object from a checkpoint's file, its fields checked as they are read."""
-    if not file.parent.is_dir():
+    if not is_folder(file.parent):
         raise GemvgError(f"{file.parent}: no such checkpoint folder; give one with {CONFIG} and safetensors")
+    if file.name == CONFIG and not is_file(file) and is_file(file.with_name(ADAPTER)):
+        raise GemvgError(
+            f"{file.parent} is an adapter (it has {ADAPTER}), no checkpoint; merge it into its model first, with "
+            "peft's merge_and_unload() and save_pretrained()"
+        )
     missing = f"no such file; {file.parent} is not a checkpoint in the Hugging Face layout"
     return read_json_object(file, "mend it or download the checkpoint again", missing)
 

@@ -23,16 +23,15 @@ from safetensors.torch import load_file, save_file
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import same_path
-from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings
+from train.checkpoint import CONFIG, INDEX, TOKENIZER, read_json, read_settings, weight_files
 from train.output_folder import new_folder
 
 GENERATION = "generation_config.json"
-INDEX = "model.safetensors.index.json"
 RECORD = "training.json"
 # Texts beside the weights. Qwen's vocab.json, merges.txt and added_tokens.json say no more than tokenizer.json does.
 COMPANIONS = (
     TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", GENERATION,
+    "preprocessor_config.json", "processor_config.json", GENERATION,
 )  # fmt: skip
 # What training from random weights was helped by (dense_head.py), for the stage after; in a folder of its own, since
 # every *.safetensors beside config.json is taken for the model's weights.
@@ -61,27 +60,32 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterato
 
 def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
     """Write every safetensors file of the checkpoint again, each tensor changed, under the same file names."""
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise GemvgError(f"{checkpoint} has no *.safetensors; download the checkpoint in that format")
+    files, index = weight_files(checkpoint)
     place: dict[str, str] = {}
     size = 0
     for file in files:
         with safe_open(file, framework="pt") as shard:
-            changed = [change(name, shard.get_tensor(name)) for name in shard.keys()]  # noqa: SIM118  # no mapping
+            mine = [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118
+            changed = [change(name, _finite(shard.get_tensor(name), file, name)) for name in mine]
         tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
         if tensors:
             save_file(tensors, folder / file.name, metadata={"format": "pt"})
         place |= dict.fromkeys(tensors, file.name)
         size += sum(tensor.nbytes for tensor in tensors.values())
-    if (checkpoint / INDEX).is_file():
+    if index:
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+
+
+def _finite(tensor: torch.Tensor, file: Path, name: str) -> torch.Tensor:
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise GemvgError(f"{file}: {name} holds NaN or infinity; go back to a good checkpoint")
+    return tensor
 
 
 def count_parameters(folder: Path) -> int:
     """How many numbers a checkpoint's weights have."""
     count = 0
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder)[0]:
         with safe_open(file, framework="pt") as shard:
             count += sum(math.prod(shard.get_slice(name).get_shape()) for name in shard.keys())  # noqa: SIM118
     return count

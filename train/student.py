@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import CONFIG, read_object, read_settings
+from train.checkpoint import CONFIG, read_object, read_settings, weight_files
 from train.rewrite import count_parameters, rewrite_weights, write_json, writing
 
 # Both ways of naming: the hub's `model.layers.3.` and the module's own `model.language_model.layers.3.`.
@@ -90,7 +90,7 @@ def _strongest(teacher: Path, count: int) -> dict[int, torch.Tensor]:
     not change when one is scaled up and another down, which leaves the function as it was.
     """
     strength: dict[int, torch.Tensor] = {}
-    for file in sorted(teacher.glob("*.safetensors")):
+    for file in weight_files(teacher)[0]:
         with safe_open(file, framework="pt") as shard:
             for name in shard.keys():  # noqa: SIM118  # no mapping
                 if mlp := _CHANNELS.fullmatch(name):
