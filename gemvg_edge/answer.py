@@ -32,6 +32,7 @@ from gemvg_edge.boxes import (
     to_steps,
 )
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.json_object import short
 
 NO_TARGET = "None"
 BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
@@ -57,6 +58,7 @@ _DECODER = json.JSONDecoder()
 # Qwen's boxes drift past the edge, by 6 % of the side where it was seen; a box further out is not of this picture.
 DRIFT = 0.08
 OBJECT = 2000  # characters of a box in JSON: each opening brace is read so far at most, or many would take for ever
+MOST_LOCATIONS = 100_000  # tokens; a picture has fewer pixels along a side
 COORDINATES = ("digits", "locations", "pixels")
 
 
@@ -75,6 +77,10 @@ class AnswerFormat:
         if answer.coordinates not in COORDINATES:
             known = ", ".join(map(repr, COORDINATES))
             raise GemvgError(f"grounding.answer.coordinates is {answer.coordinates!r}; use one of {known}")
+        if type(answer.locations) is not int or not 0 <= answer.locations <= MOST_LOCATIONS:
+            raise GemvgError(
+                f"grounding.answer.locations is {short(answer.locations)}; give a whole number up to {MOST_LOCATIONS}"
+            )
         if answer.coordinates == "locations" and answer.locations < 2:
             raise GemvgError(f"grounding.answer.locations is {answer.locations}; location tokens need at least 2")
         return answer
