@@ -5,10 +5,15 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 # names: make test PIP_FLAGS="--extra-index-url URL".
 PIP_FLAGS ?=
 DEMO_PICTURE ?= demo.png
+# The oldest Python that the runtime is for, where there is one; PyEnv's are not on the path.
+OLDEST ?= $(shell for python in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10*/bin/python) $(PYTHON); do \
+	$$python -c '' 2>/dev/null && echo $$python && break; done)
+# Tests that need nothing of the workshop.
+RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py picture_files.py threads.py)
 # One compute thread a test process; the processes share the cores.
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --dist loadfile
 
-.PHONY: demo test lint types layers tables check clean
+.PHONY: demo test lint types layers tables lowest check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py $(DEMO_PICTURE)
@@ -29,15 +34,23 @@ layers: .venv/ready
 tables: .venv/ready
 	.venv/bin/python -m bench.readme --check
 
-check: lint types layers tables test
+# The runtime alone, with the least versions that pyproject.toml names, on the oldest Python.
+lowest: .venv-lowest/ready
+	.venv-lowest/bin/python -VV
+	.venv-lowest/bin/python -m compileall -q gemvg_edge
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q $(RUNTIME_TESTS)
+	.venv-lowest/bin/gemvg inspect
+	.venv-lowest/bin/python examples/demo.py .venv-lowest/demo.png
+
+check: lint types layers tables lowest test
 
 clean:
-	rm -rf .venv .venv-demo demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-demo .venv-lowest demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # A set-up that was cut off leaves `unfinished` behind and starts over; pip's cache keeps what it had fetched. A finished
 # one is brought up to date in place when its requirements change.
 define venv
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < ($(LEAST)) and "Python $(LEAST) or newer is needed: make PYTHON=...")'
 	test ! -e $(@D)/unfinished || rm -rf $(@D)
 	mkdir -p $(@D)
 	touch $(@D)/unfinished
@@ -45,9 +58,18 @@ define venv
 	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 endef
 
+LEAST = 3, 11
+.venv-demo/ready .venv-lowest/ready: LEAST = 3, 10
+.venv-lowest/ready: PYTHON := $(OLDEST)
+
 .venv-demo/ready: pyproject.toml constraints.txt
 	$(venv)
 	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[onnx]'
+	mv $(@D)/unfinished $@
+
+.venv-lowest/ready: pyproject.toml constraints-lowest.txt
+	$(venv)
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints-lowest.txt --editable '.[onnx]' pytest hypothesis
 	mv $(@D)/unfinished $@
 
 .venv/ready: pyproject.toml constraints.txt

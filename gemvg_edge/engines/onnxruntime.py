@@ -35,6 +35,7 @@ PROVIDERS = {
     "onnx-cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "onnx-tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+STANDARD_NEEDS = (1, 25)  # the first with kernels for opset 24's Attention and TensorScatter
 # numpy's type, since it has no bfloat16, and TensorProto.DataType
 ELEMENT_TYPES = {"float32": (np.float32, 1), "float16": (np.float16, 10), "bfloat16": (np.uint16, 16)}
 
@@ -176,6 +177,12 @@ def _ort_value(array: npt.NDArray[Any], element_type: int, device: str) -> Any:
 
 def open_session(bundle: Bundle, graph: str, threads: int = 0, engine: str = "onnx") -> Any:
     """One of a bundle's graphs; GemvgError where this ONNX Runtime, or any, cannot run it so."""
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if bundle.manifest.dialect == "standard" and version < STANDARD_NEEDS:
+        raise GemvgError(
+            f"{bundle.folder} has the standard dialect, which needs ONNX Runtime {STANDARD_NEEDS[0]}.{STANDARD_NEEDS[1]} "
+            f"or newer (this is {onnxruntime.__version__}); update it, or export with --dialect fused"
+        )
     if engine != "onnx" and bundle.manifest.dialect == "plain":
         raise GemvgError(
             f"{bundle.folder} has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with "
