@@ -181,8 +181,8 @@ def open_session(bundle: Bundle, graph: str, threads: int = 0, engine: str = "on
     if bundle.manifest.dialect == "standard" and version < STANDARD_NEEDS:
         raise GemvgError(
             f"{bundle.folder} has the standard dialect, which needs ONNX Runtime "
-            f"{STANDARD_NEEDS[0]}.{STANDARD_NEEDS[1]} or newer (this is {onnxruntime.__version__}); update it, or export "
-            "with --dialect fused"
+            f"{STANDARD_NEEDS[0]}.{STANDARD_NEEDS[1]} or newer (this is {onnxruntime.__version__}); update it, or "
+            "export with --dialect fused"
         )
     if engine != "onnx" and bundle.manifest.dialect == "plain":
         raise GemvgError(
