@@ -107,10 +107,10 @@ def check_query(query: str) -> None:
     """Refuse an empty query, one that is no text and one that could rewrite the template."""
     if not isinstance(query, str) or not query.strip():
         raise GemvgError("the query is empty; say what to look for, such as 'the red mug'")
-    if any("\ud800" <= character <= "\udfff" for character in query):  # what Python makes of broken UTF-8 in a shell
-        raise GemvgError(f"the query {query!r} is not Unicode text; type it in UTF-8")
     if len(query) > MAX_QUERY:
         raise GemvgError(f"the query has {len(query)} characters, more than {MAX_QUERY}; shorten it")
+    if any("\ud800" <= character <= "\udfff" for character in query):  # what Python makes of broken UTF-8 in a shell
+        raise GemvgError(f"the query {query!r} is not Unicode text; type it in UTF-8")
     for token in CONTROL_TOKENS:
         if token in query:
             raise GemvgError(f"the query holds the special token {token}, which would rewrite the prompt; leave it out")

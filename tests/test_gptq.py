@@ -217,6 +217,35 @@ def test_a_run_with_other_settings_is_refused(tiny: tuple[Any, Path], monkeypatc
         quantize(settings(folder, "other", bits=8))
 
 
+def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one model and half of another would be a checkpoint like any."""
+    folder = tiny[1].parent / "changed"
+    shutil.copytree(tiny[1] / "checkpoint", folder / "checkpoint")
+    for path in tiny[1].glob("*.png"):
+        shutil.copy(path, folder)
+    shutil.copy(tiny[1] / "records.jsonl", folder)
+    plain, run = gptq.quantize_block, settings(folder, "out")
+
+    def stop_late(block: Any, run: Settings) -> Any:
+        if block.name == "model.layers.1":
+            raise KeyboardInterrupt
+        return plain(block, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gptq, "quantize_block", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(run)
+    weights, records = folder / "checkpoint" / "model.safetensors", folder / "records.jsonl"
+    for file, change in ((weights, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (records, lambda b: b + b"\n")):
+        before = file.read_bytes()
+        file.write_bytes(change(before))
+        with pytest.raises(GemvgError, match=r"belongs to a run with other settings .contents of .*/changed"):
+            quantize(run)
+        file.write_bytes(before)
+    quantize(run)
+    assert open_checkpoint(run.out).is_quantized("model.layers.0.mlp.up_proj")
+
+
 def test_many_shards(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = tiny
     monkeypatch.setattr("quantize.parts.SHARD_BYTES", 100_000)
