@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from gemvg_edge import files
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.positions import text_positions
 from gemvg_edge.prompt import encode
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED, collate
+from train.data.pictures import picture_fault
 from train.data.record import Fault, Record, check, read_records
 from train.data.samples import record_sample
 from train.world.records import world_records
@@ -95,19 +97,18 @@ def read_text(file: Path | None) -> str:
     """A text file, or Python's own language reference: 700 kB of English that every Python carries."""
     if file is None:
         return "\n\n".join(pydoc_data.topics.topics.values())
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemvgError(f"{file} cannot be read as text ({error}); give a UTF-8 file") from None
+    return files.read_text(file)
 
 
 def _file_records(file: Path, samples: int) -> list[Record]:
     """The first records of a file; one that is broken is an error, since few are read and all count."""
     records = []
     for number, record in enumerate(islice(read_records(file), samples), 1):
-        fault = record.reason if isinstance(record, Fault) else check(record)
-        if fault or isinstance(record, Fault):
-            raise GemvgError(f"{file}, record {number}: {fault}; mend it or leave it out")
+        reason = record.reason if isinstance(record, Fault) else check(record)
+        if isinstance(record, Record) and not reason and (fault := picture_fault(record)):
+            reason = f"{fault.where}: {fault.reason}"
+        if reason or isinstance(record, Fault):
+            raise GemvgError(f"{file}, record {number}: {reason}; mend it or leave it out")
         records.append(record)
     if not records:
         raise GemvgError(f"{file} has no records; write it with train.data.convert or train.world.records")

@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     tally = Tally()
     try:
-        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out)
+        inputs = [file for file, _ in args.parts]
+        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out, inputs)
     except GemvgError as error:
         print(f"train.data.mix: {error}", file=sys.stderr)
         sys.exit(2)
