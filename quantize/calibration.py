@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gemvg_edge import files
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import printable, reason
 from gemvg_edge.positions import text_positions
-from gemvg_edge.prompt import encode
+from gemvg_edge.prompt import IMAGE_TOKEN, encode
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED, collate
 from train.data.pictures import picture_fault
@@ -86,6 +86,8 @@ def text_prompts(settings: CheckpointSettings, text: str, samples: int) -> list[
     """Consecutive pieces of a text, as language models are calibrated."""
     prompts = []
     for piece in islice(_pieces(settings, text), samples):
+        if settings.image_token_id in piece:
+            raise GemvgError(f"the text holds {IMAGE_TOKEN}, where the model would look for a picture; take it out")
         positions = torch.from_numpy(text_positions(0, len(piece)))
         prompts.append(CalibrationPrompt(piece, positions, torch.empty(0, 0), (), torch.ones(len(piece))))
     if not prompts:
@@ -97,18 +99,21 @@ def read_text(file: Path | None) -> str:
     """A text file, or Python's own language reference: 700 kB of English that every Python carries."""
     if file is None:
         return "\n\n".join(pydoc_data.topics.topics.values())
-    return files.read_text(file)
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise GemvgError(f"{printable(file)} cannot be read as text ({reason(error)}); give a UTF-8 file") from None
 
 
 def _file_records(file: Path, samples: int) -> list[Record]:
     """The first records of a file; one that is broken is an error, since few are read and all count."""
     records = []
     for number, record in enumerate(islice(read_records(file), samples), 1):
-        reason = record.reason if isinstance(record, Fault) else check(record)
-        if isinstance(record, Record) and not reason and (fault := picture_fault(record)):
-            reason = f"{fault.where}: {fault.reason}"
-        if reason or isinstance(record, Fault):
-            raise GemvgError(f"{file}, record {number}: {reason}; mend it or leave it out")
+        fault = record.reason if isinstance(record, Fault) else check(record)
+        if isinstance(record, Record) and not fault and (found := picture_fault(record)):
+            fault = f"{found.where}: {found.reason}"
+        if fault or isinstance(record, Fault):
+            raise GemvgError(f"{file}, record {number}: {fault}; mend it or leave it out")
         records.append(record)
     if not records:
         raise GemvgError(f"{file} has no records; write it with train.data.convert or train.world.records")

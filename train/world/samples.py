@@ -15,12 +15,14 @@ from PIL import Image, ImageOps
 
 from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Box
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import load_image
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
 from train.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import Corners, Scene
+from train.world.scenes import Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
@@ -97,8 +99,15 @@ def draw_sample(
 
 def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
     """The set's pictures, mirrored if the set is."""
-    images = [Image.open(folder / view.file) for view in pictures.views]
-    return [ImageOps.mirror(image) for image in images] if pictures.mirrored else list(images)
+    images = [_open_view(view, folder) for view in pictures.views]
+    return [ImageOps.mirror(image) for image in images] if pictures.mirrored else images
+
+
+def _open_view(view: View, folder: Path) -> Image.Image:
+    image = load_image(folder / view.file)
+    if image.size != view.size:
+        raise GemvgError(f"{folder / view.file} is not the picture that its scene describes; render the folder again")
+    return image
 
 
 def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[PictureSet, Question] | None:
