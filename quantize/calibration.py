@@ -23,9 +23,9 @@ from gemvg_edge.positions import text_positions
 from gemvg_edge.prompt import IMAGE_TOKEN, encode
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED, collate
-from train.data.pictures import picture_fault
 from train.data.record import Fault, Record, check, read_records
 from train.data.samples import record_sample
+from train.data.sizes import picture_fault
 from train.world.records import world_records
 from train.world.render import render
 

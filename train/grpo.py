@@ -38,8 +38,8 @@ from trl import GRPOConfig
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_trainable
-from train.data.pictures import keep_measured
 from train.data.record import Mode, Record, Tally, keep_good, read_records
+from train.data.sizes import keep_measured
 from train.grpo_trainer import TERMS, GroundingGRPOTrainer
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, score

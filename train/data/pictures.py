@@ -6,16 +6,13 @@ found where the picture is decoded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
-from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import printable
-from gemvg_edge.images import load_image
-from train.data.record import Fault, Record, check
+from train.data.record import Fault
 
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 Size = tuple[int, int]
@@ -52,27 +49,3 @@ def measure_as(path: Path, annotated: Size) -> Size | Fault:
     if isinstance(size, Fault) or size == annotated:
         return size
     return Fault(str(path), "a picture of another size than its annotation says")
-
-
-def open_pictures(record: Record) -> list[Image.Image]:
-    """A record's pictures, turned as their EXIF data says; GemvgError for one of another size than the record says."""
-    images = [load_image(path) for path in record.images]
-    for path, image, (width, height) in zip(record.images, images, record.sizes, strict=True):
-        if image.size != (width, height):
-            raise GemvgError(
-                f"{printable(path)} has {image.width} x {image.height} pixels and its record says {width} x {height}, "
-                "so that its boxes may be elsewhere; mend the record or leave it out"
-            )
-    return images
-
-
-def picture_fault(record: Record) -> Fault | None:
-    """Why a record's pictures cannot be used, by their headers: the stored sizes must be theirs."""
-    measured = (measure_as(path, size) for path, size in zip(record.images, record.sizes, strict=True))
-    return next((found for found in measured if isinstance(found, Fault)), None)
-
-
-def keep_measured(items: Iterable[Record | Fault]) -> Iterator[Record | Fault]:
-    """The same items, a record whose pictures cannot be used as the fault that they have."""
-    for item in items:
-        yield item if isinstance(item, Fault) or check(item) else picture_fault(item) or item

@@ -14,8 +14,8 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CheckpointSettings
 from train.collate import Sample, Turn
-from train.data.pictures import keep_measured, open_pictures
 from train.data.record import Record, Tally, keep_good, read_records
+from train.data.sizes import keep_measured, open_pictures
 
 STRETCH = 50  # batches that are sorted by length together
 CHARACTERS_A_TOKEN = 4  # of English text, roughly; lengths only decide which records share a batch

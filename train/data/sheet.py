@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from gemvg_edge.draw import draw_boxes
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, replacing, unwritable, write_text
-from train.data.pictures import open_pictures
 from train.data.record import Record
+from train.data.sizes import open_pictures
 
 LINE, SIZE = 26, 18  # of the words on a PNG sheet, in pixels
 COLUMNS = 110  # characters a line there
