@@ -27,9 +27,9 @@ from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounder import DEFAULT_BUNDLE, Grounder
+from gemvg_edge.images import load_image
 from train.data.record import Record
 from train.data.samples import read_all
-from train.data.sizes import open_pictures
 from train.world.render import render
 from train.world.samples import held_out_records
 from train.world.scenes import HELD_OUT_SEED, NEW_NAMES_SEED, NEW_STYLE_SEED, read_scenes
@@ -82,7 +82,7 @@ def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, 
     texts, predicted, tokens = [], [], 0
     seconds = 0.0
     for record in tqdm(records, desc=name, leave=False):
-        images = open_pictures(record)
+        images = [load_image(path) for path in record.images]
         started = time.perf_counter()
         text, answer, decoded = ask(images, record.query)
         seconds += time.perf_counter() - started

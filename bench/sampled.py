@@ -25,8 +25,8 @@ from bench.results import save_result
 from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import load_image
 from train.data.record import MODES, Mode, Record
-from train.data.sizes import open_pictures
 from train.rewards import total_reward
 from train.shared_prompts import Prompt, sample_answers
 
@@ -46,7 +46,7 @@ def sample_texts(
         part = records[start : start + AT_ONCE]
         prompts = []
         for k, record in enumerate(part):
-            images = open_pictures(record)
+            images = [load_image(path) for path in record.images]
             asked = grounder.prompt(images, record.query, think=think)
             prompts.append(Prompt(*asked, rows=range(k * answers, (k + 1) * answers)))
         layout = settings.image_token_id, settings.preprocessing.merge_size, grounder.stop_ids[0]
