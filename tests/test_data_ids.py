@@ -1,4 +1,4 @@
-"""Ids that join the parts of a data set: one that is missing, doubled or of another kind never puts a box on a picture."""
+"""Ids that join the parts of a data set: a missing, doubled or odd one never puts a box on another picture."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Truth, list[str]]] = {
     "a category that is text": (
         {"annotations": [note(1, 1, "1"), note(2, 2, 2)]}, B_ONLY, ["an unknown category; its picture is left out"],
     ),
-    "a size that is text": ({"images": [image(1, width="100"), image(2, "b.jpg")]}, B_ONLY, ["a malformed image entry"]),
+    "a size in text": ({"images": [image(1, width="100"), image(2, "b.jpg")]}, B_ONLY, ["a malformed image entry"]),
     "a size of halves": ({"images": [image(1, width=100.5), image(2, "b.jpg")]}, B_ONLY, ["a malformed image entry"]),
     "a crowd that is text": (
         {"annotations": [note(1, 1, 1, iscrowd="0"), note(2, 2, 2)]}, B_ONLY,
