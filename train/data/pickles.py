@@ -18,6 +18,7 @@ import numpy as np
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, read_bytes
 
+SHOWN = 200  # characters of a reason
 WIDEST = 64  # values in a tuple: sizes, and what a call is given
 DEEPEST = 3  # tuples in tuples; hashing deeper ones uses up the machine's stack
 _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248]|[SU]\d{1,4}|O8?)")
@@ -29,9 +30,9 @@ def load_pickle(path: Path) -> Any:
     try:
         return _DataUnpickler(io.BytesIO(stored), encoding="utf-8", errors="replace").load()
     except GemvgError as error:
-        raise GemvgError(f"{printable(path)}: {error}") from None
+        raise GemvgError(f"{printable(path)}: {printable(str(error))}") from None
     except Exception as error:  # a broken pickle may raise whatever it likes
-        why = f"{type(error).__name__}: {error}"[:200]
+        why = printable(f"{type(error).__name__}: {error}"[:SHOWN])
         raise GemvgError(f"{printable(path)} is not a pickle that can be read ({why}); download it again") from None
 
 
@@ -112,7 +113,7 @@ class _DataUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (found := _HARMLESS.get((module, name))) is None:
-            raise GemvgError(f"the pickle asks for {module}.{name}, which data does not need; do not open it")
+            raise GemvgError(f"the pickle asks for {module:.99}.{name:.99}, which data does not need; do not open it")
         return found
 
     def load_build(self) -> None:
