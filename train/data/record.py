@@ -150,8 +150,9 @@ def write_records(records: Iterable[Record], file: Path, inputs: Iterable[Path] 
 
 def check_output(file: Path, inputs: Iterable[Path] = ()) -> None:
     """GemvgError where writing records to a file would destroy an input, or something that is no record file."""
+    is_there = is_file(file)  # which also refuses names that the system does
     refuse_inputs(file, inputs)
-    if not is_file(file):
+    if not is_there:
         return
     for _, line in read_lines(file):
         try:
@@ -223,8 +224,12 @@ def _relative_to(folder: Path) -> Callable[[Path], str]:
 
     @lru_cache(maxsize=4096)
     def way(parent: Path) -> str:
-        short, there = os.path.relpath(parent, folder), os.path.realpath(parent)
-        return short if os.path.realpath(folder / short) == there else os.path.relpath(there, here)
+        short = os.path.relpath(parent, folder)
+        try:
+            there = os.path.realpath(parent)
+            return short if os.path.realpath(folder / short) == there else os.path.relpath(there, here)
+        except ValueError:  # a name that this locale cannot ask the system for
+            return short
 
     return lambda image: os.path.normpath(os.path.join(way(image.parent), image.name))
 
@@ -266,11 +271,9 @@ def _from_json(content: Any, folder: Path) -> Record:
 
 
 def _image(name: Any, folder: Path) -> Path:
-    try:
-        if isinstance(name, str) and name and b"\0" not in os.fsencode(name):
+    with suppress(UnicodeEncodeError):  # a name in bytes that are no text passes, half a character of UTF-16 does not
+        if isinstance(name, str) and name and b"\0" not in name.encode("utf-8", "surrogateescape"):
             return folder / name
-    except UnicodeEncodeError:
-        pass
     raise _NotARecord("an image is not the name of a file")
 
 
