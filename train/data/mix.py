@@ -53,7 +53,7 @@ def main() -> None:
     tally = Tally()
     try:
         inputs = [file for file, _ in args.parts]
-        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out, inputs)
+        count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record", disable=None), args.out, inputs)
     except GemvgError as error:
         print(f"train.data.mix: {error}", file=sys.stderr)
         sys.exit(2)
