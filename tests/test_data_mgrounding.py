@@ -143,6 +143,14 @@ def test_in_shuffled_frames_the_first_image_is_the_first_in_time(tmp_path: Path)
         ({"images": [PREFIX + GROUP[0]]}, "not laid out as MGrounding-630k (KeyError)"),
         ({"images": [], "conversations": []}, "not laid out as MGrounding-630k (IndexError)"),
         (talk(["Cats/1.jpg"], "<image>a", "None"), "an unknown subset"),
+        (
+            {**talk(GROUP, "<image><image>a", "None"), "images": ["Group_Grounding/../../b.jpg"] * 2},
+            "not laid out as MGrounding-630k (ValueError)",
+        ),
+        (
+            {**talk(GROUP, "<image><image>a", "None"), "images": "Group_Grounding"},
+            "not laid out as MGrounding-630k (TypeError)",
+        ),
         (talk(GROUP, "<image><image>a"), "turns that are not question, answer, question, answer"),
         (talk(GROUP, "<image>a", "None"), "not one <image> a picture"),
         (talk(GROUP, "<image><image>", "None"), "an empty query, or one with control tokens"),
@@ -253,6 +261,13 @@ def read_mig_bench_inside(folder: Path) -> Iterable[Record | Fault]:
         ({"question": "their difference"}, "the question names no picture"),
         ({"question": "in the 9th image"}, "a box in a picture that is not there"),
         ({"question": None}, "not laid out as MIG-Bench (AttributeError)"),
+        ({"task": ["diff"]}, "an unknown task"),
+        ({"images": "ab"}, "not laid out as MIG-Bench (TypeError)"),
+        ({"images": ["a", 5]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"images": ["a", "../b"]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"images": ["/a", "b"]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"answer": [True, 0, 5, 5]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"answer": [10**400, 0, 5, 5]}, "not laid out as MIG-Bench (OverflowError)"),
     ],
 )
 def test_malformed_items_have_a_reason(change: dict[str, Any], reason: str) -> None:
