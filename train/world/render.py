@@ -93,12 +93,15 @@ class _World:
         self.client = pybullet.connect(pybullet.DIRECT)
         self._folder = tempfile.TemporaryDirectory()
         self.files: dict[str, str] = {}
-        for name, mesh in MESHES.items():
-            file = Path(self._folder.name, f"{name}.obj")
-            write_obj(mesh, file)
-            self.files[name] = str(file)
-        for name in BORROWED:
-            self.files[name] = borrow_mesh(name, Path(self._folder.name))
+        try:
+            for name, mesh in MESHES.items():
+                file = Path(self._folder.name, f"{name}.obj")
+                write_obj(mesh, file)
+                self.files[name] = str(file)
+            for name in BORROWED:
+                self.files[name] = borrow_mesh(name, Path(self._folder.name))
+        except OSError as error:
+            raise unwritable(Path(self._folder.name), error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
