@@ -83,7 +83,7 @@ def claim_work_folder(run: Any) -> Path:
         raise GemvgError(f"{run.out} exists and is no checkpoint; give a new folder")
     work = work_folder(run.out)
     record, mine = work / "settings.json", settings_json(run)
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != mine:
+    if record.is_file() and json.loads(record.read_text()) != mine:
         raise GemvgError(f"{work} belongs to a run with other settings; delete it, or give the settings in {record}")
     if os.environ.get("RANK", "0") == "0":
         work.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def last_checkpoint(work: Path) -> str | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
         return False
     return True
