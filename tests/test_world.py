@@ -13,6 +13,7 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from train.world.meshes import BORROWED, borrow_mesh
+from train.world.records import world_records
 from train.world.render import MIN_PIXELS_SHARE, boxes_of, render
 from train.world.scenes import NEW_NAMES_SEED, NEW_STYLE_SEED, Scene, read_scenes
 from train.world.things import HELD_OUT_NAMES, NAMES, plan_scene
@@ -60,7 +61,7 @@ def test_scenes_of_other_settings_are_not_mixed(folder: Path) -> None:
     [
         {"seed": "7000"}, {"seed": -1}, {"things": [["mug", 5]]}, {"moved": [99]}, {"moved": [True]}, {"views": []},
         {"views": {"width": 10**400}}, {"views": {"boxes": [[0, 0, 1e9, 9]]}}, {"views": {"file": "../a.png"}},
-        {"views": {"file": "/etc/passwd"}}, {"views": {"boxes": []}}, {"views": {"height": 0.5}},
+        {"views": {"file": "/etc/passwd"}}, {"views": {"boxes": []}}, {"views": {"boxes": [None] * 6}}, {"views": {"height": 0.5}},
     ],
 )  # fmt: skip
 def test_scenes_of_strangers_are_a_sentence(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
@@ -87,6 +88,13 @@ def test_a_scene_that_stands_twice_is_one_or_a_sentence(folder: Path, tmp_path: 
     (tmp_path / "scenes-1.jsonl").write_text(line.replace('"moved": [', '"moved": [0, '))
     with pytest.raises(GemvgError, match=r"scenes-1\.jsonl, line 1: scene 7000 stands twice"):
         read_scenes(tmp_path)
+
+
+def test_too_few_scenes_are_no_endless_search(tmp_path: Path, folder: Path) -> None:
+    line = next(folder.glob("scenes-*.jsonl")).read_text().splitlines()[0]
+    (tmp_path / "scenes-0.jsonl").write_text(line)
+    with pytest.raises(GemvgError, match="give no semantic question; render more of them"):
+        list(world_records(tmp_path, 5, 0.0, seed=0))
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path: Path) -> None:

@@ -95,14 +95,20 @@ def check(record: Record) -> str | None:
         return "mode cot without reasoning"
     if record.kind == "understanding" and not record.words.strip():
         return "an understanding record without words"
+    if not record.query.strip() or _steers(record.query):
+        return "an empty query, or one with control tokens"
+    if _steers(record.thinking) or _steers(record.words):
+        return "an answer with control tokens, or that is no Unicode text"
     try:
         check_query(record.query)
     except GemvgError:
-        return "an empty query, or one with control tokens"
-    for said in (record.thinking, record.words):
-        if any(token in said for token in CONTROL_TOKENS) or any("\ud800" <= letter <= "\udfff" for letter in said):
-            return "an answer with control tokens, or that is no Unicode text"
+        return "a query that is too long, or shows a box that cannot be"
     return next((fault for box in record.boxes if (fault := _box_fault(box, record))), None)
+
+
+def _steers(text: str) -> bool:
+    """Whether a text would rewrite the prompt that it is put into, or cannot be tokenized at all."""
+    return any(token in text for token in CONTROL_TOKENS) or any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _box_fault(box: Box, record: Record) -> str | None:

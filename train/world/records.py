@@ -21,6 +21,8 @@ from train.world.picture_sets import relative
 from train.world.samples import KIND_ROLES, as_record, ask_about
 from train.world.scenes import read_scenes
 
+TRIES = 1000  # scenes that are drawn for one question
+
 
 def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iterator[Record]:
     """`count` records, fixed by the seed."""
@@ -28,10 +30,12 @@ def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iter
     seeds, kinds = list(scenes), list(KIND_ROLES)
     for number in range(count):
         rng, kind = np.random.default_rng([seed, 4, number]), kinds[number % len(kinds)]
-        asked = None
-        while asked is None:
+        for _ in range(TRIES):
             scene = scenes[seeds[rng.integers(len(seeds))]]
-            asked = ask_about(scene, relative(scene, scenes), kind, rng)
+            if asked := ask_about(scene, relative(scene, scenes), kind, rng):
+                break
+        else:
+            raise GemvgError(f"the scenes in {folder} give no {kind} question; render more of them")
         yield as_record(*asked, folder, "tabletop", cot=rng.random() < cot_share)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from train.world.questions import Question, ask
 from train.world.scenes import Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
+TRIES = 1000  # questions that are drawn in vain before a scene is given up
 ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
 # Of each role's questions; what a role does not allow falls to referential ones, which are learned first.
 KIND_SHARES: dict[Role, dict[Kind, float]] = {
@@ -77,7 +79,11 @@ def draw_sample(
         pictures = mirror(pictures)
     shares = KIND_SHARES[role]
     asked: list[Question] = []
-    while len(asked) < questions:
+    for tries in count():
+        if len(asked) == questions:
+            break
+        if tries > TRIES + 10 * questions:
+            raise GemvgError(f"scene {scene.seed} in {folder} shows too little to ask about; render the folder again")
         kind = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
         question = ask(pictures, kind, rng) or ask(pictures, "referential", rng)
         if question is not None and all(question.text != other.text for other in asked[-3:]):

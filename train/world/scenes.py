@@ -90,8 +90,8 @@ def _from_json(record: dict[str, Any]) -> Scene:
 def _view(view: dict[str, Any], things: int) -> View:
     width, height = read_size(view)
     boxes = tuple(None if box is None else _corners(box, width, height) for box in view["boxes"])
-    if len(boxes) != things:
-        raise ValueError("not one box a thing")
+    if len(boxes) != things or not any(boxes):
+        raise ValueError("not one box a thing, or nothing in sight")
     inside(Path(), name := view["file"])
     return View(name, width, height, boxes)
 
