@@ -126,7 +126,7 @@ def _read_turn(
 
 def _read_boxes(answer: str, sizes: tuple[Size, ...]) -> tuple[tuple[Box, ...], str | None]:
     found = read_answer(answer, sizes, AnswerFormat())
-    return found.boxes, found.problem
+    return tuple(sorted(set(found.boxes))), found.problem  # an equal box is the same one
 
 
 def _name_first_frame(question: str, answer: str, paths: Sequence[Path]) -> str | None:
