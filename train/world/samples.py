@@ -26,7 +26,7 @@ from train.world.questions import Question, ask
 from train.world.scenes import Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
-TRIES = 1000  # questions that are drawn in vain before a scene is given up
+TRIES = 1000  # questions that are drawn in vain before the search ends
 ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
 # Of each role's questions; what a role does not allow falls to referential ones, which are learned first.
 KIND_SHARES: dict[Role, dict[Kind, float]] = {
@@ -121,6 +121,18 @@ def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[
     rng = np.random.default_rng([scene.seed, 3])
     tries = (ask_about(scene, partner, kind, rng) for _ in range(20))
     return next((asked for asked in tries if asked), None)
+
+
+def draw_question(
+    scenes: Mapping[int, Scene], folder: Path, kind: Kind, rng: np.random.Generator
+) -> tuple[PictureSet, Question]:
+    """A question of a kind about a random scene; GemvgError where there are too few scenes for one."""
+    seeds = list(scenes)
+    for _ in range(TRIES):
+        scene = scenes[seeds[rng.integers(len(seeds))]]
+        if asked := ask_about(scene, relative(scene, scenes), kind, rng):
+            return asked
+    raise GemvgError(f"the scenes in {folder} give no {kind} question; render more of them")
 
 
 def ask_about(
