@@ -252,7 +252,7 @@ def _scored(
     """A row's figures; what was scored before is read."""
     kept = work / f"{_file_name(row.name)}.{len(records)}.{checkpoint_digest(folder)[:12]}.json"
     if kept.is_file():
-        scored: dict[str, Any] = json.loads(kept.read_text())
+        scored: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return scored
     grounder = TorchGrounder.open(folder)
     if row.activations:

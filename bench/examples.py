@@ -50,7 +50,7 @@ def write_examples(target: Path) -> None:
                 shutil.copyfile(Path(folder, view.file), target / name)
         boxes = [astuple(box) for box in question.boxes]
         records.append({"seed": seed, "kind": kind, "images": names, "query": question.text, "boxes": boxes})
-    (target / "scenes.json").write_text(json.dumps(records, indent=1) + "\n")
+    (target / "scenes.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
 
 @command("bench.examples")

@@ -61,5 +61,5 @@ def load(checkpoint: str, out: str, ids: str) -> None:
 
 
 if __name__ == "__main__":
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         (quantise if job.pop("do") == "quantise" else load)(**job)

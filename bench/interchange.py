@@ -49,7 +49,7 @@ THEIRS: dict[str, dict[str, Any]] = {
 def run_gptqmodel(python: Path, jobs: list[dict[str, Any]], folder: Path) -> None:
     """Do the jobs in GPTQModel's environment."""
     file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
+    file.write_text(json.dumps(jobs), encoding="utf-8")
     try:
         # In the folder that is thrown away: GPTQModel leaves a log where it is started.
         command = [python.absolute(), SIDE.resolve(), file]

@@ -58,7 +58,9 @@ class Measured:
 
 def read_devices() -> dict[str, Device]:
     """The devices of devices.json by name."""
-    return {name: _device(name, entry) for name, entry in json.loads(DEVICES.read_text())["devices"].items()}
+    return {
+        name: _device(name, entry) for name, entry in json.loads(DEVICES.read_text(encoding="utf-8"))["devices"].items()
+    }
 
 
 def _device(name: str, entry: dict[str, Any]) -> Device:
@@ -83,7 +85,7 @@ def read_shapes() -> dict[str, Shape]:
     """The models of model_shapes.json by name."""
     return {
         name: Shape(name, DecoderShape(**s["decoder"]), VisionShape(**s["vision"]), s["max_visual_tokens"])
-        for name, s in json.loads(SHAPES.read_text())["shapes"].items()
+        for name, s in json.loads(SHAPES.read_text(encoding="utf-8"))["shapes"].items()
     }
 
 
@@ -103,7 +105,9 @@ def read_measured(super_mode: bool = False) -> list[Measured]:
     With `super_mode` the rows of a device that has one are taken as measured in it.
     """
     devices, shapes, measured = read_devices(), read_shapes(), []
-    rows = [row for row in json.loads(PUBLISHED.read_text())["rows"] if "prefill" not in row["left_out"]]
+    rows = [
+        row for row in json.loads(PUBLISHED.read_text(encoding="utf-8"))["rows"] if "prefill" not in row["left_out"]
+    ]
     for k, row in enumerate(rows):
         faster = f"{row['device']}-super"
         device = devices[faster if super_mode and faster in devices else row["device"]]
@@ -161,7 +165,7 @@ def check() -> dict[str, Any]:
 
 
 def _check_memory() -> list[dict[str, Any]]:
-    published, shapes = json.loads(PUBLISHED.read_text()), read_shapes()
+    published, shapes = json.loads(PUBLISHED.read_text(encoding="utf-8")), read_shapes()
     rows = []
     for row in published["rows"]:
         if row["memory_mb"] and "memory" not in row["left_out"]:
@@ -176,7 +180,7 @@ def _check_memory() -> list[dict[str, Any]]:
 
 
 def _left_out() -> list[dict[str, Any]]:
-    published = json.loads(PUBLISHED.read_text())
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     what: dict[str, list[str]] = {reason: [] for reason in published["reasons"]}
     for row in published["rows"]:
         for phase, reason in row["left_out"].items():
@@ -190,7 +194,7 @@ def plan(shape: Shape, device: Device, pictures: int = 2, budgets: Sequence[int]
         raise GemvgError(f"{pictures} pictures of {min(budgets)} visual tokens; there must be at least one of each")
     efficiency = roofline.fit([m.point for m in read_measured()])
     capped = sorted({min(budget, shape.max_visual_tokens) for budget in budgets})
-    entry = json.loads(DEVICES.read_text())["devices"][device.name]
+    entry = json.loads(DEVICES.read_text(encoding="utf-8"))["devices"][device.name]
     result = {
         "model": shape.name,
         "device": device.name,

@@ -223,7 +223,7 @@ def render(page: str) -> str:
 
     def write(match: re.Match[str]) -> str:
         file, section = SECTIONS[match[1]]
-        body = section(json.loads((RESULTS / file).read_text()))
+        body = section(json.loads((RESULTS / file).read_text(encoding="utf-8")))
         return f"<!-- results: {match[1]} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- results: ([\w ]+) -->\n.*?<!-- end -->", write, page, flags=re.DOTALL)
@@ -247,11 +247,11 @@ def main() -> None:
     check = parser.parse_args().check
     stale = []
     for page in PAGES:
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         if (fresh := render(text)) != text:
             stale.append(str(page.relative_to(ROOT)))
             if not check:
-                page.write_text(fresh)
+                page.write_text(fresh, encoding="utf-8")
     print(f"{'stale' if check else 'written'}: {', '.join(stale) or 'none'}")
     sys.exit(1 if check and stale else 0)
 

@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
 
 def _read_lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text().splitlines()
+        return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
 

@@ -60,7 +60,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
     file = folder.parent / "scores" / f"{folder.name}.{mode}.{split}.json"
     weights = checkpoint_digest(folder)
     key = {"weights": weights, "limit": limit}
-    if file.is_file() and (kept := json.loads(file.read_text()))["key"] == key:
+    if file.is_file() and (kept := json.loads(file.read_text(encoding="utf-8")))["key"] == key:
         row: dict[str, Any] = kept["row"]
         return row
     bundle = folder.parent / "bundles" / f"{folder.name}-{weights[:12]}"

@@ -25,7 +25,7 @@ def main() -> None:
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "demo.png")
     grounder = Grounder.open()
     sheets = []
-    for scene in json.loads((IMAGES / "scenes.json").read_text()):
+    for scene in json.loads((IMAGES / "scenes.json").read_text(encoding="utf-8")):
         pictures = [Image.open(IMAGES / name) for name in scene["images"]]
         grounding = grounder.ground(pictures, scene["query"])
         print(f'"{scene["query"]}"')

@@ -18,12 +18,14 @@ import torch
 from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import printable, reason
 from gemvg_edge.positions import text_positions
-from gemvg_edge.prompt import encode
+from gemvg_edge.prompt import IMAGE_TOKEN, encode
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED, collate
 from train.data.record import Fault, Record, check, read_records
 from train.data.samples import record_sample
+from train.data.sizes import picture_fault
 from train.world.records import world_records
 from train.world.render import render
 
@@ -84,6 +86,8 @@ def text_prompts(settings: CheckpointSettings, text: str, samples: int) -> list[
     """Consecutive pieces of a text, as language models are calibrated."""
     prompts = []
     for piece in islice(_pieces(settings, text), samples):
+        if settings.image_token_id in piece:
+            raise GemvgError(f"the text holds {IMAGE_TOKEN}, where the model would look for a picture; take it out")
         positions = torch.from_numpy(text_positions(0, len(piece)))
         prompts.append(CalibrationPrompt(piece, positions, torch.empty(0, 0), (), torch.ones(len(piece))))
     if not prompts:
@@ -96,9 +100,9 @@ def read_text(file: Path | None) -> str:
     if file is None:
         return "\n\n".join(pydoc_data.topics.topics.values())
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise GemvgError(f"{file} cannot be read as text ({error}); give a UTF-8 file") from None
+        return file.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise GemvgError(f"{printable(file)} cannot be read as text ({reason(error)}); give a UTF-8 file") from None
 
 
 def _file_records(file: Path, samples: int) -> list[Record]:
@@ -106,6 +110,8 @@ def _file_records(file: Path, samples: int) -> list[Record]:
     records = []
     for number, record in enumerate(islice(read_records(file), samples), 1):
         fault = record.reason if isinstance(record, Fault) else check(record)
+        if isinstance(record, Record) and not fault and (found := picture_fault(record)):
+            fault = f"{found.where}: {found.reason}"
         if fault or isinstance(record, Fault):
             raise GemvgError(f"{file}, record {number}: {fault}; mend it or leave it out")
         records.append(record)

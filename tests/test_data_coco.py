@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gemvg_edge.errors import GemvgError
+from train.data.annotations import read_pickle
 from train.data.coco import picture_key, read_coco
 from train.data.d3 import read_d3
 from train.data.pictures import measure
@@ -259,3 +260,42 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "d3_pkl" / "groups.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(GemvgError, match="holds a list, not a dict"):
         list(read_d3(tmp_path))
+
+
+HARMLESS = {
+    "array": np.array([[1, 2.5]]), "number": np.float32(3.5), "big end first": np.array([1.5], ">f4"),
+    "words": np.array(["ab", "c"]), "lists": np.array([[1], [2, 3]], object), "set": {1, 2},
+    "columns": np.asfortranarray([[1, 2], [3, 4]]), "whole": np.int64(7), "flag": np.bool_(True),
+}  # fmt: skip
+PLAIN = {
+    "array": [[1, 2.5]], "number": 3.5, "big end first": [1.5], "words": ["ab", "c"], "lists": [[1], [2, 3]],
+    "set": {1, 2}, "columns": [[1, 2], [3, 4]], "whole": 7, "flag": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_in_pickles_become_lists(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(HARMLESS, protocol))
+    assert read_pickle(tmp_path / "a.pkl", dict, "") == PLAIN
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # a memo of 2 billion places, as Python's own reader makes it
+        b"\x80\x02}" + b")" + b"\x85" * 10**5 + b"K\x01s.",  # a key whose hash needs a deeper stack than there is
+        b"\x80\x02}(" + b")" * 100 + b"tK\x01s.",
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f.",  # more bytes than there is memory
+        pickle.dumps(np.zeros(3)).replace(b"f8", b"O8"),
+        pickle.dumps(np.zeros(3)).replace(b"f8", b"V8"),
+        pickle.dumps(np.zeros(3))[:-20] + b".",
+        b"cnumpy\ndtype\n(S'f8'\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb.",
+        b"\x80\x02cbuiltins\nset\n}b.",
+        b"I" + b"9" * 10**5 + b"\n.",
+        b"",
+    ],
+)
+def test_pickles_of_strangers(tmp_path: Path, stored: bytes) -> None:
+    (tmp_path / "a.pkl").write_bytes(stored)
+    with pytest.raises(GemvgError, match=r"a\.pkl (is not a pickle that can be read|holds a \w+, not a dict)"):
+        read_pickle(tmp_path / "a.pkl", dict, "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from train.data import inspect
-from train.data.record import Record, write_records
+from train.data.record import Record, read_records, write_records
 from train.data.sheet import words_of, write_sheet
 
 INK = (255, 0, 160)
@@ -121,3 +123,40 @@ def test_inspecting_as_a_command(
     monkeypatch.setattr(sys, "argv", ["inspect", str(tmp_path / "empty.jsonl"), "--sheet", str(tmp_path / "e.png")])
     inspect.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["records"] == 0
+
+
+def test_a_sheet_never_replaces_what_is_read(tmp_path: Path) -> None:
+    file = write_file(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "b.png")
+    for sheet in (tmp_path / "sub" / ".." / "a.png", tmp_path / "link.png"):
+        with pytest.raises(GemvgError, match=r"--sheet .*png is .*png, which is read; give another place"):
+            inspect.inspect(file, sheet, 24, 0)
+    (tmp_path / "page.html").symlink_to(file)
+    with pytest.raises(GemvgError, match=r"--sheet .*page\.html is .*, which is read"):
+        inspect.inspect(file, tmp_path / "page.html", 24, 0)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "sheet.html"])
+def test_a_full_disk_leaves_the_old_sheet(tmp_path: Path, name: str) -> None:
+    records = [item for item in read_records(write_file(tmp_path)) if isinstance(item, Record)]
+    sheet = tmp_path / "out" / name
+    write_sheet(records, sheet)
+    before, limits = sheet.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # as if there were no more room
+    try:
+        with pytest.raises(GemvgError, match=rf"{name} cannot be written \(File too large\)"):
+            write_sheet(records, sheet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sheet.read_bytes() == before
+    assert os.listdir(sheet.parent) == [name]
+
+
+def test_a_picture_of_another_size_is_said_on_the_sheet(tmp_path: Path) -> None:
+    file = write_file(tmp_path)
+    Image.new("RGB", (50, 50)).save(tmp_path / "b.png")
+    inspect.inspect(file, tmp_path / "sheet.html", 24, 0)
+    assert (tmp_path / "sheet.html").read_text().count("b.png has 50 x 50 pixels and its record says") == 3

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from train.data import masks
 from train.data.masks import mask_box, read_runs, unpack
 
 # Made with pycocotools 2.0 and lzstring 1.0.4: (height, width), counts, corners, counts packed.
@@ -61,11 +62,25 @@ def test_mask_boxes_match_the_mask(height: int, width: int, share: float, seed: 
 
 
 @pytest.mark.parametrize(
-    "counts", ["m8?i", "m8?i0000000000000000000000000000000000000000000000ST", "é", [5, -5, 2400], [[1]]]
-)
+    "counts",
+    [
+        "m8?i", "m8?i0000000000000000000000000000000000000000000000ST", "é", [5, -5, 2400], [[1]],
+        [2**62, 2**62, 2**62, 2**62, 2400],  # comes round to 2400
+        [2399.5, 0.5], [True, 2399], ["2400"], None, {}, "o" * 10**6,
+    ],
+)  # fmt: skip
 def test_wrong_masks_are_refused(counts: Any) -> None:
     with pytest.raises(ValueError, match=r"mask"):
         mask_box(counts, 40, 60)
+
+
+def test_a_packed_text_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    (_, counts, _, packed), *_ = KNOWN
+    monkeypatch.setattr(masks, "MOST", len(counts))
+    assert unpack(packed) == counts
+    monkeypatch.setattr(masks, "MOST", len(counts) - 1)
+    with pytest.raises(ValueError, match="a packed text is longer than any mask"):
+        unpack(packed)
 
 
 @pytest.mark.parametrize("text", ["", "LYDg-AlgDDt", "!!", "zzzz"])

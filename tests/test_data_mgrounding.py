@@ -160,6 +160,16 @@ def test_malformed_conversations_are_counted(tmp_path: Path, item: Any, reason: 
     assert len(records) == 1
 
 
+@pytest.mark.parametrize(
+    "images", ["Group_Grounding", ["Group_Grounding/../../b.jpg"], ["/etc/a.jpg"], ["a\0.jpg"], [5], [""], {"a": 1}]
+)
+def test_pictures_that_are_no_names_within_the_folder(tmp_path: Path, images: Any) -> None:
+    item = {**talk(GROUP, "<image>a", "None"), "images": images}
+    records, tally = read(tmp_path, item, paint_all=False)
+    assert records == []
+    assert tally.refused.total() == 1
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(GemvgError, match=r"MGrounding-630k\.json: no such file; download"):
         list(read_mgrounding(tmp_path))
@@ -253,6 +263,13 @@ def read_mig_bench_inside(folder: Path) -> Iterable[Record | Fault]:
         ({"question": "their difference"}, "the question names no picture"),
         ({"question": "in the 9th image"}, "a box in a picture that is not there"),
         ({"question": None}, "not laid out as MIG-Bench (AttributeError)"),
+        ({"task": ["diff"]}, "an unknown task"),
+        ({"images": "ab"}, "not laid out as MIG-Bench (TypeError)"),
+        ({"images": ["a", 5]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"images": ["a", "../b"]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"images": ["/a", "b"]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"answer": [True, 0, 5, 5]}, "not laid out as MIG-Bench (ValueError)"),
+        ({"answer": [10**400, 0, 5, 5]}, "not laid out as MIG-Bench (OverflowError)"),
     ],
 )
 def test_malformed_items_have_a_reason(change: dict[str, Any], reason: str) -> None:

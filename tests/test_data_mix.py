@@ -1,7 +1,8 @@
-"""Mixing record files."""
+"""Mixing record files: what comes out, and what is never lost on the way."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from gemvg_edge.boxes import Box
-from train.data.record import Record, read_records, write_records
+from tests.killed import every_kill
+from train.data.mix import mix
+from train.data.record import Record, Tally, read_records, write_records
 
 
 def test_files_from_several_folders_are_mixed(tmp_path: Path) -> None:
@@ -36,3 +39,35 @@ def test_files_from_several_folders_are_mixed(tmp_path: Path) -> None:
         assert message in wrong.stderr
         assert "Traceback" not in wrong.stderr
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_a_part_is_never_the_output(tmp_path: Path) -> None:
+    record = Record((tmp_path / "a.png",), ((64, 48),), "mug", (), "semantic", "us")
+    write_records([record], tmp_path / "a.jsonl")
+    before = (tmp_path / "a.jsonl").read_bytes()
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    command = [sys.executable, "-m", "train.data.mix", "b.jsonl", "a.jsonl:3"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "train.data.mix: b.jsonl is a.jsonl, which is read; give another place to write to\n"
+    assert (tmp_path / "a.jsonl").read_bytes() == before
+
+
+def test_a_mixing_is_killed(tmp_path: Path) -> None:
+    """At each change of a name: the old file or the new one, and a rerun leaves nothing else."""
+    old, new = (Record((tmp_path / "a.png",), ((64, 48),), query, (), "semantic", "us") for query in ("old", "new"))
+    write_records([new], tmp_path / "part.jsonl")
+    out, outcomes = tmp_path / "out.jsonl", []
+
+    def work() -> None:
+        write_records(mix([(tmp_path / "part.jsonl", None)], 0, Tally()), out, [tmp_path / "part.jsonl"])
+
+    for _ in every_kill(work, lambda: write_records([old], out)):
+        (found,) = read_records(out)
+        assert found in (old, new)
+        outcomes.append(found)
+        work()
+        assert list(read_records(out)) == [new]
+        assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "part.jsonl"]
+    assert outcomes

@@ -12,9 +12,12 @@ from PIL import Image
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
+from quantize.calibration import _file_records
 from train.collate import Turn
+from train.data.pictures import measure
 from train.data.record import Record, write_records
 from train.data.samples import grouped_order, read_all, record_sample, record_turn
+from train.grpo import read_wanted
 
 BOXES = (Box(0, 10, 0, 50, 20), Box(1, 0, 5, 10, 10))
 
@@ -52,6 +55,29 @@ def test_bad_records_are_left_out_and_none_is_an_error(tmp_path: Path, capsys: p
     write_records([bad], tmp_path / "none.jsonl")
     with pytest.raises(GemvgError, match=r"none\.jsonl has no record to train on"):
         read_all(tmp_path / "none.jsonl")
+
+
+def test_records_whose_pictures_are_others_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    measure.cache_clear()  # tests write pictures of one name
+    good, wrong = record(tmp_path), record(tmp_path, sizes=((100, 20), (20, 100)), boxes=())
+    gone = record(tmp_path, images=(tmp_path / "a.png", tmp_path / "c.png"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (20, 100)).save(tmp_path / "t.jpg", exif=turned)
+    either_way = [record(tmp_path, images=(tmp_path / "t.jpg",), sizes=(s,), boxes=()) for s in ((20, 100), (100, 20))]
+    write_records([good, wrong, gone, *either_way], tmp_path / "some.jsonl")
+    assert read_all(tmp_path / "some.jsonl") == [good]
+    said = capsys.readouterr().err
+    assert "1 x a picture of another size than its annotation says (first: " in said
+    assert "1 x a missing picture" in said
+    assert "2 x a picture turned by its EXIF data" in said
+    wanted, left_out = read_wanted(tmp_path / "some.jsonl")
+    assert wanted == [good]
+    assert left_out[0] == "1 records kept, 4 refused"
+    with pytest.raises(GemvgError, match=r"b\.png has 100 x 20 pixels and its record says 20 x 100"):
+        record_sample(wrong, AnswerFormat())
+    with pytest.raises(GemvgError, match=r"some\.jsonl, record 2: .*b\.png: a picture of another size"):
+        _file_records(tmp_path / "some.jsonl", 2)
 
 
 def test_draws_pass_over_all_records_in_batches_of_one_length() -> None:

@@ -184,3 +184,81 @@ def test_folders_without_annotations(tmp_path: Path) -> None:
         list(read_labelme(tmp_path))
     (tmp_path / "a.json").write_text('{"shapes": [')
     assert good(read_labelme(tmp_path))[1].refused == {"not laid out as labelme (JSONDecodeError)": 1}
+
+
+def test_one_bad_file_is_not_the_end(tmp_path: Path) -> None:
+    folder = write_labelme(tmp_path, shape("mug", [[0, 0], [5, 5]]))
+    labels = folder / "labels"
+    whole = json.loads((labels / "a.json").read_text())
+    bad: dict[str, bytes] = {
+        "latin1": '{"imagePath": "caf\u00e9.png"}'.encode("latin-1"),
+        "deep": b"[" * 100_000,
+        "doubled": b'{"shapes": [], "shapes": []}',
+        "infinite": json.dumps({**whole, "imageWidth": float("inf")}).encode(),
+        "text": json.dumps({**whole, "imageWidth": "64"}).encode(),
+        "number": json.dumps({**whole, "shapes": [{**shape("mug", [[0, 0], [5, 5]]), "label": 5}]}).encode(),
+        "null": json.dumps({**whole, "imagePath": "a\0.png"}).encode(),
+        "long": json.dumps({**whole, "imagePath": "x" * 300 + ".png"}).encode(),
+        "half": json.dumps({**whole, "imagePath": "\ud800.png"}).encode(),
+    }
+    for name, content in bad.items():
+        (labels / f"{name}.json").write_bytes(content)
+    (labels / "folder.json").mkdir()
+    (labels / "gone.json").symlink_to(labels / "nowhere")
+    records, tally = good(read_labelme(folder))
+    assert [record.query for record in records] == ["every mug"]
+    assert tally.refused.total() == len(bad) + 2
+    assert all("labelme (" in reason or "picture" in reason for reason in tally.refused)
+
+
+def test_a_byte_order_mark_and_an_equal_box_are_no_fault(tmp_path: Path) -> None:
+    folder = write_labelme(tmp_path, shape("mug", [[0, 0], [5, 5]]), shape(" mug", [[5, 5], [0, 0]]))
+    file = folder / "labels" / "a.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    records, tally = good(read_labelme(folder))
+    assert [(record.query, record.boxes) for record in records] == [("every mug", (Box(0, 0, 0, 5, 5),))]
+    assert not tally.refused
+
+
+def test_a_picture_that_two_files_label_is_left_out(tmp_path: Path) -> None:
+    """Each of them may have only some of the mugs."""
+    folder = write_labelme(tmp_path, shape("mug", [[0, 0], [5, 5]]))
+    content = json.loads((folder / "labels" / "a.json").read_text())
+    (folder / "labels" / "b.json").write_text(json.dumps({**content, "imagePath": "./../pictures/a.png"}))
+    records, tally = good(read_labelme(folder))
+    assert records == []
+    assert tally.refused == {"a picture that several files label": 2}
+    write_voc(tmp_path, ("dog", 1, 1, 9, 9))
+    (tmp_path / "Annotations" / "b.xml").write_text((tmp_path / "Annotations" / "a.xml").read_text())
+    assert good(read_voc(tmp_path))[1].refused == {"a picture that several files label": 2}
+
+
+BOMB = "<!DOCTYPE a [<!ENTITY a0 'ha'>{}]>".format(
+    "".join(f"<!ENTITY a{k} '{f'&a{k - 1};' * 10}'>" for k in range(1, 12))
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB + VOC.replace("VOC2012", "&a11;"),
+        "<!DOCTYPE annotation SYSTEM 'file:///etc/passwd'>" + VOC,
+        "<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>" + VOC.replace("VOC2012", "&x;"),
+        "<a>" * 50_000,
+        VOC.replace("a.jpg", "../JPEGImages/a.jpg"),
+        VOC.replace("a.jpg", "/etc/passwd"),
+        VOC.replace("64", "64.5"),
+        VOC.replace("64", "9" * 5000),
+    ],
+)
+def test_voc_files_of_strangers(tmp_path: Path, text: str) -> None:
+    folder = write_voc(tmp_path, ("dog", 1, 1, 9, 9))
+    paint(folder / "JPEGImages" / "b.jpg")
+    (folder / "Annotations" / "b.xml").write_text(
+        (folder / "Annotations" / "a.xml").read_text().replace("a.jpg", "b.jpg")
+    )
+    (folder / "Annotations" / "a.xml").write_text(text)
+    records, tally = good(read_voc(folder))
+    assert [record.images[0].name for record in records] == ["b.jpg"]
+    assert list(tally.refused.values()) == [1]
+    assert next(iter(tally.refused)).startswith("not laid out as Pascal VOC (")

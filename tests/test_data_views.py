@@ -247,3 +247,75 @@ def test_mvtrack_faults_are_named(tmp_path: Path) -> None:
     assert tally.examples["a malformed box"].endswith("bag1-1/groundtruth.txt, row 1")
     (second / "invisible.txt").unlink()
     assert good(read_mvtrack(tmp_path))[1].refused["a missing annotation file"] == 1
+
+
+def test_a_camera_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    write_mvtrack(tmp_path)
+    before = list(read_mvtrack(tmp_path))
+    file = tmp_path / "mvtrack_train_split.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() * 2)
+    assert list(read_mvtrack(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("mvtrack_train_split.txt", b"bag1-1 bag1-2 ../x-1 /etc/x-1 -1", "a sequence that names no folder"),
+        ("bag1/bag1-1/invisible.txt", b"0,2,0", "an annotation file that cannot be read"),
+        ("bag1/bag1-1/invisible.txt", b"0,x,0", "an annotation file that cannot be read"),
+        ("bag1/bag1-1/groundtruth.txt", "1,2,3,4 \u00e9".encode("latin-1"), "an annotation file that cannot be read"),
+        ("bag1/bag1-1/groundtruth.txt", b"1,2,3", "not as many boxes as flags"),
+    ],
+)
+def test_mvtrack_files_of_strangers(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    write_mvtrack(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    _, tally = good(read_mvtrack(tmp_path))
+    assert set(tally.refused) == {reason}
+
+
+def test_star_questions_that_disagree(tmp_path: Path) -> None:
+    """Of two boxes of one thing in one frame neither is taken; one that stands twice is one."""
+    other = {"bbox_labels": ["o000"], "bbox": [[2, 2, 10, 20]]}
+    write_star(tmp_path, **{"000100": other, "000200": {"bbox_labels": ["o000"] * 2, "bbox": [[5, 6, 7, 8]] * 2}})
+    records, tally = good(read_star(tmp_path))
+    assert tally.refused == {"another box than an earlier question has; the thing is left out of this frame": 1}
+    assert [[path.name for path in record.images] for record in records] == [["000030.png", "000200.png"]]
+
+
+@pytest.mark.parametrize("video", [7, None, "../ABC", "", "\ud800", ["ABC"]])
+def test_star_videos_that_are_no_names(tmp_path: Path, video: Any) -> None:
+    write_star(tmp_path)
+    content = json.loads((tmp_path / "STAR_train.json").read_text())
+    (tmp_path / "STAR_train.json").write_text(json.dumps([*content, {**content[0], "video_id": video}]))
+    records, tally = good(read_star(tmp_path))
+    assert len(records) == 1
+    assert list(tally.refused.values()) == [1]
+
+
+def test_a_class_that_stands_twice_has_no_meaning(tmp_path: Path) -> None:
+    write_star(tmp_path)
+    with (tmp_path / "object_classes.txt").open("a") as file:
+        file.write("o000 dog\n")
+    records, tally = good(read_star(tmp_path))
+    assert records == []
+    assert set(tally.refused) == {"an unknown category"}
+
+
+def test_ego_exo_takes_and_cameras_that_lead_elsewhere(tmp_path: Path) -> None:
+    masks = write_ego_exo(tmp_path, packed=False)
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["take-1", "take-1", "../x", 5, "x" * 300]}))
+    records, tally = good(read_ego_exo(tmp_path))
+    assert len(records) == 1
+    assert tally.refused == {"a take that names no folder": 2, "a missing take": 1}
+    masks["metal bowl_0"]["../cam02"] = masks["metal bowl_0"].pop("cam01")
+    save_ego_exo(tmp_path, masks, packed=False)
+    assert good(read_ego_exo(tmp_path))[1].refused == {"a camera or a frame that names no file": 1}
+
+
+@pytest.mark.parametrize("size", [[20.5, 30], ["20", 30], [True, 30], [-20, -30], [0, 30], [10**9, 10**9], None])
+def test_ego_exo_masks_of_no_size(tmp_path: Path, size: Any) -> None:
+    masks = write_ego_exo(tmp_path, packed=False)
+    masks["metal bowl_0"]["aria01_214-1"]["30"]["size"] = size
+    save_ego_exo(tmp_path, masks, packed=False)
+    assert good(read_ego_exo(tmp_path))[1].refused == {"a malformed mask": 1}

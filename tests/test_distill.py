@@ -232,6 +232,11 @@ def test_answers_survive_a_kill_and_are_learned_from(run: DistillSettings, monke
         train(taught)
     with pytest.raises(GemvgError, match="another teacher's answers"):
         write_teacher_answers(run.model, run.data, answers)
+    records = run.data.read_bytes()
+    run.data.write_bytes(records.replace(b"the red mug", b"the red cup", 1))  # of the same name and size
+    with pytest.raises(GemvgError, match="answers to other records"):
+        write_teacher_answers(run.teacher, run.data, answers)
+    run.data.write_bytes(records)
     train(taught)
     assert asked[6:] == ["4-0.png", "5-0.png"]  # the first two shards were kept
     assert [record.boxes for record in read_all(answers)] == [()] * 5
@@ -239,6 +244,21 @@ def test_answers_survive_a_kill_and_are_learned_from(run: DistillSettings, monke
     assert json.loads((taught.out / "training.json").read_text())["teacher_answers"] == str(answers)
     with pytest.raises(GemvgError, match=r"give a \.jsonl as --data"):
         train(replace(taught, teacher_answers=answers.with_name("none.jsonl"), data=run.data.parent))
+
+
+def test_answers_take_the_place_of_nothing_else(run: DistillSettings, tmp_path: Path) -> None:
+    before = run.data.read_bytes()
+    with pytest.raises(GemvgError, match=r"--teacher-answers .* is .*, which is read"):
+        train(replace(run, teacher_answers=run.data.parent / "." / run.data.name))
+    (tmp_path / "notes.jsonl").write_text("mine")
+    (tmp_path / "a.jsonl.work").mkdir()
+    (tmp_path / "a.jsonl.work" / "mine").touch()
+    for out, reason in (("notes.jsonl", "holds no records"), ("a.jsonl", "was not made by gemvg-edge")):
+        with pytest.raises(GemvgError, match=reason):
+            write_teacher_answers(run.teacher, run.data, tmp_path / out)
+    assert run.data.read_bytes() == before
+    assert (tmp_path / "notes.jsonl").read_text() == "mine"
+    assert (tmp_path / "a.jsonl.work" / "mine").exists()
 
 
 def test_settings_that_cannot_work_are_refused(run: DistillSettings) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from train.world.meshes import BORROWED, borrow_mesh
+from train.world.records import world_records
 from train.world.render import MIN_PIXELS_SHARE, boxes_of, render
 from train.world.scenes import NEW_NAMES_SEED, NEW_STYLE_SEED, Scene, read_scenes
 from train.world.things import HELD_OUT_NAMES, NAMES, plan_scene
@@ -50,6 +54,61 @@ def test_a_short_shard_is_rendered_anew(tmp_path: Path) -> None:
 def test_scenes_of_other_settings_are_not_mixed(folder: Path) -> None:
     with pytest.raises(GemvgError, match=r"was rendered with .*'size': 144.* not .*'size': 64"):
         render(folder, first_seed=7_000, scenes=12, size=64, processes=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": "7000"}, {"seed": -1}, {"things": [["mug", 5]]}, {"moved": [99]}, {"moved": [True]}, {"views": []},
+        {"views": {"width": 10**400}}, {"views": {"boxes": [[0, 0, 1e9, 9]]}}, {"views": {"file": "../a.png"}},
+        {"views": {"file": "/etc/passwd"}}, {"views": {"boxes": []}}, {"views": {"height": 0.5}},
+        {"things": [["mug", "red"]], "moved": [], "removed": [], "added": [], "views": {"boxes": [None]}},
+    ],
+)  # fmt: skip
+def test_scenes_of_strangers_are_a_sentence(folder: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    lines = next(folder.glob("scenes-*.jsonl")).read_text().splitlines()
+    scene = json.loads(lines[1])
+    for key, value in change.items():
+        scene[key] = [{**view, **value} for view in scene[key]] if isinstance(value, dict) else value
+    (tmp_path / "scenes-0.jsonl").write_text(f"{lines[0]}\n{json.dumps(scene)}\n")
+    with pytest.raises(GemvgError, match=r"scenes-0\.jsonl, line 2 is not a scene; delete the file and render again"):
+        read_scenes(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"caf\xe9", b"[" * 100_000, b'{"seed": NaN}', b"7"])
+def test_lines_that_are_no_scene(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "scenes-0.jsonl").write_bytes(line)
+    with pytest.raises(GemvgError, match=r"line 1 is not a scene"):
+        read_scenes(tmp_path)
+
+
+def test_a_scene_that_stands_twice_is_one_or_a_sentence(folder: Path, tmp_path: Path) -> None:
+    line = next(folder.glob("scenes-*.jsonl")).read_text().splitlines()[0]
+    (tmp_path / "scenes-0.jsonl").write_text(f"{line}\n{line}\n")
+    assert len(read_scenes(tmp_path)) == 1
+    (tmp_path / "scenes-1.jsonl").write_text(line.replace('"moved": [', '"moved": [0, '))
+    with pytest.raises(GemvgError, match=r"scenes-1\.jsonl, line 1: scene 7000 stands twice"):
+        read_scenes(tmp_path)
+
+
+def test_too_few_scenes_are_no_endless_search(tmp_path: Path, folder: Path) -> None:
+    line = next(folder.glob("scenes-*.jsonl")).read_text().splitlines()[0]
+    (tmp_path / "scenes-0.jsonl").write_text(line)
+    with pytest.raises(GemvgError, match="give no semantic question; render more of them"):
+        list(world_records(tmp_path, 5, 0.0, seed=0))
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # as if there were no more room
+    try:
+        with pytest.raises(GemvgError, match=r"cannot be written \(File too large\)"):
+            render(tmp_path, first_seed=7_000, scenes=1, size=144, processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["images", "settings.json"]
+    render(tmp_path, first_seed=7_000, scenes=1, size=144, processes=1)
+    assert len(read_scenes(tmp_path)) == 1
 
 
 def test_boxes_lie_in_the_picture_and_around_the_colour(folder: Path, scenes: list[Scene]) -> None:

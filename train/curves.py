@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemvg_edge.files import replacing
+
 WANTED = (
     "answer_loss", "tower_loss", "place_loss", "pointer_loss", "mark_loss", "fate_loss", "kl_loss", "reward", "entropy",
     "grad_norm", "learning_rate",
@@ -28,6 +30,5 @@ def draw_curves(log: Sequence[dict[str, Any]], file: Path) -> None:
         panel.grid(alpha=0.3)
     if len(names) % 2:
         figure.axes[-1].set_axis_off()
-    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
-    figure.savefig(partial, dpi=110)
-    partial.replace(file)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=110)

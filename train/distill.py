@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, refuse_inputs
 from gemvg_edge.prompt import END_OF_TURN
 from train import sft
 from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import IGNORED, collate
-from train.data.record import Record, read_records, write_records
+from train.data.record import Record, check_output, read_records, write_records
 from train.data.samples import read_all, record_sample
+from train.output_folder import WORK, claim, fingerprint, remove
 from train.stage import run_stage
 from train.trainer import GroundingTrainer
 
@@ -127,26 +129,37 @@ def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
         raise GemvgError(f"there is no {out}, and only records can be answered: give a .jsonl as --data")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise GemvgError(f"there is no {out}; run this command in a single process until it is written")
+    check_output(out, [teacher, data])
     settings, records = read_trainable(teacher), read_all(data)
+    work = out.with_name(out.name + ".work")
+    content = {"format": WORK, "teacher": fingerprint(teacher), "records": fingerprint(data), "shard": SHARD}
+    try:
+        lock = claim(work, content, keep=True)
+    except GemvgError as error:
+        raise GemvgError(f"{error}; it may hold another teacher's answers, or answers to other records") from None
+    try:
+        _answer_in_shards(teacher, settings, records, work, out)
+        remove(work)
+    finally:
+        lock.close()
+
+
+def _answer_in_shards(
+    teacher: Path, settings: CheckpointSettings, records: Sequence[Record], work: Path, out: Path
+) -> None:
     model = Qwen2VLForConditionalGeneration.from_pretrained(teacher, dtype="auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    shards, work = [], out.with_name(out.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
-    made_of, mine = work / "made_of.txt", f"{teacher.resolve()}\n{data.resolve()}\n"
-    if made_of.is_file() and made_of.read_text() != mine:
-        raise GemvgError(f"{work} has another teacher's answers, or to other records; delete it, see {made_of}")
-    made_of.write_text(mine)
+    shards = []
     for first in tqdm(range(0, len(records), SHARD), "teacher's answers"):
         shards.append(work / f"{first:08d}.jsonl")
-        if not shards[-1].is_file():
+        if not is_file(shards[-1]):
             answered = (_answered(model, settings, record) for record in records[first : first + SHARD])
             write_records((record for record in answered if record is not None), shards[-1])
-    kept = write_records((r for shard in shards for r in read_records(shard) if isinstance(r, Record)), out)
+    kept = [record for shard in shards for record in read_records(shard) if isinstance(record, Record)]
     if not kept:
-        out.unlink()
         raise GemvgError(f"{teacher} gave no answer that can be read; is it trained on grounding?")
-    print(f"{out}: {kept} of {len(records)} answers can be read", file=sys.stderr)
-    shutil.rmtree(work)
+    write_records(kept, out)
+    print(f"{out}: {len(kept)} of {len(records)} answers can be read", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -187,7 +200,8 @@ def train(run: DistillSettings) -> None:
         )
     sft.check(run)
     if run.teacher_answers:
-        if not run.teacher_answers.is_file():
+        refuse_inputs(run.teacher_answers, [run.data, run.teacher, run.model], "--teacher-answers")
+        if not is_file(run.teacher_answers):
             write_teacher_answers(run.teacher, run.data, run.teacher_answers)
         run = replace(run, data=run.teacher_answers)
     teacher, settings = read_trainable(run.teacher), read_trainable(run.model)

@@ -39,6 +39,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_trainable
 from train.data.record import Mode, Record, Tally, keep_good, read_records
+from train.data.sizes import keep_measured
 from train.grpo_trainer import TERMS, GroundingGRPOTrainer
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, score
@@ -117,7 +118,7 @@ def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[fl
 def read_wanted(data: Path) -> tuple[list[Record], list[str]]:
     """The records that can be rewarded, and lines that say how many there are and why others are not."""
     tally = Tally()
-    good = list(keep_good(read_records(data), tally))
+    good = list(keep_good(keep_measured(read_records(data)), tally))
     records = [record for record in good if record.kind != "understanding"]
     if not records:
         raise GemvgError(f"{data} has no record with boxes; GRPO has nothing to reward")

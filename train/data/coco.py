@@ -9,7 +9,8 @@ Format: cocodataset.org, "Format data". What it maps to (ours; the paper does no
     every object of one category, over 1..4 pictures of which some show none     referential
     the one kind of object that all of 2..4 pictures share                       semantic
 
-A category with a crowd region in a picture is not asked of that picture: not all of its objects are boxed there.
+A category with a crowd region in a picture is not asked of that picture: not all of its objects are boxed there. A
+picture is left out, and named, where an annotation of it cannot be read or may be of another one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gemvg_edge.boxes import Box
-from train.data.annotations import MALFORMED, entries, identity, numbers, read_json
+from train.data.annotations import (
+    MALFORMED,
+    Id,
+    Index,
+    as_object,
+    by_id,
+    entries,
+    identity,
+    index_by_id,
+    index_pictures,
+    inside,
+    numbers,
+    read_json,
+    read_size,
+    with_ids,
+)
 from train.data.labelled import EVERY, LabelledPicture, ask_for, check_picture, pick
 from train.data.pictures import measure_as
 from train.data.record import Fault, Record
@@ -61,53 +77,76 @@ def label_pictures(folder: Path, split: str, leave_out: frozenset[str]) -> Itera
     """Every picture of the split with its boxes by category, in the order of their ids."""
     file = folder / "annotations" / f"instances_{split}.json"
     content = read_json(file, dict, LAYOUT)
-    images, annotations = entries(content, "images", file), entries(content, "annotations", file)
-    names = {
-        identity(entry): entry.get("name") for entry in entries(content, "categories", file) if isinstance(entry, dict)
-    }
-    known = {identity(entry) for entry in images}
-    objects: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
-    unsure: dict[Any, set[str]] = defaultdict(set)
-    spoilt = set()
+    pictures, annotations, listed = (entries(content, key, file) for key in ("images", "annotations", "categories"))
+    images = index_pictures(with_ids(pictures), str(file))
+    names = index_by_id(((key, _name_of(as_object(entry))) for key, entry in with_ids(listed)), "category", str(file))
+    yield from (*images.faults, *names.faults)
+    found, spoilt = list[Annotation](), set[Id]()
     for entry in annotations:
-        image = identity(entry, "image_id")
-        if isinstance(found := _read_annotation(entry, names), str):
-            reason: str | None = found
+        if identity(entry, "image_id") in images.doubled:
+            continue  # a picture that is named and left out already
+        if isinstance(annotation := _read_annotation(entry, images, names), str):
+            spoilt |= images.meant(entry.get("image_id")) if isinstance(entry, dict) else set()
+            yield Fault(f"{file}: annotation {identity(entry)}", f"{annotation}; its picture is left out")
         else:
-            reason = None if image in known else "an unknown picture"
-            name, box = found
-            if entry.get("iscrowd"):
-                unsure[image].add(name)
-            else:
-                objects[image][name].append(box)
-        if reason:
-            spoilt.add(image)
-            yield Fault(f"{file}: annotation {identity(entry)}", f"{reason}; its picture is left out")
-    for entry in sorted(images, key=lambda entry: str(identity(entry)).rjust(16)):
-        image = identity(entry)
+            found.append(annotation)
+    # An annotation need not have an id, but of two with the same one may be the older draft of the other.
+    numbered = index_by_id(((a.id, a) for a in found if a.id is not None), "annotation", str(file), equal_is_one=True)
+    yield from numbered.faults
+    spoilt |= {annotation.image for annotation in found if annotation.id in numbered.doubled}
+    objects: dict[Id, dict[str, set[Box]]] = defaultdict(lambda: defaultdict(set))  # an equal box is the same one
+    unsure: dict[Id, set[str]] = defaultdict(set)
+    for annotation in found:
+        if annotation.crowd:
+            unsure[annotation.image].add(annotation.name)
+        else:
+            objects[annotation.image][annotation.name].add(annotation.box)
+    for image, entry in by_id(images.entries.items()):
         if image not in spoilt:
-            yield _label(folder / split, entry, objects[image], unsure[image], leave_out)
+            yield _label(folder / split, image, entry, objects[image], unsure[image], leave_out)
 
 
-def _read_annotation(entry: Any, names: dict[Any, Any]) -> tuple[str, Box] | str:
-    """The category and the box of an annotation, or what is wrong with it."""
+class Annotation(NamedTuple):
+    """One object in one picture."""
+
+    id: Id | None
+    image: Id
+    name: str
+    box: Box
+    crowd: bool
+
+
+def _name_of(entry: dict[str, Any]) -> str | None:
+    name = entry.get("name")
+    return name.strip() or None if isinstance(name, str) else None
+
+
+def _read_annotation(entry: Any, images: Index, names: Index) -> Annotation | str:
+    """An annotation, or what is wrong with it."""
     try:
-        name = names[entry["category_id"]]
+        category, image, crowd = entry["category_id"], identity(entry, "image_id"), entry.get("iscrowd")
         x, y, w, h = numbers(entry["bbox"], 4)
+        name = names.find(category)
     except KeyError as error:
-        return f"no field {error}" if error.args[0] in ("category_id", "bbox") else "an unknown category"
+        return f"no field {error}"
     except MALFORMED:
         return "a malformed annotation"
-    return (name, Box(0, x, y, x + w, y + h)) if isinstance(name, str) else "an unknown category"
+    if isinstance(category, (list, dict)) or crowd not in (0, 1, None):
+        return "a malformed annotation"
+    if name is None:
+        return "an unknown category"
+    if image is None or image not in images.entries:
+        return "an unknown picture"
+    return Annotation(identity(entry), image, name, Box(0, x, y, x + w, y + h), bool(crowd))
 
 
 def _label(
-    folder: Path, entry: dict[str, Any], objects: dict[str, list[Box]], unsure: set[str], leave_out: frozenset[str]
+    folder: Path, image: Id, entry: Any, objects: dict[str, set[Box]], unsure: set[str], leave_out: frozenset[str]
 ) -> LabelledPicture | Fault:
     try:
-        path, size = folder / entry["file_name"], (int(entry["width"]), int(entry["height"]))
+        path, size = inside(folder, entry["file_name"]), read_size(entry)
     except MALFORMED:
-        return Fault(f"{folder}: image {identity(entry)}", "a malformed image entry")
+        return Fault(f"{folder}: image {image}", "a malformed image entry")
     if picture_key(path.name) in leave_out:
         return Fault(str(path), "a picture of a benchmark, left out")
     measured = measure_as(path, size)

@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import read_json
+from gemvg_edge.files import is_file
+from train.data.annotations import as_object, entries, find_files, read_json
 from train.data.coco import picture_key, read_coco
 from train.data.d3 import read_d3
 from train.data.ego_exo import read_ego_exo
 from train.data.mvtrack import read_mvtrack
-from train.data.record import Fault, Kind, Record, Tally, keep_good, write_records
+from train.data.record import Fault, Kind, Record, Tally, check_output, keep_good, write_records
 from train.data.reservoir import Reservoir
 from train.data.star import read_star
 
@@ -88,11 +89,11 @@ def draw_mixture(records: Iterable[Record], size: int, seed: int) -> tuple[list[
 
 def mc_bench_pictures(folder: Path) -> frozenset[str]:
     """Keys of the pictures of COCO and D3 that MC-Bench shows, by its picture folders and its json."""
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
-    for file in sorted(folder.rglob("mc-bench*.json")):
-        content = read_json(file, dict, "download it again")
-        images = content.get("images")
-        names += [str(image.get("file_name")) for image in images or [] if isinstance(image, dict)]
+    files = (path for path in find_files(folder, "**/*") if path.suffix != ".json" and is_file(path))
+    names = [str(path.relative_to(folder)) for path in files]
+    for file in find_files(folder, "**/mc-bench*.json"):
+        images = entries(read_json(file, dict, "download it again"), "images", file)
+        names += [str(as_object(image).get("file_name")) for image in images]
     keys = {picture_key(name) for name in names if {"COCO", "D3"} & set(Path(name).parts[:-1])}
     if not keys:
         raise GemvgError(
@@ -118,6 +119,7 @@ def compose(folders: Folders, mc_bench: Path | None, size: int, seed: int, out: 
         raise GemvgError("no data set was given; name at least one of --d3 --coco --ego-exo --mvtrack --star")
     if size < 1:
         raise GemvgError(f"--size is {size}; it must be at least 1")
+    check_output(out, [folder for folder in (*vars(folders).values(), mc_bench) if folder])
     leave_out = mc_bench_pictures(mc_bench) if mc_bench else frozenset()
     tally = Tally()
     items = tqdm(read_sources(folders, leave_out, seed), desc="reading", unit=" records", disable=None)

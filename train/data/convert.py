@@ -61,7 +61,7 @@ def convert(name: str, folder: Path, seed: int, out: Path) -> None:
     """Read, write and say what came of it; the last line is one JSON object."""
     tally = Tally()
     items = tqdm(read(name, folder, seed), desc=name, unit=" records", disable=None)
-    written = write_records(keep_good(items, tally), out)
+    written = write_records(keep_good(items, tally), out, [folder])
     print("\n".join(tally.lines()))
     print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
 

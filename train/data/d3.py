@@ -24,7 +24,21 @@ from typing import Any
 import numpy as np
 
 from gemvg_edge.boxes import Box
-from train.data.annotations import MALFORMED, identity, numbers, read_pickle
+from train.data.annotations import (
+    MALFORMED,
+    Id,
+    Index,
+    as_id,
+    as_object,
+    by_id,
+    identity,
+    index_by_id,
+    index_pictures,
+    inside,
+    numbers,
+    read_pickle,
+    read_size,
+)
 from train.data.coco import picture_key
 from train.data.labelled import LabelledPicture, ask_for, check_picture
 from train.data.pictures import measure_as
@@ -39,45 +53,82 @@ def read_d3(folder: Path, seed: int = 0, leave_out: frozenset[str] = frozenset()
         read_pickle(folder / "d3_pkl" / f"{name}.pkl", dict, LAYOUT)
         for name in ("sentences", "annotations", "images", "groups")
     )
-    texts = {key: text for key, entry in sentences.items() if isinstance(text := identity(entry, "raw_sent"), str)}
-    boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
-    spoilt = set()
-    for key, entry in _by_id(annotations):
+    where = str(folder / "d3_pkl")
+    texts = index_by_id(_filed(sentences), "sentence", where)
+    known = index_pictures(_filed(images), where)
+    grouped = index_by_id(_filed(groups), "group", where)
+    numbered = index_by_id(_filed(annotations), "annotation", where)
+    yield from (*texts.faults, *known.faults, *grouped.faults, *numbered.faults)
+    boxes: dict[Id, dict[str, set[Box]]] = defaultdict(lambda: defaultdict(set))  # an equal box is the same one
+    spoilt = set[Id]()
+    for key, entry in annotations.items():
+        image = identity(entry, "image_id")
+        if image in known.doubled:
+            continue  # a picture that is named and left out already
         try:
-            x, y, w, h = numbers(np.atleast_2d(entry["bbox"])[0].tolist(), 4)
-            for sentence in entry["sent_id"]:
-                boxes[entry["image_id"]][texts[sentence]].append(Box(0, x, y, x + w, y + h))
+            found = _read_annotation(entry, texts)
+            if as_id(key) not in numbered.entries or image not in known.entries:
+                raise KeyError("a wrong id")
         except MALFORMED:
-            spoilt.add(identity(entry, "image_id"))
-            yield Fault(f"{folder}: annotation {key}", "a malformed annotation; its picture is left out")
-    pictures: dict[Any, LabelledPicture] = {}
-    for key, entry in _by_id(images):
-        if key not in spoilt:
-            picture = _label(folder / "d3_images", key, entry, boxes[key], leave_out)
+            spoilt |= known.meant(as_object(entry).get("image_id"))
+            shown = type(key).__name__ if as_id(key) is None else key
+            yield Fault(f"{folder}: annotation {shown}", "a malformed annotation; its picture is left out")
+            continue
+        for text, box in found:
+            boxes[image][text].add(box)
+    pictures: dict[Id, LabelledPicture] = {}
+    for image, entry in by_id(known.entries.items()):
+        if image not in spoilt:
+            picture = _label(folder / "d3_images", image, entry, boxes[image], leave_out)
             if isinstance(picture, Fault):
                 yield picture
             else:
-                pictures[key] = picture
+                pictures[image] = picture
     rng = np.random.default_rng(seed)
-    for key, group in _by_id(groups):
+    for number, group in by_id(grouped.entries.items()):
         try:
-            shown = [pictures[image] for image in sorted(group["img_id"]) if image in pictures]
-            descriptions = [texts[sentence] for sentence in sorted(group["inner_sent_id"])]
+            members = sorted({_known(image, known) for image in group["img_id"]})
+            descriptions = [_text(sentence, texts) for sentence in sorted(set(group["inner_sent_id"]))]
         except MALFORMED:
-            yield Fault(f"{folder}: group {key}", "a malformed group")
+            yield Fault(f"{folder}: group {number}", "a malformed group")
             continue
-        yield from _compose_group(shown, descriptions, rng)
+        yield from _compose_group([pictures[image] for image in members if image in pictures], descriptions, rng)
 
 
-def _by_id(table: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    return sorted(table.items(), key=lambda item: str(item[0]).rjust(16))
+def _filed(table: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """(id, entry) of a table; an entry that is filed under another id than its own has none."""
+    for key, entry in table.items():
+        own = as_object(entry).get("id", key)
+        yield (key if as_id(own) == as_id(key) else None), entry
+
+
+def _read_annotation(entry: Any, texts: Index) -> list[tuple[str, Box]]:
+    """An annotation's box for each description that it answers."""
+    bbox = entry["bbox"]
+    x, y, w, h = numbers(bbox[0] if isinstance(bbox[0], (list, tuple)) else bbox, 4)
+    return [(_text(sentence, texts), Box(0, x, y, x + w, y + h)) for sentence in entry["sent_id"]]
+
+
+def _text(sentence: Any, texts: Index) -> str:
+    text = texts.find(sentence)["raw_sent"]
+    if not isinstance(text, str):
+        raise TypeError("a description that is no text")
+    return text
+
+
+def _known(image: Any, known: Index) -> Id:
+    """The id of a picture that the data set has, even if it is left out."""
+    key = as_id(image)
+    if key is None or (key not in known.entries and key not in known.doubled):
+        raise KeyError("an unknown picture")
+    return key
 
 
 def _label(
-    folder: Path, key: Any, entry: Any, boxes: dict[str, list[Box]], leave_out: frozenset[str]
+    folder: Path, key: Id, entry: Any, boxes: dict[str, set[Box]], leave_out: frozenset[str]
 ) -> LabelledPicture | Fault:
     try:
-        path, size = folder / entry["file_name"], (int(entry["width"]), int(entry["height"]))
+        path, size = inside(folder, entry["file_name"]), read_size(entry)
     except MALFORMED:
         return Fault(f"{folder}: image {key}", "a malformed image entry")
     if picture_key(path.name) in leave_out:

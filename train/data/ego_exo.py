@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import MALFORMED, read_json
+from gemvg_edge.files import is_file
+from train.data.annotations import MALFORMED, inside, read_json
 from train.data.masks import Corners, mask_box, unpack
 from train.data.pictures import measure
-from train.data.record import Fault, Record
+from train.data.record import LARGEST_SIDE, Fault, Record, whole
 from train.data.sightings import MOST, OTHER_CAMERA, Sighting, follow
 
 LAYOUT = "make the folder with process_data.py of github.com/EGO4D/ego-exo4d-relation, with its split.json in it"
@@ -40,6 +41,11 @@ def read_ego_exo(folder: Path, split: str = "train", seed: int = 0) -> Iterator[
         if isinstance(masks, Fault):
             yield masks
             continue
+        try:
+            take_folder = inside(folder, take)
+        except ValueError:
+            yield Fault(where, "a take that names no folder")
+            continue
         # A generator a take, so that a take that is missing here does not change the others.
         rng = np.random.default_rng([seed, *take.encode()])
         try:
@@ -48,14 +54,14 @@ def read_ego_exo(folder: Path, split: str = "train", seed: int = 0) -> Iterator[
             yield Fault(where, f"not laid out as Ego-Exo4D relations ({type(error).__name__})")
             continue
         for name, frame, views in moments:
-            if record := _follow_views(folder / take, name, frame, views, rng):
+            if record := _follow_views(take_folder, name, frame, views, rng):
                 yield record
 
 
 def _list_takes(folder: Path, split: str) -> Iterator[tuple[str, str, Any]]:
     """(take, where it stands, its masks or a fault) in either layout."""
     relations = folder / f"relations_{split}.json"
-    if relations.is_file():
+    if is_file(relations):
         takes = read_json(relations, dict, LAYOUT).get("annotations")
         if not isinstance(takes, dict):
             raise GemvgError(f"{relations} has no object 'annotations'; {LAYOUT}")
@@ -65,14 +71,16 @@ def _list_takes(folder: Path, split: str) -> Iterator[tuple[str, str, Any]]:
     listed = read_json(folder / "split.json", dict, LAYOUT).get(split)
     if not isinstance(listed, list):
         raise GemvgError(f"{folder / 'split.json'} has no list {split!r}; {LAYOUT}")
-    for take in sorted(map(str, listed)):
-        file = folder / take / "annotation.json"
-        found = file.is_file()
-        yield (
-            take,
-            str(file),
-            read_json(file, dict, LAYOUT).get("masks") if found else Fault(str(file), "a missing take"),
-        )
+    # A take that is listed twice is one.
+    for take in sorted({name if isinstance(name, str) else repr(name) for name in listed}):
+        try:
+            file = inside(folder, take) / "annotation.json"
+            found = is_file(file)
+        except ValueError:
+            yield take, take, Fault(f"{folder / 'split.json'}, take {take!r:.80}", "a take that names no folder")
+            continue
+        masks = read_json(file, dict, LAYOUT).get("masks") if found else Fault(str(file), "a missing take")
+        yield take, str(file), masks
 
 
 def _list_moments(masks: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -93,7 +101,10 @@ def _follow_views(
     chosen = [ego, *(others[k] for k in rng.permutation(len(others))[: MOST - 1])]
     sightings = []
     for camera in (chosen[k] for k in rng.permutation(len(chosen))):
-        picture = folder / camera / f"{frame}.jpg"
+        try:
+            picture = inside(folder, camera, f"{frame}.jpg")
+        except ValueError:
+            return Fault(f"{folder}: camera {camera!r:.80}", "a camera or a frame that names no file")
         corners = _scaled_box(picture, views[camera])
         if isinstance(corners, Fault):
             return corners
@@ -109,7 +120,9 @@ def _scaled_box(picture: Path, mask: Any) -> Corners | Fault | None:
         return size
     try:
         packed = "encodedMask" in mask
-        height, width = map(int, (mask["height"], mask["width"]) if packed else mask["size"])
+        height, width = map(whole, (mask["height"], mask["width"]) if packed else mask["size"])
+        if not 0 < min(height, width) <= max(height, width) <= LARGEST_SIDE:
+            raise ValueError("no size of a picture")
         corners = mask_box(unpack(mask["encodedMask"]) if packed else mask["counts"], height, width)
         across, down = size[0] / width, size[1] / height
     except (*MALFORMED, ZeroDivisionError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import refuse_inputs
 from train.data.record import Record, Tally, keep_good, read_records
 from train.data.reservoir import Reservoir
 from train.data.sheet import write_sheet
@@ -82,10 +84,12 @@ def table(summary: dict[str, Any]) -> list[str]:
     return [*lines, f"box area as a share of its picture, quantiles: {', '.join(areas)}"]
 
 
-def take_census(records: Iterable[Record], samples: Reservoir[Record]) -> Census:
-    """Count all records and draw some."""
+def take_census(records: Iterable[Record], samples: Reservoir[Record], sheet: Path | None = None) -> Census:
+    """Count all records and draw some; GemvgError where a sheet that is there already is a picture of theirs."""
     census = Census()
     for record in records:
+        if sheet:
+            refuse_inputs(sheet, record.images, "--sheet")
         census.add(record)
         samples.offer(record)
     return census
@@ -95,9 +99,12 @@ def inspect(file: Path, sheet: Path | None, samples: int, seed: int) -> None:
     """Print what the file holds and draw the sheet."""
     if sheet and sheet.suffix.lower() not in (".html", ".png"):
         raise GemvgError(f"{sheet}: a sheet is a .html or a .png")
+    if sheet:
+        refuse_inputs(sheet, [file], "--sheet")
     tally, drawn = Tally(), Reservoir[Record](samples, np.random.default_rng(seed))
+    replaced = sheet if sheet and os.path.lexists(sheet) else None  # else there is nothing to destroy
     items = tqdm(read_records(file), desc="reading", unit=" records", disable=None)
-    summary = summarise(take_census(keep_good(items, tally), drawn), tally)
+    summary = summarise(take_census(keep_good(items, tally), drawn, replaced), tally)
     print("\n".join([*tally.lines(), *table(summary)]))
     if sheet:
         write_sheet(drawn.items, sheet)

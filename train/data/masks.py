@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-$"  # 6 bits each
 _NEW_8, _NEW_16, _END = 0, 1, 2  # codes that are not in the dictionary
+MOST = 2**24  # characters that a packed text may hold: it can stand for the square of its length
 Corners = tuple[float, float, float, float]
 
 
@@ -28,6 +29,8 @@ def read_runs(text: str) -> list[int]:
             raise ValueError(f"{character!r} is not in a compressed mask")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("a run in a compressed mask is past every picture")
         if bits & 32:
             continue
         if bits & 16:
@@ -41,8 +44,13 @@ def read_runs(text: str) -> list[int]:
 
 def mask_box(counts: str | Sequence[int], height: int, width: int) -> Corners | None:
     """The box (x1, y1, x2, y2) around a mask of (height, width) pixels, None around an empty one."""
-    runs: npt.NDArray[np.int64] = np.asarray(read_runs(counts) if isinstance(counts, str) else counts, np.int64)
-    if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != height * width:
+    listed = read_runs(counts) if isinstance(counts, str) else counts
+    most = height * width
+    # Each by itself first: a sum of larger ones may come round to the right one.
+    if not isinstance(listed, list) or not all(type(run) is int and 0 <= run <= most for run in listed):
+        raise ValueError("the runs of a mask are not whole numbers of its pixels")
+    runs: npt.NDArray[np.int64] = np.asarray(listed, np.int64)
+    if sum(listed) != most:
         raise ValueError(f"the runs of a mask do not fill {height} x {width} pixels")
     ends = np.cumsum(runs)[1::2]
     starts = ends - runs[1::2]
@@ -69,6 +77,7 @@ def unpack(text: str) -> str:
         return int(bits[at - count : at][::-1], 2)
 
     words: list[str] = ["", "", ""]
+    length = 0
     width, room = 2, 1  # of codes, and new words until they grow by a bit
     pieces: list[str] = []
     while (code := read(width)) != _END:
@@ -87,4 +96,6 @@ def unpack(text: str) -> str:
             if room == 0:
                 room, width = 2**width, width + 1
         pieces.append(entry)
+        if (length := length + len(entry)) > MOST:
+            raise ValueError("a packed text is longer than any mask")
     return "".join(pieces)

@@ -29,7 +29,8 @@ from typing import Any
 from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import MALFORMED, read_json
+from gemvg_edge.files import is_file
+from train.data.annotations import MALFORMED, find_files, inside, read_json
 from train.data.mig_bench import ORDINALS, asked_image
 from train.data.pictures import Size, measure_all
 from train.data.record import Fault, Kind, Record
@@ -54,9 +55,8 @@ _FIRST = re.compile(r"the first (?:image|frame)", re.I)
 def read_mgrounding(folder: Path) -> Iterator[Record | Fault]:
     """Every question of every conversation."""
     merged = folder / f"{NAME}.json"
-    files = (
-        [merged] if merged.is_file() else sorted(f for name in KIND_OF_SUBSET for f in folder.glob(f"{name}/*.json"))
-    )
+    subsets = (file for name in KIND_OF_SUBSET for file in find_files(folder, f"{name}/*.json"))
+    files = [merged] if is_file(merged) else sorted(subsets)
     if not files:
         raise GemvgError(f"{merged}: no such file; {LAYOUT}")
     for file in files:
@@ -66,8 +66,11 @@ def read_mgrounding(folder: Path) -> Iterator[Record | Fault]:
 
 def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Record | Fault]:
     try:
+        if not isinstance(content["images"], list):
+            raise TypeError("images are a list")
         names = [name.partition(f"{NAME}/")[2] or name.removeprefix("./") for name in content["images"]]
         subset = Path(names[0]).parts[0]
+        paths = tuple(_find_picture(folder, str(inside(Path(), name))) for name in names)
         turns = [(turn["from"], turn["value"].strip()) for turn in content["conversations"]]
     except MALFORMED as error:
         yield Fault(where, f"not laid out as MGrounding-630k ({type(error).__name__})")
@@ -81,7 +84,6 @@ def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Recor
     if sum(text.count("<image>") for _, text in turns) != len(names):
         yield Fault(where, "not one <image> a picture")
         return
-    paths = tuple(_find_picture(folder, name) for name in names)
     sizes = measure_all(paths)
     if isinstance(sizes, Fault):
         yield sizes
@@ -124,7 +126,7 @@ def _read_turn(
 
 def _read_boxes(answer: str, sizes: tuple[Size, ...]) -> tuple[tuple[Box, ...], str | None]:
     found = read_answer(answer, sizes, AnswerFormat())
-    return found.boxes, found.problem
+    return tuple(sorted(set(found.boxes))), found.problem  # an equal box is the same one
 
 
 def _name_first_frame(question: str, answer: str, paths: Sequence[Path]) -> str | None:
@@ -139,4 +141,4 @@ def _name_first_frame(question: str, answer: str, paths: Sequence[Path]) -> str 
 
 
 def _find_picture(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_file() else folder / UNPACKED / name
+    return folder / name if is_file(folder / name) else folder / UNPACKED / name

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from gemvg_edge.boxes import RELATIVE_FRAME, Box
-from train.data.annotations import MALFORMED, numbers, read_json
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file
+from train.data.annotations import MALFORMED, inside, numbers, read_json
 from train.data.pictures import measure_all
 from train.data.record import Fault, Kind, Record
 
@@ -60,7 +62,7 @@ class Item:
 
 def read_mig_bench(folder: Path) -> Iterator[Record | Fault]:
     """Every item of the benchmark, the revised file if there is one."""
-    file = next((folder / name for name in FILES if (folder / name).is_file()), folder / FILES[0])
+    file = next((folder / name for name in FILES if is_file(folder / name)), folder / FILES[0])
     for number, content in enumerate(read_json(file, list, LAYOUT)):
         item = parse_item(content, f"{file}, item {number}")
         yield item if isinstance(item, Fault) else _to_record(item, folder)
@@ -69,12 +71,12 @@ def read_mig_bench(folder: Path) -> Iterator[Record | Fault]:
 def parse_item(content: Any, where: str) -> Item | Fault:
     """An item, or why it cannot be used; needs no pictures."""
     try:
-        task, images, question = content["task"], tuple(map(str, content["images"])), content["question"].strip()
+        task, images, question = content["task"], _names(content["images"]), content["question"].strip()
         corners = numbers(content["answer"], 4)
         info = str(content.get("additional_info", ""))
     except MALFORMED as error:
         return Fault(where, f"not laid out as MIG-Bench ({type(error).__name__})")
-    if task not in KIND_OF_TASK:
+    if not isinstance(task, str) or task not in KIND_OF_TASK:
         return Fault(where, "an unknown task")
     frame = 1 if max(corners) <= 1 else RELATIVE_FRAME
     if min(corners) < 0 or max(corners) > frame:
@@ -88,6 +90,13 @@ def parse_item(content: Any, where: str) -> Item | Fault:
     return Item(task, images, question, (x1, y1, x2, y2), target)
 
 
+def _names(images: Any) -> tuple[str, ...]:
+    """The pictures that an item names; ValueError where they are no paths within the folder."""
+    if not isinstance(images, list):
+        raise TypeError("images are a list")
+    return tuple(str(inside(Path(), name)) for name in images)
+
+
 def asked_image(text: str) -> int | None:
     """The 0-based picture that a question names last, which is the one to look in."""
     mentions = _MENTION.findall(text)
@@ -98,7 +107,10 @@ def asked_image(text: str) -> int | None:
 
 
 def _to_record(item: Item, folder: Path) -> Record | Fault:
-    paths = tuple(_find_picture(folder, name) for name in item.images)
+    try:
+        paths = tuple(_find_picture(folder, name) for name in item.images)
+    except GemvgError:
+        return Fault(str(folder), "a picture whose name the system refuses")
     sizes = measure_all(paths)
     if isinstance(sizes, Fault):
         return sizes
@@ -110,5 +122,5 @@ def _to_record(item: Item, folder: Path) -> Record | Fault:
 def _find_picture(folder: Path, name: str) -> Path:
     """Where the picture lies: the older file writes ./MIG-Bench/images, and the folder may be MIG-Bench itself."""
     relative = name.removeprefix("./")
-    inside = folder / relative.removeprefix("MIG-Bench/")
-    return inside if inside.is_file() else folder / relative
+    within = folder / relative.removeprefix("MIG-Bench/")
+    return within if is_file(within) else folder / relative

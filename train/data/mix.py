@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
     tally = Tally()
-    count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record"), args.out)
+    inputs = [file for file, _ in args.parts]
+    count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record", disable=None), args.out, inputs)
     print(f"{args.out}: {count} records written;", *tally.lines(), sep="\n  ")
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import MALFORMED, numbers
+from gemvg_edge.files import is_file, read_text
+from train.data.annotations import MALFORMED, inside, numbers
 from train.data.record import Fault, Record
 from train.data.sightings import MOST, OTHER_CAMERA, OTHER_TIME, Sighting, follow, spread
 
@@ -33,16 +34,21 @@ STRIDE = 30  # frames; neighbours show nearly the same
 def read_mvtrack(folder: Path, split: str = "train", seed: int = 0) -> Iterator[Record | Fault]:
     """Every scene of the split: each moment over its cameras, and each camera over its moments."""
     names = (folder / f"{split}_split.txt", folder / f"mvtrack_{split}_split.txt")
-    file = next((name for name in names if name.is_file()), None)
+    file = next((name for name in names if is_file(name)), None)
     if file is None:
         raise GemvgError(f"{names[0]}: no such file; {LAYOUT}")
     scenes: dict[str, list[str]] = defaultdict(list)
-    for sequence in sorted(file.read_text(encoding="utf-8").split()):
+    for sequence in sorted(set(read_text(file).split())):  # one that is listed twice is one camera
         scenes[sequence.partition("-")[0]].append(sequence)
     for scene, sequences in scenes.items():
         views = []
         for sequence in sequences:
-            sightings = list(_read_sequence(folder / scene / sequence))
+            try:
+                place = inside(folder, scene, sequence)
+            except ValueError:
+                yield Fault(f"{file}, sequence {sequence!r:.80}", "a sequence that names no folder")
+                continue
+            sightings = list(_read_sequence(place))
             yield from (item for item in sightings if isinstance(item, Fault))
             views.append({k: item for k, item in enumerate(sightings) if isinstance(item, Sighting)})
         yield from _compose_scene(scene, views, np.random.default_rng([seed, *scene.encode()]))
@@ -50,13 +56,14 @@ def read_mvtrack(folder: Path, split: str = "train", seed: int = 0) -> Iterator[
 
 def _read_sequence(folder: Path) -> Iterator[Sighting | Fault]:
     """A sighting a moment, as one camera has it."""
+    truth, flags = folder / "groundtruth.txt", folder / "invisible.txt"
     try:
-        rows = [line.split(",") for line in (folder / "groundtruth.txt").read_text().split()]
-        hidden = [int(flag) for flag in (folder / "invisible.txt").read_text().replace(",", " ").split()]
-    except FileNotFoundError as error:
-        yield Fault(str(error.filename), "a missing annotation file")
-        return
-    except (OSError, ValueError):
+        if missing := [file for file in (truth, flags) if not is_file(file)]:
+            yield Fault(str(missing[0]), "a missing annotation file")
+            return
+        rows = [line.split(",") for line in read_text(truth).split()]
+        hidden = [("0", "1").index(flag) for flag in read_text(flags).replace(",", " ").split()]
+    except ValueError:  # GemvgError is one
         yield Fault(str(folder), "an annotation file that cannot be read")
         return
     if len(rows) != len(hidden):
@@ -77,7 +84,7 @@ def _read_sequence(folder: Path) -> Iterator[Sighting | Fault]:
 
 def _compose_scene(scene: str, views: list[dict[int, Sighting]], rng: np.random.Generator) -> Iterator[Record | Fault]:
     name = re.sub(r"\d+$", "", scene).replace("_", " ") or "object"
-    for moment in sorted(set().union(*views)):
+    for moment in sorted(set[int]().union(*views)):
         seen = [view[moment] for view in views if moment in view]
         chosen = [seen[k] for k in rng.permutation(len(seen))[:MOST]]
         if record := follow(chosen, name, OTHER_CAMERA, "spatial", "MVTrack", rng):

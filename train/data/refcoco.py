@@ -14,12 +14,26 @@ The pickle is read without running what it asks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gemvg_edge.boxes import Box
-from train.data.annotations import MALFORMED, entries, identity, numbers, read_json, read_pickle
+from gemvg_edge.files import is_file
+from train.data.annotations import (
+    MALFORMED,
+    Index,
+    entries,
+    identity,
+    index_by_id,
+    index_pictures,
+    inside,
+    numbers,
+    read_json,
+    read_pickle,
+    read_size,
+    with_ids,
+)
 from train.data.pictures import measure_as
 from train.data.record import Fault, Record
 
@@ -29,26 +43,31 @@ PICTURES = Path("images/mscoco/images/train2014")
 
 def read_refcoco(folder: Path, split: str = "train", pictures: Path | None = None) -> Iterator[Record | Fault]:
     """Every expression of one split, in the order of the file."""
-    refs = next(
-        (folder / f"refs({by}).p" for by in ("unc", "umd", "google") if (folder / f"refs({by}).p").is_file()), None
-    )
-    file = refs or folder / "refs(unc).p"
+    names = [folder / f"refs({by}).p" for by in ("unc", "umd", "google")]
+    file = next((name for name in names if is_file(name)), names[0])
     found = read_pickle(file, list, LAYOUT)
     instances = folder / "instances.json"
     content = read_json(instances, dict, LAYOUT)
-    images = {identity(entry): entry for entry in entries(content, "images", instances)}
-    annotations = {identity(entry): entry for entry in entries(content, "annotations", instances)}
+    images, annotations = (
+        index(with_ids(entries(content, key, instances)), str(instances))
+        for key, index in (("images", index_pictures), ("annotations", _index_annotations))
+    )
+    yield from (*images.faults, *annotations.faults)
     for number, ref in enumerate(found):
         where = f"{file}, reference {number}"
         try:
             if ref["split"] != split:
                 continue
             sentences = [sentence["sent"] for sentence in ref["sentences"]]
-            image, annotation = images.get(ref["image_id"]), annotations.get(ref["ann_id"])
+            image, annotation = images.find(ref["image_id"]), annotations.find(ref["ann_id"])
         except MALFORMED as error:
             yield Fault(where, f"not laid out as a reference ({type(error).__name__})")
             continue
         yield from _read_reference(sentences, image, annotation, pictures or folder.parent / PICTURES, where)
+
+
+def _index_annotations(items: Iterable[tuple[Any, Any]], where: str) -> Index:
+    return index_by_id(items, "annotation", where, equal_is_one=True)
 
 
 def _read_reference(
@@ -59,11 +78,11 @@ def _read_reference(
         return
     try:
         x, y, w, h = numbers(annotation["bbox"], 4)
-        path, size = pictures / image["file_name"], (int(image["width"]), int(image["height"]))
+        path, size = inside(pictures, image["file_name"]), read_size(image)
     except MALFORMED:
         yield Fault(where, "a malformed picture or annotation")
         return
-    if identity(annotation, "image_id") != identity(image):
+    if identity(annotation, "image_id") is None or identity(annotation, "image_id") != identity(image):
         yield Fault(where, "an annotation of another picture")
         return
     measured = measure_as(path, size)
@@ -71,4 +90,7 @@ def _read_reference(
         yield measured
         return
     for sentence in sentences:
+        if not isinstance(sentence, str):
+            yield Fault(where, "an expression that is no text")
+            continue
         yield Record((path,), (size,), sentence, (Box(0, x, y, x + w, y + h),), "referential", "RefCOCO")

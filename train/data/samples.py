@@ -7,24 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from tqdm import tqdm
 
 from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import load_image
 from train.checkpoint import CheckpointSettings
 from train.collate import Sample, Turn
 from train.data.record import Record, Tally, keep_good, read_records
+from train.data.sizes import keep_measured, open_pictures
 
 STRETCH = 50  # batches that are sorted by length together
 CHARACTERS_A_TOKEN = 4  # of English text, roughly; lengths only decide which records share a batch
 
 
 def read_all(file: Path) -> list[Record]:
-    """Every good record of a file; the bad ones are told on stderr. An empty file is an error."""
+    """Every good record of a file with its pictures; the others are told on stderr. An empty file is an error."""
     tally = Tally()
-    records = list(keep_good(read_records(file), tally))
+    items = tqdm(keep_measured(read_records(file)), desc=f"reading {file.name}", unit=" records", delay=3, leave=False)
+    records = list(keep_good(items, tally))
     print(f"{file}:", *tally.lines(), sep="\n  ", file=sys.stderr)
     if not records:
         raise GemvgError(f"{file} has no record to train on; see the counts above")
@@ -42,8 +43,7 @@ def record_turn(record: Record, answer_format: AnswerFormat, resized: Sequence[S
 
 def record_sample(record: Record, answer_format: AnswerFormat, resized: Sequence[Size] | None = None) -> Sample:
     """One record with its pictures opened; EXIF turns are undone, as the runtime does."""
-    images: list[Image.Image] = [load_image(path) for path in record.images]
-    return Sample(images, [record_turn(record, answer_format, resized)])
+    return Sample(open_pictures(record), [record_turn(record, answer_format, resized)])
 
 
 def grouped_order(lengths: Sequence[int], batch: int, draws: int, seed: int) -> list[int]:

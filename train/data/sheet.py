@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gemvg_edge.draw import draw_boxes
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import load_image
+from gemvg_edge.files import printable, replacing, unwritable, write_text
 from train.data.record import Record
+from train.data.sizes import open_pictures
 
 LINE, SIZE = 26, 18  # of the words on a PNG sheet, in pixels
 COLUMNS = 110  # characters a line there
@@ -23,18 +24,23 @@ STYLE = "body{font:16px sans-serif;margin:2em}img{max-width:100%}figure{margin:0
 
 def write_sheet(records: Sequence[Record], file: Path) -> None:
     """A .png, or a .html that holds its pictures itself."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise unwritable(file.parent, error) from None
     match file.suffix.lower():
         case ".png":
-            _stack([_draw(record) for record in records]).save(file)
+            drawn = _stack([_draw(record) for record in records])
+            with replacing(file) as partial:
+                drawn.save(partial, "PNG")
         case ".html":
             figures = "\n".join(_figure(record) for record in records)
             page = (
                 f'<!doctype html>\n<meta charset="utf-8">\n<title>Records</title>\n<style>{STYLE}</style>\n{figures}\n'
             )
-            file.write_text(page, encoding="utf-8")
+            write_text(file, page.encode("utf-8", "backslashreplace").decode())  # names of files may be no Unicode
         case other:
-            raise GemvgError(f"{file}: a sheet is a .html or a .png, not {other!r}")
+            raise GemvgError(f"{printable(file)}: a sheet is a .html or a .png, not {other!r}")
 
 
 def words_of(record: Record) -> str:
@@ -47,7 +53,7 @@ def words_of(record: Record) -> str:
 def _pictures(record: Record) -> Image.Image | str:
     """The record's pictures side by side, or why they cannot be shown."""
     try:
-        images = [load_image(path) for path in record.images]
+        images = open_pictures(record)
     except GemvgError as error:
         return str(error)
     return draw_boxes(images, record.boxes, "" if len(images) == 1 else f"images 1 to {len(images)}, left to right")

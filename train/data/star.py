@@ -15,7 +15,7 @@ Things are annotated where somebody deals with them, so a frame without a box of
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import MALFORMED, numbers, read_json
+from gemvg_edge.files import is_file, read_text
+from train.data.annotations import MALFORMED, inside, numbers, read_json
 from train.data.masks import Corners
 from train.data.record import Fault, Record
 from train.data.sightings import OTHER_TIME, Sighting, follow, spread
 
 LAYOUT = "put STAR_train.json, object_classes.txt and frames/ of github.com/csbobby/STAR_Benchmark into the folder"
-Video = dict[str, dict[str, Corners]]  # label -> frame -> box
+Video = dict[str, dict[str, Corners | None]]  # label -> frame -> box, None where questions disagree
 
 
 def read_star(folder: Path, split: str = "train", seed: int = 0) -> Iterator[Record | Fault]:
@@ -40,17 +41,19 @@ def read_star(folder: Path, split: str = "train", seed: int = 0) -> Iterator[Rec
     for number, question in enumerate(read_json(file, list, LAYOUT)):
         where = f"{file}, item {number}"
         try:
-            video = str(question["video_id"])
+            inside(folder, video := question["video_id"])
             for frame, situation in question["situations"].items():
+                inside(folder, frame)
                 yield from _read_frame(videos[video], frame, situation, names, f"{where}, frame {int(frame)}")
         except MALFORMED as error:
             yield Fault(where, f"not laid out as STAR ({type(error).__name__})")
     for video, labels in sorted(videos.items()):
         rng = np.random.default_rng([seed, *video.encode()])
         for label, boxes in sorted(labels.items()):
-            for frames in spread(sorted(boxes, key=int), rng):
+            sure = {frame: corners for frame, corners in boxes.items() if corners}
+            for frames in spread(sorted(sure, key=int), rng):
                 pictures = [
-                    Sighting(folder / "frames" / f"{video}.mp4" / f"{frame}.png", boxes[frame]) for frame in frames
+                    Sighting(folder / "frames" / f"{video}.mp4" / f"{frame}.png", sure[frame]) for frame in frames
                 ]
                 if record := follow(pictures, names[label], OTHER_TIME, "temporal", "STAR", rng):
                     yield record
@@ -58,22 +61,27 @@ def read_star(folder: Path, split: str = "train", seed: int = 0) -> Iterator[Rec
 
 def _read_classes(file: Path) -> dict[str, str]:
     """Label -> words."""
-    if not file.is_file():
+    if not is_file(file):
         raise GemvgError(f"{file}: no such file; {LAYOUT}")
-    rows = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return {row[0]: " or ".join(row[1].split("/")) for row in rows if len(row) == 2}
+    rows = [line.split(maxsplit=1) for line in read_text(file).splitlines() if line.strip()]
+    count = Counter(row[0] for row in rows)  # a label that stands twice has no meaning
+    return {row[0]: " or ".join(row[1].split("/")) for row in rows if len(row) == 2 and count[row[0]] == 1}
 
 
 def _read_frame(video: Video, frame: str, situation: Any, names: dict[str, str], where: str) -> Iterator[Fault]:
-    """Add a frame's boxes to its video; a label that stands twice in it is ambiguous and left out."""
-    labels = situation["bbox_labels"]
-    for label, box in zip(labels, situation["bbox"], strict=True):
+    """Add a frame's boxes to its video; a label with several in it is ambiguous and left out."""
+    labels, boxes = situation["bbox_labels"], situation["bbox"]
+    several = {label for label, box in zip(labels, boxes, strict=True) if box != boxes[labels.index(label)]}
+    for label, box in zip(labels, boxes, strict=True):
         if label not in names:
             yield Fault(where, "an unknown category")
-        elif box is not None and labels.count(label) == 1:
+        elif box is not None and label not in several:
             try:
                 x1, y1, x2, y2 = numbers(box, 4)
             except MALFORMED:
                 yield Fault(where, "a malformed box")
-            else:
-                video[label][frame] = (x1, y1, x2, y2)
+                continue
+            corners = (x1, y1, x2, y2)
+            if video[label].setdefault(frame, corners) not in (corners, None):
+                video[label][frame] = None
+                yield Fault(where, "another box than an earlier question has; the thing is left out of this frame")

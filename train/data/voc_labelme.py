@@ -10,21 +10,25 @@ Formats: the VOC2012 development kit (whose pixels count from 1, the last one in
 github.com/wkentaro/labelme (corners in any order, in pixels from 0). What they map to (ours):
 
     every object of one class in one picture    referential
+
+A picture that several files label is left out: each of them may have only some of the objects.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
-from train.data.annotations import MALFORMED, numbers
+from gemvg_edge.files import read_bytes, read_text
+from gemvg_edge.json_object import parse_json
+from train.data.annotations import MALFORMED, find_files, inside, numbers, read_size
 from train.data.labelled import LabelledPicture, ask_for, check_picture
 from train.data.pictures import Size, measure_as
 from train.data.record import Fault, Record
@@ -37,40 +41,52 @@ WORDS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonito
 
 def read_voc(folder: Path) -> Iterator[Record | Fault]:
     """One record for each class in each picture, in the order of the file names."""
-    files = sorted((folder / "Annotations").glob("*.xml"))
+    files = find_files(folder / "Annotations", "*.xml")
     if not files:
         raise GemvgError(f"{folder / 'Annotations'}: no .xml files there; {VOC_LAYOUT}")
-    for file in files:
-        try:
-            name, size, objects = _parse_voc(ElementTree.parse(file).getroot())
-        except (*MALFORMED, OSError, ElementTree.ParseError) as error:
-            yield Fault(str(file), f"not laid out as Pascal VOC ({type(error).__name__})")
-            continue
-        yield from _ask_for_each(folder / "JPEGImages" / name, size, objects, "Pascal VOC")
+    yield from _ask_for_all(files, lambda file: _parse_voc(file, folder / "JPEGImages"), "Pascal VOC")
 
 
 def read_labelme(folder: Path) -> Iterator[Record | Fault]:
     """One record for each label in each picture, in the order of the file names."""
-    files = sorted(folder.rglob("*.json"))
+    files = find_files(folder, "**/*.json")
     if not files:
         raise GemvgError(f"{folder}: no .json files there; {LABELME_LAYOUT}")
+    yield from _ask_for_all(files, _parse_labelme, "labelme")
+
+
+def _ask_for_all(files: list[Path], parse: Callable[[Path], LabelledPicture], source: str) -> Iterator[Record | Fault]:
+    """Records of every file that can be read; one that cannot be is a fault and no end."""
+    parsed: list[tuple[Path, LabelledPicture]] = []
     for file in files:
         try:
-            name, size, objects = _parse_labelme(json.loads(file.read_text(encoding="utf-8")))
-        except (*MALFORMED, OSError, RecursionError) as error:
-            yield Fault(str(file), f"not laid out as labelme ({type(error).__name__})")
-            continue
-        yield from _ask_for_each(file.parent / name, size, objects, "labelme")
+            parsed.append((file, parse(file)))
+        except (*MALFORMED, ElementTree.ParseError) as error:
+            yield Fault(str(file), f"not laid out as {source} ({type(error).__name__})")
+    count = Counter(normpath(picture.path) for _, picture in parsed)
+    for file, picture in parsed:
+        if count[normpath(picture.path)] > 1:
+            yield Fault(str(file), "a picture that several files label")
+        else:
+            yield from _ask_for_each(picture, source)
 
 
-def _parse_voc(root: ElementTree.Element) -> tuple[str, Size, list[tuple[str, Box]]]:
+def _parse_voc(file: Path, pictures: Path) -> LabelledPicture:
+    root = ElementTree.fromstring(read_bytes(file), ElementTree.XMLParser(target=_NoEntities()))
     objects = []
     for found in root.iter("object"):
         x1, y1, x2, y2 = (float(_text(found, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
         name = _text(found, "name")
         objects.append((WORDS.get(name, name), Box(0, x1 - 1, y1 - 1, x2, y2)))
     size = int(_text(root, "size/width")), int(_text(root, "size/height"))
-    return _text(root, "filename"), size, objects
+    return _labelled(inside(pictures, _text(root, "filename")), size, objects)
+
+
+class _NoEntities(ElementTree.TreeBuilder):
+    """Refuses a document type: VOC has none, and its entities can make a short file fill the memory."""
+
+    def doctype(self, *_: Any) -> None:
+        raise ValueError("a document type")
 
 
 def _text(element: ElementTree.Element, path: str) -> str:
@@ -79,7 +95,8 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return text.strip()
 
 
-def _parse_labelme(content: Any) -> tuple[str, Size, list[tuple[str, Box]]]:
+def _parse_labelme(file: Path) -> LabelledPicture:
+    content = parse_json(read_text(file))
     objects = []
     for shape in content["shapes"]:
         points = [numbers(point, 2) for point in shape["points"]]
@@ -90,24 +107,30 @@ def _parse_labelme(content: Any) -> tuple[str, Size, list[tuple[str, Box]]]:
                 (x, y), edge = points
                 radius = math.dist((x, y), edge)
                 corners = [x - radius, y - radius, x + radius, y + radius]
-            case other:
-                raise ValueError(f"a shape {other!r} has no box")
-        objects.append((str(shape["label"]), Box(0, *corners)))
-    size = int(content["imageWidth"]), int(content["imageHeight"])
-    return content["imagePath"].replace("\\", "/"), size, objects
+            case _:
+                raise ValueError("a shape that has no box")
+        if not isinstance(shape["label"], str):
+            raise TypeError("a label that is no text")
+        objects.append((shape["label"].strip(), Box(0, *corners)))
+    size = read_size({"width": content["imageWidth"], "height": content["imageHeight"]})
+    name = content["imagePath"].replace("\\", "/")
+    if not name or "\0" in name:
+        raise ValueError("no name of a picture")
+    return _labelled(file.parent / name, size, objects)  # which labelme itself writes as ../pictures/a.png
 
 
-def _ask_for_each(path: Path, size: Size, objects: list[tuple[str, Box]], source: str) -> Iterator[Record | Fault]:
-    measured = measure_as(path, size)
-    if isinstance(measured, Fault):
-        yield measured
-        return
-    by_label: dict[str, list[Box]] = defaultdict(list)
+def _labelled(path: Path, size: Size, objects: list[tuple[str, Box]]) -> LabelledPicture:
+    by_label: dict[str, set[Box]] = defaultdict(set)  # an equal box is the same one
     for label, box in objects:
-        by_label[label].append(box)
-    picture = check_picture(LabelledPicture(path, size, {label: tuple(found) for label, found in by_label.items()}))
-    if isinstance(picture, Fault):
-        yield picture
+        by_label[label].add(box)
+    return LabelledPicture(path, size, {label: tuple(sorted(found)) for label, found in by_label.items()})
+
+
+def _ask_for_each(picture: LabelledPicture, source: str) -> Iterator[Record | Fault]:
+    measured = measure_as(picture.path, picture.size)
+    checked = measured if isinstance(measured, Fault) else check_picture(picture)
+    if isinstance(checked, Fault):
+        yield checked
         return
-    for label in sorted(by_label):
+    for label in sorted(picture.objects):
         yield ask_for(label, f"every {label}" if label.strip() else "", [picture], "referential", source)

@@ -117,7 +117,7 @@ def borrow_mesh(name: str, folder: Path) -> str:
     """Write a borrowed mesh into the folder, upright, at our scale and standing on z = 0; the file's path."""
     inside, up = BORROWED[name]
     source = data_file(inside)
-    lines = source.read_text().splitlines()
+    lines = source.read_text(encoding="utf-8").splitlines()
     points = np.asarray([line.split()[1:4] for line in lines if line.startswith("v ")], float)
     if up == "y":
         points = points[:, [0, 2, 1]] * (1, -1, 1)
@@ -128,7 +128,7 @@ def borrow_mesh(name: str, folder: Path) -> str:
     kept = [line.split("#")[0] for line in lines if not line.startswith("vn ")]
     text = [next(rows) if line.startswith("v ") else _without_normals(line) for line in kept]
     target = folder / f"{name}.obj"
-    target.write_text("\n".join(text) + "\n")
+    target.write_text("\n".join(text) + "\n", encoding="utf-8")
     for companion in [*source.parent.glob(f"{source.stem}*.mtl"), *source.parent.glob(f"{source.stem}*.png")]:
         shutil.copyfile(companion, folder / companion.name)
     return str(target)
@@ -146,4 +146,4 @@ def write_obj(mesh: Mesh, path: Path) -> None:
     vertices, triangles = mesh
     lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in vertices]
     lines += [f"f {a + 1} {b + 1} {c + 1}" for a, b, c in triangles]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -16,21 +16,17 @@ from tqdm import tqdm
 
 from gemvg_edge.command import command, finite_number, seed_number, whole_number
 from train.data.record import Record, write_records
-from train.world.picture_sets import relative
-from train.world.samples import KIND_ROLES, as_record, ask_about
+from train.world.samples import KIND_ROLES, as_record, draw_question
 from train.world.scenes import read_scenes
 
 
 def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iterator[Record]:
     """`count` records, fixed by the seed."""
     scenes = {scene.seed: scene for scene in read_scenes(folder)}
-    seeds, kinds = list(scenes), list(KIND_ROLES)
+    kinds = list(KIND_ROLES)
     for number in range(count):
         rng, kind = np.random.default_rng([seed, 4, number]), kinds[number % len(kinds)]
-        asked = None
-        while asked is None:
-            scene = scenes[seeds[rng.integers(len(seeds))]]
-            asked = ask_about(scene, relative(scene, scenes), kind, rng)
+        asked = draw_question(scenes, folder, kind, rng)
         yield as_record(*asked, folder, "tabletop", cot=rng.random() < cot_share)
 
 

@@ -27,6 +27,9 @@ from tqdm import tqdm
 
 from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, replacing, unwritable, write_text
+from gemvg_edge.json_object import read_json_object
+from train.data.record import read_lines
 from train.world.meshes import BORROWED, MESHES, borrow_mesh, data_file, write_obj
 from train.world.scenes import NEW_STYLE_SEED, Corners, Scene, Thing, View
 from train.world.things import COLOURS, TEXTURED, Plan, plan_scene
@@ -41,7 +44,6 @@ REACH, APART = 0.28, 0.17  # metres: how far from the middle things stand, and h
 def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int) -> None:
     """Render seeds first_seed.. into the folder; shards that are already there are kept."""
     _claim(folder, {"size": size, "version": 2})
-    (folder / "images").mkdir(exist_ok=True)
     starts = range(first_seed, first_seed + scenes, SHARD)
     shards = [(start, min(SHARD, first_seed + scenes - start)) for start in starts]
     missing = [(start, count) for start, count in shards if _rendered(_shard_file(folder, start)) < count]
@@ -65,10 +67,15 @@ def _start_pool(processes: int) -> Any:
 def _claim(folder: Path, settings: dict[str, int]) -> None:
     """Refuse to mix scenes of other settings into a folder."""
     record = folder / "settings.json"
-    if record.is_file() and (found := json.loads(record.read_text())) != settings:
-        raise GemvgError(f"{folder} was rendered with {found}, not {settings}; give another folder or delete it")
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(settings))
+    if is_file(record):
+        found = read_json_object(record, "give another folder or delete it", "").content
+        if found != settings:
+            raise GemvgError(f"{folder} was rendered with {found}, not {settings}; give another folder or delete it")
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise unwritable(folder, error) from None
+    write_text(record, json.dumps(settings))
 
 
 def _shard_file(folder: Path, start: int) -> Path:
@@ -76,16 +83,15 @@ def _shard_file(folder: Path, start: int) -> Path:
 
 
 def _rendered(shard: Path) -> int:
-    return len(shard.read_text().splitlines()) if shard.is_file() else 0
+    """How many scenes a shard has; it takes its place when it and all its pictures are written."""
+    return len(list(read_lines(shard))) if is_file(shard) else 0
 
 
 def _render_shard(shard: tuple[int, int], folder: Path, size: int) -> None:
     start, count = shard
     with _World() as world:
         lines = [json.dumps(asdict(_render_scene(world, seed, folder, size))) for seed in range(start, start + count)]
-    partial_file = _shard_file(folder, start).with_suffix(".partial")
-    partial_file.write_text("\n".join(lines) + "\n")
-    os.replace(partial_file, _shard_file(folder, start))
+    write_text(_shard_file(folder, start), "\n".join(lines) + "\n")
 
 
 class _World:
@@ -98,12 +104,15 @@ class _World:
         self.client = pybullet.connect(pybullet.DIRECT)
         self._folder = tempfile.TemporaryDirectory()
         self.files: dict[str, str] = {}
-        for name, mesh in MESHES.items():
-            file = Path(self._folder.name, f"{name}.obj")
-            write_obj(mesh, file)
-            self.files[name] = str(file)
-        for name in BORROWED:
-            self.files[name] = borrow_mesh(name, Path(self._folder.name))
+        try:
+            for name, mesh in MESHES.items():
+                file = Path(self._folder.name, f"{name}.obj")
+                write_obj(mesh, file)
+                self.files[name] = str(file)
+            for name in BORROWED:
+                self.files[name] = borrow_mesh(name, Path(self._folder.name))
+        except OSError as error:
+            raise unwritable(Path(self._folder.name), error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,7 +128,8 @@ def _render_scene(world: _World, seed: int, folder: Path, size: int) -> Scene:
     views = []
     for k, (pixels, boxes) in enumerate(shot):
         file = f"images/{seed:08d}-{k}.png"
-        Image.fromarray(pixels).save(folder / file, compress_level=1)
+        with replacing(folder / file) as partial_file:
+            Image.fromarray(pixels).save(partial_file, compress_level=1)
         views.append(View(file, pixels.shape[1], pixels.shape[0], boxes))
     return Scene(seed, plan.things, plan.moved, plan.removed, plan.added, tuple(views))
 

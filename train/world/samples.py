@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ from PIL import Image, ImageOps
 
 from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Box
+from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
 from train.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import Corners, Scene
+from train.world.scenes import Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
+TRIES = 1000  # questions that are drawn in vain before the search ends
 ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
 # Of each role's questions; what a role does not allow falls to referential ones, which are learned first.
 KIND_SHARES: dict[Role, dict[Kind, float]] = {
@@ -76,7 +79,11 @@ def draw_sample(
         pictures = mirror(pictures)
     shares = KIND_SHARES[role]
     asked: list[Question] = []
-    while len(asked) < questions:
+    for tries in count():
+        if len(asked) == questions:
+            break
+        if tries > TRIES + 10 * questions:
+            raise GemvgError(f"scene {scene.seed} in {folder} shows too little to ask about; render the folder again")
         kind = list(shares)[rng.choice(len(shares), p=list(shares.values()))]
         question = ask(pictures, kind, rng) or ask(pictures, "referential", rng)
         if question is not None and all(question.text != other.text for other in asked[-3:]):
@@ -98,8 +105,15 @@ def draw_sample(
 
 def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:
     """The set's pictures, mirrored if the set is."""
-    images = [load_image(folder / view.file) for view in pictures.views]
+    images = [_open_view(view, folder) for view in pictures.views]
     return [ImageOps.mirror(image) for image in images] if pictures.mirrored else images
+
+
+def _open_view(view: View, folder: Path) -> Image.Image:
+    image = load_image(folder / view.file)
+    if image.size != view.size:
+        raise GemvgError(f"{folder / view.file} is not the picture that its scene describes; render the folder again")
+    return image
 
 
 def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[PictureSet, Question] | None:
@@ -107,6 +121,18 @@ def held_out_question(scene: Scene, partner: Scene | None, kind: Kind) -> tuple[
     rng = np.random.default_rng([scene.seed, 3])
     tries = (ask_about(scene, partner, kind, rng) for _ in range(20))
     return next((asked for asked in tries if asked), None)
+
+
+def draw_question(
+    scenes: Mapping[int, Scene], folder: Path, kind: Kind, rng: np.random.Generator
+) -> tuple[PictureSet, Question]:
+    """A question of a kind about a random scene; GemvgError where there are too few scenes for one."""
+    seeds = list(scenes)
+    for _ in range(TRIES):
+        scene = scenes[seeds[rng.integers(len(seeds))]]
+        if asked := ask_about(scene, relative(scene, scenes), kind, rng):
+            return asked
+    raise GemvgError(f"the scenes in {folder} give no {kind} question; render more of them")
 
 
 def ask_about(

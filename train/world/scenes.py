@@ -7,13 +7,15 @@ pybullet nor questions.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.json_object import parse_json
+from train.data.annotations import MALFORMED, find_files, inside, numbers, read_size
+from train.data.record import read_lines, whole
 
 BEFORE, AFTER = (0, 1), (2, 3)  # the views of each moment
 SAME_CAMERA = (0, 2)  # one camera's views of both moments
@@ -59,24 +61,55 @@ class Scene:
 
 def read_scenes(folder: Path) -> list[Scene]:
     """All scenes of a rendered folder, by seed."""
-    files = sorted(folder.glob("scenes-*.jsonl"))
+    files = find_files(folder, "scenes-*.jsonl")
     if not files:
         raise GemvgError(f"{folder} has no scenes-*.jsonl; render it with: python -m train.world.render {folder}")
-    scenes = []
+    scenes: dict[int, Scene] = {}
     for file in files:
-        for number, line in enumerate(file.read_text().splitlines(), 1):
+        for number, line in read_lines(file):
             try:
-                scenes.append(_from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError):
+                scene = _from_json(parse_json(line.decode("utf-8")))
+            except (*MALFORMED, GemvgError):
                 raise GemvgError(f"{file}, line {number} is not a scene; delete the file and render again") from None
-    return sorted(scenes, key=lambda scene: scene.seed)
+            if scenes.setdefault(scene.seed, scene) != scene:
+                raise GemvgError(f"{file}, line {number}: scene {scene.seed} stands twice; delete one and render again")
+    return [scenes[seed] for seed in sorted(scenes)]
 
 
 def _from_json(record: dict[str, Any]) -> Scene:
-    views = tuple(
-        View(v["file"], v["width"], v["height"], tuple(None if b is None else tuple(b) for b in v["boxes"]))
-        for v in record["views"]
+    things = tuple((_text(name), _text(colour)) for name, colour in record["things"])
+    views = tuple(_view(view, len(things)) for view in record["views"])
+    moved, removed, added = (
+        tuple(_thing(k, len(things)) for k in record[key]) for key in ("moved", "removed", "added")
     )
-    things = tuple((name, colour) for name, colour in record["things"])
-    moved, removed, added = (tuple(record[key]) for key in ("moved", "removed", "added"))
-    return Scene(record["seed"], things, moved, removed, added, views)
+    if len(views) != len(BEFORE + AFTER) or (seed := whole(record["seed"])) < 0:
+        raise ValueError("not four views, or no seed")
+    return Scene(seed, things, moved, removed, added, views)
+
+
+def _view(view: dict[str, Any], things: int) -> View:
+    width, height = read_size(view)
+    boxes = tuple(None if box is None else _corners(box, width, height) for box in view["boxes"])
+    if len(boxes) != things or not any(boxes):
+        raise ValueError("not one box a thing, or nothing in sight")
+    inside(Path(), name := view["file"])
+    return View(name, width, height, boxes)
+
+
+def _corners(box: Any, width: int, height: int) -> Corners:
+    x1, y1, x2, y2 = numbers(box, 4)
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        raise ValueError("a box outside its picture")
+    return x1, y1, x2, y2
+
+
+def _thing(number: Any, things: int) -> int:
+    if not 0 <= whole(number) < things:
+        raise ValueError("no such thing")
+    return whole(number)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not text")
+    return value
