@@ -36,6 +36,7 @@ PROVIDERS = {
     "onnx-tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 STANDARD_NEEDS = (1, 25)  # the first with kernels for opset 24's Attention and TensorScatter
+SAID = 160  # characters of an error of its own: the last ones say why
 # numpy's type, since it has no bfloat16, and TensorProto.DataType
 ELEMENT_TYPES = {"float32": (np.float32, 1), "float16": (np.float16, 10), "bfloat16": (np.uint16, 16)}
 
@@ -106,8 +107,14 @@ class OnnxDecoder:
         self._device = "cpu" if engine == "onnx" else "cuda"
 
     def new_cache(self, capacity: int) -> OnnxCache:
-        """An empty cache for `capacity` tokens."""
-        return OnnxCache(self._session, self._manifest, capacity, self._device)
+        """An empty cache for `capacity` tokens; GemvgError where there is no memory for it."""
+        try:
+            return OnnxCache(self._session, self._manifest, capacity, self._device)
+        except MemoryError as error:
+            raise GemvgError(
+                f"a cache of {capacity} tokens finds no memory ({error}); give fewer or smaller pictures, or open the "
+                "Grounder with lower max_query_tokens and max_new_tokens"
+            ) from None
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
@@ -164,7 +171,7 @@ def _running(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise GemvgError(
-            f"{path} cannot be run on {what} ({' '.join(str(error).split())[:200]}); give fewer or smaller pictures, "
+            f"{path} cannot be run on {what} ({' '.join(str(error).split())[-SAID:]}); give fewer or smaller pictures, "
             "or a bundle of the fused dialect, which needs the least memory"
         ) from None
 
@@ -202,7 +209,7 @@ def open_graph(path: Path, threads: int = 0, engine: str = "onnx", entries: dict
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0: one a physical core
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, and one sentence is enough
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
     try:
