@@ -190,6 +190,21 @@ def test_conversions_that_cannot_be_made(
         convert.read("imagenet", tmp_path, 0)
 
 
+@pytest.mark.parametrize("name", ["annotations/instances_train2017.json", "train2017/000000000001.jpg", "", ".."])
+def test_what_is_read_is_never_the_output(tmp_path: Path, name: str) -> None:
+    coco = test_data_coco.write_coco(tmp_path / "coco")
+    before = {path: path.read_bytes() for path in coco.rglob("*") if path.is_file()}
+    out = coco / "sub" / ".." / name
+    with pytest.raises(GemvgError, match=r"exists and holds no records|is .*, which is read|holds .*, which is read"):
+        convert.convert("coco", coco, 0, out)
+    with pytest.raises(GemvgError, match=r"exists and holds no records|is .*, which is read|holds .*, which is read"):
+        compose.compose(Folders(coco=coco), None, 10, 0, out)
+    assert {path: path.read_bytes() for path in coco.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # a result of an earlier run may be replaced, beside what is read too
+        convert.convert("coco", coco, 0, coco / "records.jsonl")
+    assert len(list(read_records(coco / "records.jsonl"))) > 1
+
+
 def test_reading_data_needs_no_torch() -> None:
     code = "import sys, train.data.compose, train.data.convert, train.data.inspect; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

@@ -102,7 +102,7 @@ def inspect(file: Path, sheet: Path | None, samples: int, seed: int) -> None:
     if sheet:
         refuse_inputs(sheet, [file], "--sheet")
     tally, drawn = Tally(), Reservoir[Record](samples, np.random.default_rng(seed))
-    replaced = sheet if sheet and os.path.lexists(sheet) else None  # else there is nothing to destroy
+    replaced = sheet if sheet and os.path.exists(os.path.realpath(sheet)) else None  # else there is nothing to destroy
     items = tqdm(read_records(file), desc="reading", unit=" records", disable=None)
     summary = summarise(take_census(keep_good(items, tally), drawn, replaced), tally)
     print("\n".join([*tally.lines(), *table(summary)]))

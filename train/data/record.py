@@ -156,9 +156,10 @@ def write_records(records: Iterable[Record], file: Path, inputs: Iterable[Path] 
 
 def check_output(file: Path, inputs: Iterable[Path] = ()) -> None:
     """GemvgError where writing records to a file would destroy an input, or something that is no record file."""
-    is_there = is_file(file)  # which also refuses names that the system does
+    is_file(file)  # refuses the names that the system does
     refuse_inputs(file, inputs)
-    if not is_there:
+    file = Path(os.path.realpath(file))  # where it will be written: `new/../a` is not there as long as `new` is not
+    if not is_file(file):
         return
     for _, line in read_lines(file):
         try:
