@@ -68,7 +68,7 @@ def main() -> None:
         quantize_gib, quantize_seconds = peak_of(
             [sys.executable, "-m", "quantize.gptq", "--model", str(checkpoint), "--out", str(quantized), *options]
         )
-        record = json.loads((quantized / "quantization.json").read_text())
+        record = json.loads((quantized / "quantization.json").read_text(encoding="utf-8"))
         layer_seconds, tokens = record["seconds_a_layer"], record["tokens"]
         export_gib, export_seconds = peak_of(
             [sys.executable, "-m", "export.to_onnx", str(checkpoint), str(bundle), "--weights", "int4"]

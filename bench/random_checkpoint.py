@@ -8,7 +8,6 @@ For memory and speed, where only shapes matter. Shapes and names are those of th
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gemvg_edge.command import command
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
 from train.output_folder import new_folder
+from train.rewrite import write_json
 from train.small_model import small_tokenizer
 
 QWEN2_VL_2B: dict[str, Any] = {
@@ -91,8 +91,8 @@ def write_settings(folder: Path, config: dict[str, Any]) -> None:
     ids = {name: int(tokenizer.convert_tokens_to_ids(f"<|{name}|>")) for name in ("image_pad", "im_end")}
     config = {**config, "image_token_id": ids["image_pad"], "eos_token_id": ids["im_end"]}
     config["grounding"] = {"prompt": {"number_images": True}}  # as the small tokenizer's chat template has it
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
     tokenizer.save_pretrained(folder)
 
 
@@ -118,7 +118,7 @@ def _write_random(folder: Path, config: dict[str, Any], dtype: str) -> None:
         values = np.ones(shape, np.float32) if is_norm and name.endswith("weight") else np.resize(own, shape)
         shard[name] = values.astype(dtype)
     _write_shard(folder, shard, shards, weight_map)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def _write_shard(folder: Path, shard: dict[str, npt.NDArray[Any]], number: int, weight_map: dict[str, str]) -> int:

@@ -126,11 +126,12 @@ def _check_target(path: Path, images: Sequence[str], overwrite: bool) -> None:
     from PIL import Image
 
     refuse_inputs(path, map(Path, images), "--draw")
-    if is_folder(path):
+    real = Path(os.path.realpath(path))  # where the writing ends up: `nowhere/../a.png` is a.png
+    if is_folder(real):
         raise GemvgError(f"--draw {printable(path)} cannot be written (it is a folder); give the name of a picture")
-    if os.path.lexists(path) and not overwrite:
+    if (os.path.lexists(path) or os.path.lexists(real)) and not overwrite:
         raise GemvgError(f"--draw {printable(path)} is there already; add --overwrite to replace it, or give another")
-    if not is_folder(path.resolve().parent):
+    if not is_folder(real.parent):
         raise GemvgError(f"--draw {printable(path)}: the folder {printable(path.parent)} does not exist; make it first")
     file_format = Image.registered_extensions().get(path.suffix.lower())
     try:

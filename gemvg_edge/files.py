@@ -100,16 +100,22 @@ def same_path(a: Path, b: Path) -> bool:
     """Whether two paths lead to one place, by links, `..`, hard links or another spelling."""
     try:
         return os.path.samefile(a, b)
-    except (OSError, ValueError):
+    except OSError:
         return os.path.realpath(a) == os.path.realpath(b)
+    except ValueError:  # a null character, which leads nowhere
+        return False
 
 
 def refuse_inputs(output: Path, inputs: Iterable[Path], flag: str = "") -> None:
     """GemvgError where writing `output` (a file or a folder) would destroy an input: it is one, or holds one."""
-    real = Path(os.path.realpath(output))
+    try:
+        real = Path(os.path.realpath(output))
+    except (OSError, ValueError) as error:
+        raise unwritable(output, error) from None
     for given in inputs:
-        if same_path(output, given) or real in Path(os.path.realpath(given)).parents:
-            what = "is" if same_path(output, given) else "holds"
+        same = same_path(output, given)
+        if same or ("\0" not in os.fspath(given) and real in Path(os.path.realpath(given)).parents):
+            what = "is" if same else "holds"
             name = f"{flag} {printable(output)}".strip()
             raise GemvgError(f"{name} {what} {printable(given)}, which is read; give another place to write to")
 

@@ -78,6 +78,7 @@ DRAWN_ONTO: dict[str, tuple[str, list[str], str]] = {
     "an input": ("left.png", ["--overwrite"], "left.png, which is read; give another place"),
     "an input by another way": ("sub/../left.png", ["--overwrite"], "left.png, which is read; give another place"),
     "a link to an input": ("link.png", ["--overwrite"], "left.png, which is read; give another place"),
+    "a file by a folder that is not there": ("none/../mine.png", [], "mine.png is there already; add --overwrite"),
     "a file that is there": ("mine.png", [], "mine.png is there already; add --overwrite to replace it"),
     "a link to one": ("dangling.png", [], "dangling.png is there already; add --overwrite to replace it"),
 }

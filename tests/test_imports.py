@@ -42,12 +42,17 @@ def test_importing_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["from gemvg_edge import Grounder", "import gemvg_edge.cli", "import gemvg_edge.draw, gemvg_edge.answer"],
+    ["from gemvg_edge import Grounder", "import gemvg_edge.draw, gemvg_edge.answer"],
 )
 def test_the_runtime_waits_with_its_engine(code: str) -> None:
     loaded = loaded_by(code)
     assert not loaded & (TRAINING | ENGINES | WORKSHOP)
     assert "PIL" in loaded
+
+
+def test_the_command_starts_light() -> None:
+    """What takes time to import waits until an interrupt is answered with a line."""
+    assert not loaded_by("import gemvg_edge.cli") & (TRAINING | ENGINES | WORKSHOP | {"numpy", "PIL", "tokenizers"})
 
 
 def test_the_engine_brings_no_training_stack() -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     if args.count < 1 or not 0 <= args.cot_share <= 1:
         parser.error("--count must be at least 1 and --cot-share between 0 and 1")
     records = world_records(args.scenes, args.count, args.cot_share, args.seed)
-    write_records(tqdm(records, total=args.count, unit="record"), args.out)
+    write_records(tqdm(records, total=args.count, unit="record", disable=None), args.out)
 
 
 if __name__ == "__main__":
