@@ -15,7 +15,9 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
+import threading
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gemvg_edge.command import command, seed_number, whole_number
+from gemvg_edge.command import TERMINATED, command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, replacing, unwritable, write_text
 from gemvg_edge.json_object import read_json_object
@@ -57,11 +59,19 @@ def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int
 
 def _start_pool(processes: int) -> Any:
     """Processes that leave an interrupt to this one, which ends them: each would print a traceback of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        return spawn.Pool(processes, _end_cleanly)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit what is ignored
     try:
-        return multiprocessing.get_context("spawn").Pool(processes)
+        return spawn.Pool(processes, _end_cleanly)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _end_cleanly() -> None:
+    """In a process of the pool: being ended must not leave its folder of meshes behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def _claim(folder: Path, settings: dict[str, int]) -> None:
