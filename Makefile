@@ -38,7 +38,7 @@ tables: .venv/ready
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -VV
 	.venv-lowest/bin/python -m compileall -q gemvg_edge
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q $(RUNTIME_TESTS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n logical --dist loadfile $(RUNTIME_TESTS)
 	.venv-lowest/bin/gemvg inspect
 	.venv-lowest/bin/python examples/demo.py .venv-lowest/demo.png
 
@@ -69,7 +69,7 @@ LEAST = 3, 11
 
 .venv-lowest/ready: pyproject.toml constraints-lowest.txt
 	$(venv)
-	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints-lowest.txt --editable '.[onnx]' pytest hypothesis
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints-lowest.txt --editable '.[onnx]' pytest pytest-xdist hypothesis
 	mv $(@D)/unfinished $@
 
 .venv/ready: pyproject.toml constraints.txt

@@ -77,10 +77,8 @@ class AnswerFormat:
         if answer.coordinates not in COORDINATES:
             known = ", ".join(map(repr, COORDINATES))
             raise GemvgError(f"grounding.answer.coordinates is {answer.coordinates!r}; use one of {known}")
-        if type(answer.locations) is not int or not 0 <= answer.locations <= MOST_LOCATIONS:
-            raise GemvgError(
-                f"grounding.answer.locations is {short(answer.locations)}; give a whole number up to {MOST_LOCATIONS}"
-            )
+        if not 0 <= answer.locations <= MOST_LOCATIONS:
+            raise GemvgError(f"locations is {short(answer.locations)}, not 0 to {MOST_LOCATIONS}")
         if answer.coordinates == "locations" and answer.locations < 2:
             raise GemvgError(f"grounding.answer.locations is {answer.locations}; location tokens need at least 2")
         return answer

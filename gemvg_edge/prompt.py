@@ -49,7 +49,7 @@ class PromptTemplate:
         """Read the four fields; `query` and `think` must hold the place `{query}`."""
         template = PromptTemplate(**config)
         for name, text in (("system", template.system), ("query", template.query), ("think", template.think)):
-            if len(text) > MAX_QUERY:
+            if isinstance(text, str) and len(text) > MAX_QUERY:
                 raise GemvgError(f"grounding.prompt.{name} has {len(text)} characters, more than {MAX_QUERY}")
         for name, text in (("query", template.query), ("think", template.think)):
             if "{query}" not in text:
