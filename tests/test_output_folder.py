@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,3 +212,21 @@ def test_a_bundle_beside_what_people_keep_is_replaced(tmp_path: Path) -> None:
     assert read_files(target).items() >= BESIDE.items()
     assert set(read_files(target)) == {*BESIDE, "vision.engine", MANIFEST}
     assert (target / "vision.engine").read_text() == "two"
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a mark can be written then, and what fills the disk must go all the same."""
+    result(tmp_path / "out", OLD)
+    writing = Path.write_text
+
+    def full(path: Path, *arguments: Any, **named: Any) -> int:
+        if path.name.endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return writing(path, *arguments, **named)
+
+    before = read_files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(GemvgError, match="out cannot be written .No space left on device"):
+            result(tmp_path / "out", NEW)
+    assert read_files(tmp_path) == before

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -144,7 +144,8 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
 
 def remove(folder: Path) -> None:
     """Take a folder of ours away, its mark last: a kill on the way leaves one that is known as ours and of no use."""
-    _write_mark(folder, {"format": WORK, "removing": True})
+    with suppress(OSError):  # a full disk, which this is about to mend
+        _write_mark(folder, {"format": WORK, "removing": True})
     _empty(folder)
     (folder / MARK).unlink(missing_ok=True)
     folder.rmdir()
