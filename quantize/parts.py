@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from gemvg_edge import __version__
@@ -27,7 +26,7 @@ from quantize.stream import HEAD, block_names
 from quantize.tensors import expected_tensors
 from train.checkpoint import CONFIG, INDEX, SINGLE, read_json
 from train.rewrite import DENSE_HEAD, write_json, writing
-from train.stage import work_folder
+from train.stage import unwritten
 
 START = "start"  # the part of what comes before the first block and between vision tower and decoder
 SHARD_BYTES = 10**9
@@ -115,10 +114,8 @@ def writing_parts(out: Path) -> Iterator[None]:
     """Turn a full disk or a folder that may not be written into one sentence."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise GemvgError(
-            f"{out} cannot be written ({error}); what is done is kept in {work_folder(out)}, make room and start again"
-        ) from None
+    except OSError as error:
+        raise unwritten(out, error) from None
 
 
 def _tensors_of(checkpoint: Checkpoint, name: str) -> list[str]:

@@ -227,6 +227,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     before = read_files(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        with pytest.raises(GemvgError, match="out cannot be written .No space left on device"):
+        with pytest.raises(GemvgError, match=r"out cannot be written .No space left on device"):
             result(tmp_path / "out", NEW)
     assert read_files(tmp_path) == before

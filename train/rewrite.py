@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from gemvg_edge.command import command
@@ -55,7 +55,10 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterato
             if (checkpoint / name).is_file():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint / name, folder / name)
-        yield folder
+        try:
+            yield folder
+        except SafetensorError as error:  # reading has its own sentence: this is a full disk
+            raise GemvgError(f"{out} cannot be written ({error}); make room there or give another place") from None
 
 
 def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
@@ -64,7 +67,7 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
     place: dict[str, str] = {}
     size = 0
     for file in files:
-        with safe_open(file, framework="pt") as shard:
+        with open_shard(file) as shard:
             mine = [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118
             changed = [change(name, _finite(shard.get_tensor(name), file, name)) for name in mine]
         tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
@@ -74,6 +77,16 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
         size += sum(tensor.nbytes for tensor in tensors.values())
     if index:
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+
+
+@contextmanager
+def open_shard(file: Path) -> Iterator[Any]:
+    """A safetensors file, to be read by torch; GemvgError where it is cut short or damaged."""
+    try:
+        with safe_open(file, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise GemvgError(f"{file} is truncated or damaged ({error}); download the checkpoint again") from None
 
 
 def _finite(tensor: torch.Tensor, file: Path, name: str) -> torch.Tensor:
@@ -86,7 +99,7 @@ def count_parameters(folder: Path) -> int:
     """How many numbers a checkpoint's weights have."""
     count = 0
     for file in weight_files(folder)[0]:
-        with safe_open(file, framework="pt") as shard:
+        with open_shard(file) as shard:
             count += sum(math.prod(shard.get_slice(name).get_shape()) for name in shard.keys())  # noqa: SIM118
     return count
 

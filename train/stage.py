@@ -100,7 +100,20 @@ def working(run: Any) -> Iterator[Path]:
         yield work
         return
     with marked(work, {"format": WORK, **_identity(run, check_out(run))}, keep=True):
-        yield work
+        try:
+            yield work
+        except (SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise unwritten(run.out, error) from None
+
+
+def unwritten(out: Path, error: Exception) -> GemvgError:
+    """The sentence for a run that the disk stopped."""
+    kept = work_folder(out)
+    return GemvgError(
+        f"{out} cannot be written ({one_line(error)}); what is done is kept in {kept}, make room and start again"
+    )
 
 
 def check_out(run: Any) -> list[Path]:

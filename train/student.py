@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, read_object, read_settings, weight_files
-from train.rewrite import count_parameters, rewrite_weights, write_json, writing
+from train.rewrite import count_parameters, open_shard, rewrite_weights, write_json, writing
 
 # Both ways of naming: the hub's `model.layers.3.` and the module's own `model.language_model.layers.3.`.
 _LAYER = re.compile(r"(?P<start>.*\b(?:layers|blocks)\.)(?P<number>\d+)(?P<rest>\..*)")
@@ -91,7 +90,7 @@ def _strongest(teacher: Path, count: int) -> dict[int, torch.Tensor]:
     """
     strength: dict[int, torch.Tensor] = {}
     for file in weight_files(teacher)[0]:
-        with safe_open(file, framework="pt") as shard:
+        with open_shard(file) as shard:
             for name in shard.keys():  # noqa: SIM118  # no mapping
                 if mlp := _CHANNELS.fullmatch(name):
                     norms = shard.get_tensor(name).float().norm(dim=0 if mlp["part"] == "down" else 1)  # (channels,)
