@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.draw import HEIGHT, draw_boxes
+from gemvg_edge.errors import GemvgError
 
 GAP, TITLE = 8, 34
 INK = (255, 0, 160)
@@ -101,3 +104,12 @@ def test_the_pictures_given_stay_as_they_were() -> None:
     pictures = grey((384, 384))
     draw_boxes(pictures, [Box(0, 1, 1, 300, 300)], "été 赤い杯\nsecond line")
     assert pictures[0].getcolors() == [(384 * 384, GREY)]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [Box(0, math.nan, 0, 1, 1), Box(0, 9, 0, 1, 1), Box(0, 0, 0, math.inf, 1), Box(1, 0, 0, 1, 1), Box(-1, 0, 0, 1, 1)],
+)
+def test_what_is_no_box_is_not_drawn(box: Box) -> None:
+    with pytest.raises(GemvgError, match="is no box in 1 pictures"):
+        draw_boxes([Image.new("RGB", (9, 9))], [box], "")
