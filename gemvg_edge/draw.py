@@ -23,8 +23,8 @@ def draw_boxes(images: Sequence[Image.Image], boxes: Sequence[Box], caption: str
     for image in (image for image in images if image.width > image.height):
         check_aspect(image.width, image.height, image.info.get(NAME, ""))
     for box in boxes:
-        corners = (box.x1, box.y1, box.x2, box.y2)
-        if not (0 <= box.image < len(images) and all(map(math.isfinite, corners)) and box.area > 0):
+        finite = all(map(math.isfinite, (box.x1, box.y1, box.x2, box.y2)))
+        if not (0 <= box.image < len(images) and finite and box.area > 0):
             raise GemvgError(f"{box} is no box in {len(images)} pictures; give x1 < x2 and y1 < y2 of one of them")
     gap, title = 8, 34
     scales = [HEIGHT / image.height for image in images]
