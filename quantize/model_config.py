@@ -162,6 +162,10 @@ def _read_rope(text: JsonObject, head_dim: int) -> tuple[float, tuple[int, int, 
     kind = rope.value("rope_type", str, rope.value("type", str, "default"))
     if kind not in ("default", "mrope"):
         raise GemvgError(f"{rope.path}: rotary type {kind!r} is not supported; Qwen2-VL's is 'mrope' (or 'default')")
+    if rope.value("partial_rotary_factor", float, 1.0) != 1 or rope.value("mrope_interleaved", bool, False):
+        raise GemvgError(
+            f"{rope.path}: partial or interleaved rotary positions are not supported; Qwen2-VL has neither"
+        )
     sections, half = rope.integers("mrope_section", low=0), head_dim // 2
     if len(sections) != 3 or sum(sections) != half:
         raise GemvgError(f"{rope.path}: mrope_section is {list(sections)}; it needs three numbers with the sum {half}")

@@ -106,10 +106,12 @@ def test_the_pictures_given_stay_as_they_were() -> None:
     assert pictures[0].getcolors() == [(384 * 384, GREY)]
 
 
-@pytest.mark.parametrize(
-    "box",
-    [Box(0, math.nan, 0, 1, 1), Box(0, 9, 0, 1, 1), Box(0, 0, 0, math.inf, 1), Box(1, 0, 0, 1, 1), Box(-1, 0, 0, 1, 1)],
-)
+NO_BOXES = (
+    Box(0, math.nan, 0, 1, 1), Box(0, 9, 0, 1, 1), Box(0, 0, 0, math.inf, 1), Box(1, 0, 0, 1, 1), Box(-1, 0, 0, 1, 1)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("box", NO_BOXES)
 def test_what_is_no_box_is_not_drawn(box: Box) -> None:
     with pytest.raises(GemvgError, match="is no box in 1 pictures"):
         draw_boxes([Image.new("RGB", (9, 9))], [box], "")

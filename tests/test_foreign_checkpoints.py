@@ -75,6 +75,15 @@ def drop_rope(folder: Path) -> None:
     write_json(folder / CONFIG, content)
 
 
+def edit_rope(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / CONFIG).read_text())
+        content["text_config"]["rope_parameters"].update(changes)
+        write_json(folder / CONFIG, content)
+
+    return change
+
+
 def into_adapter(folder: Path) -> None:
     (folder / CONFIG).unlink()
     (folder / SINGLE).rename(folder / "adapter_model.safetensors")
@@ -116,6 +125,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
         edit_weights(lambda t: t.update({"visual.deepstack.0.weight": torch.zeros(2, 2)})), "visual.deepstack.0.weight"
     ),
     "no rotary base": (drop_rope, "lacks the field text_config.rope_theta"),
+    "positions of half a head": (edit_rope(partial_rotary_factor=0.5), "partial or interleaved rotary positions"),
+    "interleaved positions": (edit_rope(mrope_interleaved=True), "partial or interleaved rotary positions"),
     "no end of an answer": (lambda folder: edit_json(folder / "generation_config.json", eos_token_id=[]),
                             "eos_token_id is an empty list; an answer could not end"),
     "heads that do not divide": (edit_config("text_config", num_attention_heads=7), "do not divide each other"),
