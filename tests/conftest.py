@@ -16,6 +16,12 @@ settings.register_profile("gemvg", deadline=None)
 settings.load_profile("gemvg")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: several processes share the files in this order."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.stem != "test_pipeline", item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A tiny Qwen2-VL with random weights as transformers' model, and its bundle; it writes nonsense without end."""

@@ -23,9 +23,15 @@ FAULT = ["gemvg_edge.cli", "ground", "café.png", "--query", "the red mug"]
 
 
 def started(command: list[str], **streams: Any) -> subprocess.Popen[str]:
-    # In a session of its own, as a terminal gives it, so that a signal reaches its own processes too.
+    # In a session of its own, as a terminal gives it, so that a signal reaches its own processes too; and listening to
+    # interrupts, which are ignored where the tests themselves run in the background.
     return subprocess.Popen(
-        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, start_new_session=True, **streams
+        [sys.executable, "-m", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,
     )
 
 
