@@ -7,7 +7,9 @@ jinja2, which is the training stack's; without it, or without a template, there 
 from __future__ import annotations
 
 import json
-from datetime import datetime
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,21 @@ from gemvg_edge.prompt import PromptTemplate, prefix_text, query_text
 from train.checkpoint import read_json
 
 QUERY = "the red mug"
+RENDERER = Path(__file__).with_name("render_template.py")
+SECONDS = 20  # that a template may take; Qwen's takes a hundredth, nearly all the rest is Python's start
+MEMORY = 2**29  # and the bytes of address space; Python and jinja2 take a tenth
+LONGEST = 2**20  # characters that come back, more than any prompt of ours
 
 
 def check_chat_template(folder: Path, prompt: PromptTemplate) -> None:
     """Render a message of two pictures with the checkpoint's own template and compare."""
     found = _find_template(folder)
-    if found is None:
+    if found is None or find_spec("jinja2") is None:
         return
     path, template = found
     try:
         rendered = _render(template, prompt)
-    except ImportError:
-        return
-    except Exception as error:  # a template is a program
+    except ValueError as error:
         raise GemvgError(f"{path}: the chat template cannot be rendered ({error}); mend or remove it") from None
     expected = prefix_text(prompt, 2) + query_text(prompt, QUERY)
     if rendered != expected:
@@ -42,43 +46,26 @@ def check_chat_template(folder: Path, prompt: PromptTemplate) -> None:
 
 
 def _render(template: str, prompt: PromptTemplate) -> str:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
+    """The template's text for one question; ValueError says why there is none."""
     content: list[dict[str, Any]] = [{"type": "image"}, {"type": "image"}]
     content.append({"type": "text", "text": prompt.query.replace("{query}", QUERY)})
     messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
-    # As transformers renders: its options, its extensions and the functions that it gives templates.
-    extensions = ["jinja2.ext.loopcontrols", _generation_blocks()]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment.from_string(template).render(
-        messages=messages, add_generation_prompt=True, add_vision_id=prompt.number_images
-    )
-
-
-def _generation_blocks() -> type[Any]:
-    """`{% generation %}..{% endgeneration %}`, which marks the assistant's words for training, as plain text."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-
-    class GenerationBlocks(Extension):
-        tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    return GenerationBlocks
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """Without HTML's escapes, which jinja2's own has."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
+    asked = {"template": template, "messages": messages, "add_vision_id": prompt.number_images,
+             "memory": MEMORY, "longest": LONGEST}  # fmt: skip
+    command = [sys.executable, "-P", str(RENDERER)]  # -P: this folder's other files are no modules to it
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(asked).encode(), capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it does not end within {SECONDS} second(s)") from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:  # ended by the system, which says nothing
+        raise ValueError(f"its process ended with code {done.returncode}") from None
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return str(answer["text"])
 
 
 def _find_template(folder: Path) -> tuple[Path, str] | None:

@@ -70,9 +70,7 @@ class Preprocessing:
                 values[name] = _number(name, value, *_RESCALE_FACTOR)
         for step in ("do_resize", "do_rescale", "do_normalize"):
             if config.get(step, True) is not True:
-                raise GemvgError(
-                    f"preprocessor_config.json: {step} is switched off, which Qwen2-VL never does; set it to true"
-                )
+                raise GemvgError(f"{step} is switched off, which Qwen2-VL never does; set it to true")
         preprocessing = Preprocessing(**values)
         if preprocessing.min_pixels > preprocessing.max_pixels:
             budget = f"min_pixels, {preprocessing.min_pixels}, is above max_pixels, {preprocessing.max_pixels}"

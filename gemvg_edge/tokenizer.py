@@ -66,14 +66,21 @@ def check_tokens(
 
 
 def _check_ids(content: Any) -> None:
-    """ValueError for ids of no sense; whatever else is wrong the library says."""
+    """ValueError for ids of no sense, and for two tokens with one; whatever else is wrong the library says."""
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
         return  # not a tokenizer, which the library says too
-    vocabulary = model.get("vocab")
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    added = content.get("added_tokens")
-    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    for number in ids:
+    vocabulary, added = model.get("vocab"), content.get("added_tokens")
+    tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+    if isinstance(added, list):
+        tokens += [(token.get("content"), token.get("id")) for token in added if isinstance(token, dict)]
+    names: dict[int, Any] = {}
+    ids: dict[str, int] = {}
+    for name, number in tokens:
         if type(number) is not int or not 0 <= number <= LAST_ID:
             raise ValueError(f"a token has the id {short(number)}, not a whole number of 0 to {LAST_ID}")
+        if names.setdefault(number, name) != name:
+            raise ValueError(f"the tokens {short(names[number])} and {short(name)} have one id, {number}")
+        # An added token may stand in the vocabulary too, if it is the same there.
+        if isinstance(name, str) and ids.setdefault(name, number) != number:
+            raise ValueError(f"the token {short(name)} has two ids, {ids[name]} and {number}")

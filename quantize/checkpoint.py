@@ -7,7 +7,7 @@ the weight that they stand for, or as the codes themselves. Knows nothing of gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from gemvg_edge.errors import GemvgError
-from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_version, unpack
+from gemvg_edge.json_object import JsonObject
+from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_grids, read_version, unpack
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
 from train.checkpoint import CONFIG, read_object, weight_files
@@ -131,17 +132,18 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     version = read_version(quantization) if quantization.content else None
     checkpoint = Checkpoint(folder, config, places, shapes, version)
     used = set()
+    layers = []
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
-        used |= {name, *(name.removesuffix("weight") + part for part in PARTS if name.endswith(".weight"))}
-    if config.tied_head or not stored_head:
-        used |= {HEAD.removesuffix("weight") + part for part in ("weight", *PARTS)}
+        if checkpoint.is_quantized(layer := name.removesuffix(".weight")):
+            layers.append((layer, shape[1]))
+            used |= {f"{layer}.{part}" for part in PARTS}
+        else:
+            used.add(name)
     _check_unused(checkpoint, sorted(set(places) - used))
-    if version and quantization.value("desc_act", bool, False):
-        for layer in (name.removesuffix(".qweight") for name in places if name.endswith(".qweight")):
-            if f"{layer}.g_idx" not in places:
-                raise GemvgError(f"{folder}: {layer} is in activation order without g_idx; quantise it again")
+    if version:
+        _check_grids(checkpoint, quantization, layers)
     return checkpoint
 
 
@@ -159,12 +161,31 @@ def check_finite(values: npt.NDArray[Any], path: Path, name: str) -> None:
         )
 
 
+def _check_grids(checkpoint: Checkpoint, quantization: JsonObject, layers: Sequence[tuple[str, int]]) -> None:
+    """GemvgError for a layer (name, inputs) whose bits and groups are not what the config states."""
+    stated, ordered = read_grids(quantization), quantization.value("desc_act", bool, False)
+    for layer, inputs in layers:
+        bits, groups = checkpoint.grid(layer)
+        if (bits, groups) not in {(b, 1 if size == -1 else -(-inputs // size)) for b, size in stated}:
+            config = ", ".join(f"{b} bits in groups of {size}" for b, size in sorted(stated))
+            raise GemvgError(
+                f"{checkpoint.folder}: {layer} is stored in {bits} bits and {groups} groups, but {CONFIG} states "
+                f"{config}; take both from one checkpoint"
+            )
+        if ordered and f"{layer}.g_idx" not in checkpoint.places:
+            raise GemvgError(f"{checkpoint.folder}: {layer} is in activation order without g_idx; quantise it again")
+
+
 def _check_unused(checkpoint: Checkpoint, names: list[str]) -> None:
     """GemvgError for a tensor that would be left out though it says something; zeros and rotary tables do not."""
     for name in names:
         if name.endswith("inv_freq"):
             continue
         shape = checkpoint.shapes[name]
+        if checkpoint.is_quantized(name.removesuffix(".weight")):
+            raise GemvgError(
+                f"{checkpoint.folder}: {name} is stored beside the codes of the same layer; keep one of the two"
+            )
         if not name.endswith(".bias") or len(shape) != 1 or np.any(checkpoint.stored(name)):
             raise GemvgError(
                 f"{checkpoint.folder}: {name} {shape} is stored, but {CONFIG} describes a model without it; take both "

@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.json_object import JsonObject
+from gemvg_edge.json_object import JsonObject, short
 
 BITS = (2, 3, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 VERSION_1, VERSION_2 = "gptq", "gptq_v2"
 WORD = 32
+USUAL_GROUP = 128  # transformers' GPTQConfig, where a file does not say
 
 Array = npt.NDArray[Any]
 
@@ -110,6 +111,29 @@ def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedL
     if not np.isfinite(stored_scales).all():
         raise ValueError("its scales hold NaN, infinity or numbers past float16's")
     return QuantizedLinear(codes, stored_scales, zeros, g_idx.astype(np.int32), bits)
+
+
+def read_grids(quantization: JsonObject) -> set[tuple[int, int]]:
+    """The (bits, group size) that a `quantization_config` states, of all layers and of some; -1 is one group.
+
+    Which layers have an override is a stranger's regular expression, which may not end: shapes tell a layer's grid, and
+    it must be one of these.
+    """
+    usual = quantization.value("bits", int), quantization.value("group_size", int, USUAL_GROUP)
+    grids = {usual}
+    dynamic = quantization.object("dynamic", {})
+    for pattern in dynamic.content:
+        if not pattern.startswith("-"):  # GPTQModel's sign for layers that stay floats
+            override = dynamic.object(pattern)
+            bits = override.value("bits", int, usual[0])
+            grids.add((bits, override.value("group_size", int, usual[1])))
+    for bits, size in grids:
+        if bits not in BITS or not (size == -1 or size > 0):
+            raise GemvgError(
+                f"{quantization.path}: {quantization.place}bits {short(bits)} with group_size {short(size)}; read are "
+                f"{', '.join(map(str, BITS))} bits and groups of 1 and more, or -1"
+            )
+    return grids
 
 
 def read_version(quantization: JsonObject) -> str:

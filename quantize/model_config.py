@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from gemvg_edge.bundle import MODEL_TYPES, THETAS, ModelShape, VisionShape
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import JsonObject
-from train.checkpoint import CONFIG, PREPROCESSOR, CheckpointSettings, read_object, read_settings
+from train.checkpoint import CONFIG, CheckpointSettings, read_object, read_preprocessor, read_settings
 
 GENERATION = "generation_config.json"
 CHANNELS = 3  # of a picture: the runtime makes patches of no others
@@ -62,11 +63,9 @@ def read_config(folder: Path) -> ModelConfig:
     text = config.object("text_config") if config.content.get("text_config") else config
     vision = config.object("vision_config")
     settings = read_settings(folder)
-    _check_supported(model_type, text, vision, settings.preprocessing)
+    _check_supported(model_type, text, vision, settings.preprocessing, read_preprocessor(folder).path.name)
     tower = _read_vision(model_type, vision, settings.preprocessing)
     shape = _read_shape(config, text, tower.shape, _read_eos(folder, config, text))
-    if not 0 <= shape.image_token_id < shape.vocab_size:
-        raise GemvgError(f"{config.path}: image_token_id {shape.image_token_id} is not below {shape.vocab_size}")
     if (tokens := settings.tokenizer.get_vocab_size()) > shape.vocab_size:
         raise GemvgError(
             f"{folder}: the tokenizer has {tokens} tokens, the model {shape.vocab_size}; take both from one checkpoint"
@@ -141,6 +140,7 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: 
     if head_dim % 16:
         raise GemvgError(f"{text.path}: heads of {head_dim} numbers; the fused attention takes multiples of 16")
     theta, sections = _read_rope(text, head_dim)
+    vocabulary = _count(text, "vocab_size")
     return ModelShape(
         model_type=config.value("model_type", str),
         hidden_size=hidden,
@@ -150,8 +150,8 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: 
         head_dim=head_dim,
         rope_theta=theta,
         mrope_section=sections,
-        vocab_size=_count(text, "vocab_size"),
-        image_token_id=config.value("image_token_id", int),
+        vocab_size=vocabulary,
+        image_token_id=config.value("image_token_id", int, low=0, high=vocabulary - 1),
         eos_token_ids=eos,
         vision=vision,
     )
@@ -176,18 +176,21 @@ def _read_rope(text: JsonObject, head_dim: int) -> tuple[float, tuple[int, int, 
 
 
 def _read_eos(folder: Path, config: JsonObject, text: JsonObject) -> tuple[int, ...]:
-    generation = [read_object(folder / GENERATION)] if (folder / GENERATION).is_file() else []
+    last = _count(text, "vocab_size") - 1
+    generation = [read_object(folder / GENERATION)] if is_file(folder / GENERATION) else []
     for source in (*generation, config, text):
         found = source.content.get("eos_token_id")
         if found is not None:
-            ids = source.integers("eos_token_id", low=0) if isinstance(found, list) else ()
+            ids = source.integers("eos_token_id", low=0, high=last) if isinstance(found, list) else ()
             if not ids and found == []:
                 raise GemvgError(f"{source.path}: eos_token_id is an empty list; an answer could not end")
-            return ids or (source.value("eos_token_id", int, low=0),)
+            return ids or (source.value("eos_token_id", int, low=0, high=last),)
     raise GemvgError(f"{config.path}: no eos_token_id here nor in {GENERATION}; an answer could not end")
 
 
-def _check_supported(model_type: str, text: JsonObject, vision: JsonObject, preprocessing: Preprocessing) -> None:
+def _check_supported(
+    model_type: str, text: JsonObject, vision: JsonObject, preprocessing: Preprocessing, stated_in: str
+) -> None:
     if text.value("use_sliding_window", bool, False) or "sliding_attention" in text.value("layer_types", list, []):
         raise GemvgError(f"{text.path}: use_sliding_window is true; sliding-window attention is not supported")
     if (name := text.value("hidden_act", str, "silu")) != "silu":
@@ -200,7 +203,7 @@ def _check_supported(model_type: str, text: JsonObject, vision: JsonObject, prep
         ("spatial_merge_size", preprocessing.merge_size),
     ):
         if (theirs := vision.content.get(in_vision, ours)) != ours:
-            raise GemvgError(f"{vision.path}: vision {in_vision} is {theirs}, but {PREPROCESSOR} says {ours}")
+            raise GemvgError(f"{vision.path}: vision {in_vision} is {theirs}, but {stated_in} says {ours}")
 
 
 def _count(section: JsonObject, key: str) -> int:

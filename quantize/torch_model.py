@@ -23,9 +23,11 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file
 from quantize.checkpoint import in_modules, open_checkpoint
 from quantize.model_config import GENERATION
 from quantize.tensors import expected_tensors
+from train.load import check_finite
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def load_model(folder: Path) -> PreTrainedModel:
     checkpoint = open_checkpoint(folder)
     kind = family(checkpoint.config.shape.model_type)
     if not checkpoint.gptq_version:
-        return kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        model = kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        check_finite(model, folder)
+        return model
     config = kind.config.from_pretrained(folder)
     del config.quantization_config  # or transformers asks for GPTQ kernels
     names = [name for name, _ in expected_tensors(checkpoint.config)]
     weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
     model = kind.model.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
-    if (folder / GENERATION).is_file():
+    if is_file(folder / GENERATION):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

@@ -68,6 +68,21 @@ def spoil(name: str, value: float) -> Change:
     return edit_weights(edit)
 
 
+def ends_past(folder: Path) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    content = json.loads((folder / CONFIG).read_text())
+    content.pop("eos_token_id", None)
+    content["text_config"]["eos_token_id"] = 448
+    write_json(folder / CONFIG, content)
+
+
+def nest_preprocessor(folder: Path) -> None:
+    """As transformers 5 saves it, with another patch size."""
+    numbers = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    write_json(folder / "processor_config.json", {"image_processor": numbers | {"patch_size": 28}})
+
+
 def drop_rope(folder: Path) -> None:
     content = json.loads((folder / CONFIG).read_text())
     del content["text_config"]["rope_parameters"]["rope_theta"]
@@ -129,6 +144,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "interleaved positions": (edit_rope(mrope_interleaved=True), "partial or interleaved rotary positions"),
     "no end of an answer": (lambda folder: edit_json(folder / "generation_config.json", eos_token_id=[]),
                             "eos_token_id is an empty list; an answer could not end"),
+    "an end past the vocabulary": (lambda folder: edit_json(folder / "generation_config.json", eos_token_id=[2, 10**6]),
+                                   "eos_token_id is 1000000, not 0 to 447"),
+    "an end past the vocabulary in config": (ends_past, "config.json: text_config.eos_token_id is 448, not 0 to 447"),
+    "weights in another file": (edit_config(transformers_weights="other.safetensors"),
+                                "transformers_weights names 'other.safetensors', which is not followed here"),
+    "patches of another size": (nest_preprocessor, "patch_size is 14, but processor_config.json says 28"),
     "heads that do not divide": (edit_config("text_config", num_attention_heads=7), "do not divide each other"),
     "no key heads": (edit_config("text_config", num_key_value_heads=0), "num_key_value_heads is 0, not at least 1"),
     "an epsilon of no sense": (edit_config("text_config", rms_norm_eps=1e300), "rms_norm_eps is 1e.300, not 0 to 1"),
@@ -227,6 +248,30 @@ def test_templates_in_transformers_own_words_are_rendered(case: str, checkpoint:
     assert export([str(checkpoint), str(checkpoint.with_name("bundle"))]) == 0
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}",
+            "does not end within 1 second",
+        ),
+        ("{{ 'a' * 10**9 }}", "it needs more than 512 MiB"),
+        ("{{ raise_exception('not for two pictures') }}", "not for two pictures"),
+        ("{% for", "unexpected 'end of template'|expected token"),
+    ],
+)
+def test_a_template_is_bounded(
+    template: str, said: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A template is a stranger's program."""
+    monkeypatch.setattr("export.template_check.SECONDS", 1)
+    (checkpoint / "chat_template.jinja").write_text(template)
+    assert export([str(checkpoint), str(checkpoint.with_name("bundle"))]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(f"the chat template cannot be rendered .*({said})", printed)
+    assert printed.count("\n") == 1
+
+
 def test_a_template_among_named_ones(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint / "chat_template.json").unlink()
     named = [{"name": "tool", "template": "no"}, {"name": "default", "template": CHAT_TEMPLATE}]
@@ -250,6 +295,10 @@ def edit_layer(edit: Callable[[dict[str, torch.Tensor], str], object]) -> Change
     return edit_weights(lambda tensors: edit(tensors, "model.language_model.layers.0.mlp.down_proj"))
 
 
+def state(**changes: Any) -> Change:
+    return lambda folder: edit_config("quantization_config", **changes)(folder)
+
+
 def uneven(tensors: dict[str, torch.Tensor], layer: str) -> None:
     """Three groups of 128 inputs, and nothing that says which input is of which."""
     del tensors[f"{layer}.g_idx"]
@@ -257,18 +306,35 @@ def uneven(tensors: dict[str, torch.Tensor], layer: str) -> None:
         tensors[f"{layer}.{part}"] = tensors[f"{layer}.{part}"][:3].clone()
 
 
+def uneven_by_the_config(folder: Path) -> None:
+    state(dynamic={"+:.*down_proj": {"group_size": 48}})(folder)
+    edit_layer(uneven)(folder)
+
+
 def lose_the_order(folder: Path) -> None:
-    edit_json(folder / CONFIG, quantization_config={"quant_method": "gptq", "desc_act": True})
+    state(desc_act=True)(folder)
     edit_layer(lambda tensors, layer: tensors.pop(f"{layer}.g_idx"))(folder)
 
 
 CODES: dict[str, tuple[Change, str]] = {
-    "uneven groups without g_idx": (edit_layer(uneven), "there is no g_idx, and 128 inputs are not 3 even groups"),
+    "uneven groups": (edit_layer(uneven), "is stored in 4 bits and 3 groups, but config.json states 4 bits in groups"),
+    "uneven groups without g_idx": (uneven_by_the_config, "there is no g_idx, and 128 inputs are not 3 even groups"),
     "NaN in scales": (edit_layer(lambda t, n: t[f"{n}.scales"].fill_(np.nan)), "scales holds NaN or infinity"),
     "groups past the scales": (edit_layer(lambda t, n: t[f"{n}.g_idx"].fill_(9)), "g_idx of .128,. does not give each"),
     "groups below zero": (edit_layer(lambda t, n: t[f"{n}.g_idx"].fill_(-1)), "does not give each"),
     "codes of another type": (
         edit_layer(lambda t, n: t.update({f"{n}.qweight": t[f"{n}.qweight"].long()})), "qweight is of int64, not int32"
+    ),
+    "bits of another file": (state(bits=8), "in 4 bits and 3 groups, but config.json states 8 bits"),
+    "groups of another file": (state(group_size=64), "3 groups, but config.json states 4 bits in groups of 64"),
+    "one group by the config": (state(group_size=-1), "3 groups, but config.json states 4 bits in groups of -1"),
+    "bits that nobody has": (state(bits=5), "bits 5 with group_size 32; read are 2, 3, 4, 8 bits"),
+    "no bits": (state(bits=None), "lacks the field quantization_config.bits"),
+    "groups of nothing": (state(group_size=0), "group_size 0; read are"),
+    "an override of no sense": (state(dynamic={"+:.*": {"bits": "4"}}), "dynamic.+:.*bits is '4', not of type int"),
+    "codes and floats": (
+        edit_layer(lambda t, n: t.update({f"{n}.weight": torch.ones(96, 128)})),
+        "down_proj.weight is stored beside the codes of the same layer; keep one of the two",
     ),
     "a bias": (edit_layer(lambda t, n: t.update({f"{n}.bias": torch.ones(96)})), "down_proj.bias .* is stored, but"),
     "activation order without g_idx": (

@@ -349,7 +349,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(tiny: tuple[Any, Path])
 
 
 def test_overrides_of_others_are_read(tiny: tuple[Any, Path]) -> None:
-    """Bits and groups come from shapes: a layer left in float and one of other bits need no rules."""
+    """A layer left in float and one of other bits, if the config states these for any: its patterns are not run."""
     _, folder = tiny
     quantize(settings(folder, "mixed", method="rtn"))
     file = folder / "mixed" / "model.safetensors"
@@ -362,6 +362,11 @@ def test_overrides_of_others_are_read(tiny: tuple[Any, Path]) -> None:
     eight = round_to_nearest(torch.from_numpy(whole.read("model.layers.0.mlp.gate_proj.weight")), Grid(8, -1, False))
     packed = pack_layers({f"{prefix}gate_proj": eight}, "gptq")
     save_file(tensors | packed, file, metadata={"format": "pt"})
+    with pytest.raises(GemvgError, match=r"gate_proj is stored in 8 bits and 1 groups, but config\.json states 4 bits"):
+        open_checkpoint(folder / "mixed")
+    stated = json.loads((folder / "mixed" / "config.json").read_text())["quantization_config"]
+    stated["dynamic"] = {"-:.*up_proj": {}, "+:.*mlp.gate_proj": {"bits": 8, "group_size": -1}}
+    edit_json(folder / "mixed" / "config.json", quantization_config=stated)
     mixed = open_checkpoint(folder / "mixed")
     assert np.array_equal(mixed.quantized("model.layers.0.mlp.gate_proj").zeros, eight.zeros)
     assert not mixed.is_quantized("model.layers.0.mlp.up_proj")

@@ -28,7 +28,7 @@ from quantize.gptq import Settings, quantize
 from quantize.gptq_format import QuantizedLinear, dequantize
 from quantize.rtn import QuantizedRows
 from quantize.torch_model import load_model
-from tests.checkpoints import GROUPED, torch_logits, torch_vision, write_checkpoint
+from tests.checkpoints import GROUPED, edit_json, torch_logits, torch_vision, write_checkpoint
 from tests.quantized_twin import linear_layers, rounding
 from tests.test_engine import FLIPS, NO_FLIP, TWO, Case, Engine, difference
 from tests.test_gptq import tiny, write_prompts
@@ -203,6 +203,8 @@ def test_parts_of_several_widths_are_refused(tiny: tuple[Any, Path], tmp_path: P
         codes=np.zeros((96, 96), np.uint8), scales=np.ones((1, 96), np.float16), zeros=np.full((1, 96), 128, np.uint8)
     )
     save_file(tensors | pack_layers({layer: eight}, "gptq"), out / "model.safetensors", metadata={"format": "pt"})
+    stated = json.loads((out / "config.json").read_text())["quantization_config"]
+    edit_json(out / "config.json", quantization_config=stated | {"dynamic": {"+:.*q_proj": {"bits": 8}}})
     assert export([str(out), str(tmp_path / "bundle")]) == 2
     assert "the parts of model.layers.0.self_attn.qkv_proj have several bits or group sizes" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()

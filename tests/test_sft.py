@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +118,17 @@ def test_accumulated_batches_do_not_add_up_their_losses(run: SftSettings) -> Non
     assert losses[0] == pytest.approx(losses[1], rel=0.1)  # the same samples, weighed by question or by batch
 
 
+def spoilt(run: SftSettings) -> Path:
+    """The same model with one weight that is no number."""
+    folder = run.model.with_name("spoilt")
+    if not folder.exists():
+        shutil.copytree(run.model, folder)
+        tensors = load_file(folder / "model.safetensors")
+        next(values for name, values in tensors.items() if name.endswith("model.norm.weight"))[3] = torch.nan
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, steps=0), "--steps must be at least 1, not 0"),
     (lambda run: replace(run, cot_share=2.0), "--cot-share must be between 0 and 1"),
@@ -125,6 +138,7 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, data=run.model), "start has no scenes"),
     (lambda run: replace(run, data=run.data / "none.jsonl", dense_weight=0.0), "none.jsonl: no such file"),
     (lambda run: replace(run, out=run.data / "settings.json"), "settings.json is a file"),
+    (lambda run: replace(run, model=spoilt(run)), "norm.weight holds NaN or infinity; go back to a good checkpoint"),
 ]
 
 
@@ -132,6 +146,7 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
 def test_bad_settings_are_told(run: SftSettings, change: Callable[[SftSettings], SftSettings], message: str) -> None:
     with pytest.raises(GemvgError, match=message):
         train(change(run))
+    assert not run.out.with_name(f"{change(run).out.name}.work").exists()
 
 
 def test_location_targets_reward_near_misses() -> None:

@@ -96,6 +96,9 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "an id below zero": add_token(-1),
     "an id that is text": add_token("7"),
     "a huge id in the vocabulary": lambda content: content["model"]["vocab"].update(x=10**9),
+    "two tokens with one id": add_token(5),
+    "two words with one id": lambda content: content["model"]["vocab"].update(nobody=5),
+    "a token with two ids": lambda content: content["added_tokens"].append({**content["added_tokens"][0], "id": 9999}),
     "another kind of model": lambda content: content.update(model={"type": "Nothing"}),
     "no model": lambda content: content.pop("model"),
 }

@@ -19,7 +19,7 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, is_folder
 from gemvg_edge.images import Preprocessing, resized_sizes
-from gemvg_edge.json_object import JsonObject, read_json_object
+from gemvg_edge.json_object import JsonObject, read_json_object, short
 from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
@@ -89,7 +89,12 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     As transformers takes them: a single file comes before an index, which an earlier save may have left; files that
     the index does not name are no part of the checkpoint. GemvgError for one that is missing.
     """
-    if is_file(folder / SINGLE):
+    if (named := read_object(folder / CONFIG).content.get("transformers_weights")) not in (None, SINGLE, INDEX):
+        raise GemvgError(
+            f"{folder / CONFIG}: transformers_weights names {short(named)}, which is not followed here; call that file "
+            f"{SINGLE} (of shards, the index {INDEX}) and take the field out"
+        )
+    if is_file(folder / SINGLE) and named != INDEX:
         return [folder / SINGLE], {}
     if not is_file(folder / INDEX):
         others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))

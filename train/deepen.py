@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from pathlib import Path
 
 import torch
-from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import read_trainable
+from train.load import load_qwen2_vl
 from train.rewrite import RECORD, write_json, writing
 
 
 def deepen(checkpoint: Path, out: Path, layers: int) -> None:
     """Write the checkpoint with `layers` decoder layers."""
     read_trainable(checkpoint)  # its errors name what is missing
-    if out.exists():
+    if os.path.lexists(out):
         raise GemvgError(f"{out} is there already; delete it or give another folder")
-    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype="auto")
+    model = load_qwen2_vl(checkpoint, "auto")
     decoder, config = model.model.language_model, model.config.text_config
     old = len(decoder.layers)
     if layers <= old:

@@ -25,7 +25,6 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.errors import GemvgError
@@ -36,6 +35,7 @@ from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import IGNORED, collate
 from train.data.record import Record, check_output, read_records, write_records
 from train.data.samples import read_all, record_sample
+from train.load import load_qwen2_vl
 from train.output_folder import WORK, claim, fingerprint, remove
 from train.stage import run_stage
 from train.trainer import GroundingTrainer
@@ -147,7 +147,7 @@ def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
 def _answer_in_shards(
     teacher: Path, settings: CheckpointSettings, records: Sequence[Record], work: Path, out: Path
 ) -> None:
-    model = Qwen2VLForConditionalGeneration.from_pretrained(teacher, dtype="auto").eval()
+    model = load_qwen2_vl(teacher, "auto").eval()
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     shards = []
     for first in tqdm(range(0, len(records), SHARD), "teacher's answers"):
@@ -211,7 +211,7 @@ def train(run: DistillSettings) -> None:
         sft.train(replace(run, kl_weight=0.0))  # so that training.json says what was done
         return
     # Before the trainer's settings exist: under DeepSpeed's ZeRO-3 these would have it split over the GPUs.
-    teacher_model = Qwen2VLForConditionalGeneration.from_pretrained(run.teacher, dtype="auto")
+    teacher_model = load_qwen2_vl(run.teacher, "auto")
     common = common_tokens(teacher.tokenizer, settings.tokenizer)
     extra = {"teacher": teacher_model, "common": common, "kl_weight": run.kl_weight, "temperature": run.temperature}
     sft.train(run, DistillingTrainer, **extra)

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2VLForConditionalGeneration
 from trl import GRPOConfig
 
 from gemvg_edge.errors import GemvgError
@@ -41,6 +40,7 @@ from train.checkpoint import CheckpointSettings, read_trainable
 from train.data.record import Mode, Record, Tally, keep_good, read_records
 from train.data.sizes import keep_measured
 from train.grpo_trainer import TERMS, GroundingGRPOTrainer
+from train.load import load_qwen2_vl
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, score
 from train.stage import (
@@ -155,7 +155,7 @@ def make_trainer(
     run: GrpoSettings, config: GRPOConfig, settings: CheckpointSettings, records: Sequence[Record]
 ) -> GroundingGRPOTrainer:
     """The trainer with its model, data and rewards."""
-    model = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+    model = load_qwen2_vl(run.model)
     model.model.visual.requires_grad_(not run.freeze_vision)
     return GroundingGRPOTrainer(
         difficulty=run.difficulty,

@@ -95,13 +95,13 @@ def recorded(folder: Path) -> set[str]:
 def marked(folder: Path, content: dict[str, Any], *, keep: bool = False) -> Iterator[Path]:
     """A folder of ours, made or made empty, locked while it is used and taken away at the end, whatever happens.
 
-    With `keep` its files stay, both at the start and after an error: a run goes on with them.
+    With `keep` its files, if there are any, stay both at the start and after an error: a run goes on with them.
     """
     lock = claim(folder, content, keep=keep)
     try:
         yield folder
     except BaseException:
-        if not keep:
+        if not keep or not _filled(folder):
             remove(folder)
         raise
     else:
@@ -117,9 +117,9 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
     no mark, or where another process uses it.
     """
     mark, before = folder / MARK, _read_mark(folder)
-    if before.get("format") != WORK and folder.is_dir() and set(os.listdir(folder)) - {MARK}:
+    if before.get("format") != WORK and _filled(folder):
         raise GemvgError(f"{printable(folder)} was not made by gemvg-edge to work in; move it away or give another")
-    goes_on = keep and before.get("format") == WORK and not before.get("removing")
+    goes_on = keep and before.get("format") == WORK and not before.get("removing") and _filled(folder)
     if goes_on and before != content:
         raise GemvgError(
             f"{printable(folder)} belongs to a run with other settings ({_difference(before, content)}); delete it, or "
@@ -250,6 +250,11 @@ def _write_mark(folder: Path, content: dict[str, Any]) -> None:
     partial = folder / f"{MARK}.partial"
     partial.write_text(_as_text(content), encoding="utf-8")
     os.replace(partial, folder / MARK)
+
+
+def _filled(folder: Path) -> bool:
+    """Whether there is such a folder with something in it beside its mark."""
+    return is_folder(folder) and bool(set(os.listdir(folder)) - {MARK})
 
 
 def _as_text(content: dict[str, Any]) -> str:

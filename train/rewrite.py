@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import same_path
+from gemvg_edge.files import is_file, same_path
 from train.checkpoint import CONFIG, INDEX, TOKENIZER, read_json, read_settings, weight_files
 from train.output_folder import new_folder
 
@@ -52,7 +52,7 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterato
         raise GemvgError(f"{out} is the checkpoint itself; give another folder to write to")
     with new_folder(out, CONFIG, [checkpoint, *others]) as folder:
         for name in (*COMPANIONS, DENSE_HEAD):
-            if (checkpoint / name).is_file():
+            if is_file(checkpoint / name):
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint / name, folder / name)
         try:
@@ -126,9 +126,9 @@ def cast(checkpoint: Path, out: Path, dtype: str) -> None:
     with writing(checkpoint, out) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(checkpoint, folder, change)
-        if (head := folder / DENSE_HEAD).is_file():
+        if is_file(head := folder / DENSE_HEAD):
             save_file({name: tensor.to(DTYPES[dtype]) for name, tensor in load_file(head).items()}, head)
-        if (checkpoint / RECORD).is_file():
+        if is_file(checkpoint / RECORD):
             shutil.copyfile(checkpoint / RECORD, folder / RECORD)
 
 

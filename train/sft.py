@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import Qwen2VLForConditionalGeneration
 from trl import SFTConfig
 
 from gemvg_edge.errors import GemvgError
@@ -28,6 +27,7 @@ from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
 from train.dense_head import DenseHead
+from train.load import load_qwen2_vl
 from train.processor import load_processor
 from train.stage import (
     bfloat16_pays,
@@ -119,7 +119,7 @@ def check(run: SftSettings) -> None:
 def load_model(run: SftSettings) -> Any:
     """The checkpoint in float32 (autocast computes in bfloat16), with a dense head if the run wants one."""
     torch.manual_seed(run.seed)  # a new dense head is random
-    model = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+    model = load_qwen2_vl(run.model)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
     if run.dense_weight:

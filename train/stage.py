@@ -18,16 +18,15 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration
 
 from gemvg_edge.command import command, finite_number, one_line, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import refuse_inputs
+from gemvg_edge.files import is_file, refuse_inputs
 from train.curves import draw_curves
+from train.load import DENSE_PREFIX, check_finite, load_qwen2_vl
 from train.output_folder import WORK, check_target, fingerprint, marked
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
-DENSE_PREFIX = "dense_head."  # of the names of its tensors in a model that is training
 LOGGED = 40  # entries of the log that training.json keeps, about
 TYPES: dict[str, Callable[[str], Any]] = {
     "int": whole_number,
@@ -163,7 +162,7 @@ def load_weights(model: Any, checkpoint: str) -> None:
     transformers 5.23 saves the hub's tensor names, and Trainer's own loader, which does not rename them back, would
     leave every weight random with no more than a warning. A dense head's are ours and saved as they are.
     """
-    state = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    state = load_qwen2_vl(Path(checkpoint)).state_dict()
     model.load_state_dict(state | _tensors(Path(checkpoint), DENSE_PREFIX))
 
 
@@ -176,7 +175,7 @@ def _tensors(checkpoint: Path, prefix: str) -> dict[str, torch.Tensor]:
 def load_dense_head(head: torch.nn.Module, checkpoint: Path) -> None:
     """Go on with the dense head that the stage before left beside its checkpoint, if it did."""
     file = checkpoint / DENSE_HEAD
-    if file.is_file():
+    if is_file(file):
         try:
             head.load_state_dict(load_file(file))
         except (RuntimeError, SafetensorError) as error:
@@ -184,6 +183,7 @@ def load_dense_head(head: torch.nn.Module, checkpoint: Path) -> None:
             raise GemvgError(
                 f"{file} is no dense head for this model ({reason}); delete it to begin a new one"
             ) from None
+        check_finite(head, file)
 
 
 def finish(trainer: Any, run: Any, figure: str) -> None:
@@ -199,10 +199,10 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
     if run.lora_rank:
         from peft import PeftModel
 
-        base = Qwen2VLForConditionalGeneration.from_pretrained(run.model, dtype=torch.float32)
+        base = load_qwen2_vl(run.model)
         model = PeftModel.from_pretrained(base, final).merge_and_unload()
     else:
-        model = Qwen2VLForConditionalGeneration.from_pretrained(final, dtype="auto")
+        model = load_qwen2_vl(final, "auto")
     log = [entry for entry in trainer.state.log_history if figure in entry]
     head = _tensors(final, DENSE_PREFIX)
     with writing(run.model, run.out) as folder:

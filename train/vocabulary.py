@@ -24,6 +24,7 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import RELATIVE_FRAME
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file
 from gemvg_edge.prompt import encode
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings, read_tokenizer
 from train.rewrite import GENERATION, rewrite_weights, write_json, writing
@@ -49,9 +50,9 @@ def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> No
     config = _follow(config, old, new, tokenizer_folder / TOKENIZER)
     with writing(checkpoint, out, [tokenizer_folder]) as folder:
         for name in (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
-            if (tokenizer_folder / name).is_file():
+            if is_file(tokenizer_folder / name):
                 shutil.copyfile(tokenizer_folder / name, folder / name)
-        if (folder / GENERATION).is_file():
+        if is_file(folder / GENERATION):
             write_json(folder / GENERATION, _follow(read_json(folder / GENERATION), old, new, folder / TOKENIZER))
         _finish(checkpoint, folder, config, rows, {"tokenizer": str(tokenizer_folder)})
 
@@ -183,7 +184,7 @@ def _finish(
         return name, tensor
 
     # Old tokenizers list added tokens here a second time, by the old ids.
-    if (file := folder / "tokenizer_config.json").is_file():
+    if is_file(file := folder / "tokenizer_config.json"):
         write_json(file, {key: value for key, value in read_json(file).items() if key != "added_tokens_decoder"})
     rewrite_weights(checkpoint, folder, change)
     write_json(folder / CONFIG, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ _MARK = b"\n//"  # ends a seed: which file it is
 def _checkpoint() -> Path:
     """A tiny checkpoint in two shards, which stays for the process."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-configs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_checkpoint(folder, max_shard_size="400KB")
     numbers = json.loads((folder / "preprocessor_config.json").read_text())
     write_json(folder / "processor_config.json", {"image_processor": numbers})

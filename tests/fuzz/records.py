@@ -5,9 +5,11 @@ An input is the name of its reader, a line break and the file; what else that da
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import pickle
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -101,12 +103,19 @@ def _read_scenes(folder: Path) -> Iterator[Record | Fault]:
 @cache
 def _originals() -> dict[str, Place]:
     """What seeds are taken from; inputs are written elsewhere."""
-    return _make_places(Path(tempfile.mkdtemp(prefix="gemvg-fuzz-")))
+    return _make_places(_scratch())
 
 
 @cache
 def _places() -> dict[str, Place]:
-    return _make_places(Path(tempfile.mkdtemp(prefix="gemvg-fuzz-")))
+    return _make_places(_scratch())
+
+
+def _scratch() -> Path:
+    """A folder that goes with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="gemvg-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _make_places(root: Path) -> dict[str, Place]:
