@@ -48,7 +48,7 @@ Ask = Callable[[Sequence[Image.Image], str], tuple[str, Answer, int]]
 def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     """The first `limit` held-out questions of a split; renders the scenes that are missing."""
     # A few scenes do not allow the question that would be asked of them, and relatives come in twos.
-    scenes = -(-(limit + limit // 20 + 2) // 50) * 50
+    scenes = -(-(limit + limit // 20 + 2) // 10) * 10
     render(folder / split, SPLITS[split], scenes, SIZE, os.cpu_count() or 1)
     records = held_out_records(read_scenes(folder / split)[:scenes], folder / split, "tabletop")
     return records[:limit]

@@ -64,6 +64,10 @@ TRUE_7B_WIDTHS: dict[str, Any] = {
     },
     "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
 }  # fmt: skip
+# The same with one layer of the decoder: what training does at these widths it does to each alike.
+ONE_7B_LAYER: dict[str, Any] = TRUE_7B_WIDTHS | {
+    "text_config": TRUE_7B_WIDTHS["text_config"] | {"num_hidden_layers": 1}
+}
 # Windows of 2 x 2 tokens, so that small pictures have several; the block in the middle sees the whole picture.
 TINY_2_5: dict[str, Any] = {
     "model_type": "qwen2_5_vl",

@@ -152,7 +152,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "colours": (pixels("image_std", "abc"), "preprocessor_config.json cannot be read ("),
     "no resize": (
         pixels("do_resize", False),
-        "preprocessor_config.json cannot be read (preprocessor_config.json: do_",
+        "preprocessor_config.json cannot be read (do_resize is switched off, which",
     ),
 }
 

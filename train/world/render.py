@@ -18,6 +18,8 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,17 +63,26 @@ def _start_pool(processes: int) -> Any:
     """Processes that leave an interrupt to this one, which ends them: each would print a traceback of its own."""
     spawn = multiprocessing.get_context("spawn")
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        return spawn.Pool(processes, _end_cleanly)
+        return spawn.Pool(processes)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # children inherit what is ignored
     try:
-        return spawn.Pool(processes, _end_cleanly)
+        return spawn.Pool(processes)
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _end_cleanly() -> None:
-    """In a process of the pool: being ended must not leave its folder of meshes behind."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """In a process of the pool, while it works: being ended must not leave its folder of meshes behind.
+
+    Not while it waits for work: a handler in Python may then never run (a signal just before the semaphore's own wait
+    wakes nobody), and the pool would wait for this process for ever.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _claim(folder: Path, settings: dict[str, int]) -> None:
@@ -99,7 +110,7 @@ def _rendered(shard: Path) -> int:
 
 def _render_shard(shard: tuple[int, int], folder: Path, size: int) -> None:
     start, count = shard
-    with _World() as world:
+    with _ending_cleanly(), _World() as world:
         lines = [json.dumps(asdict(_render_scene(world, seed, folder, size))) for seed in range(start, start + count)]
     write_text(_shard_file(folder, start), "\n".join(lines) + "\n")
 
