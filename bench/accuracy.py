@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from bench.results import save_result
+from bench.results import result_file, save_result
 from bench.scoring import Counts, count, score_counts
 from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--records", type=Path, help="ask these records instead of held-out scenes")
-    parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/accuracy.json")
+    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/accuracy.json")
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")

@@ -26,7 +26,7 @@ from torch import nn
 
 from bench.accuracy import HELD_OUT, evaluate, held_out, open_model
 from bench.readme import compression as table
-from bench.results import machine, save_result
+from bench.results import machine, result_file, save_result
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=whole_number, default=32)
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
     parser.add_argument("--work", type=Path, default=Path("runs/compression"), help="for checkpoints and scores")
-    parser.add_argument("--save", type=Path, help="also keep the JSON here, and a plot of the same name in PNG")
+    parser.add_argument("--save", type=result_file, help="also keep the JSON here, and a plot of the same name in PNG")
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")

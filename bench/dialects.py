@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.random_checkpoint import QWEN2_5_VL_7B_WIDE, QWEN2_VL_7B_WIDE, write_random_checkpoint
-from bench.results import save_result
+from bench.results import result_file, save_result
 from export.bundle_writer import Recipe
 from export.reference import load_reference, open_same_model, run_reference
 from export.to_onnx import export
@@ -70,7 +70,7 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Differences of all dialects to PyTorch.")
     parser.add_argument("--folder", type=Path, default=Path("data/dialects"))
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with marked(args.folder, {"format": WORK}) as folder:

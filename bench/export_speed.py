@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.memory import peak_of
-from bench.results import save_result
+from bench.results import result_file, save_result
 from gemvg_edge.command import command
 from train.output_folder import WORK, marked
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Time and peak memory of a float16 export beside a copy.")
     parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b-float16"))
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args()
     with marked(args.folder, {"format": WORK}) as folder:
         checkpoint, out = folder / "checkpoint", folder / "out"

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.readme import interchange as table
-from bench.results import machine, save_result
+from bench.results import machine, result_file, save_result
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pass GPTQ checkpoints to GPTQModel and back.")
     parser.add_argument("checkpoint", type=Path, help="a small float checkpoint")
     parser.add_argument("--gptqmodel", type=Path, required=True, help="the python of GPTQModel's environment")
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = interchange(args.checkpoint, args.gptqmodel, Path(folder))

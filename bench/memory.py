@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.results import save_result
+from bench.results import result_file, save_result
 from gemvg_edge.command import command
 from train.output_folder import WORK, marked
 
@@ -58,7 +58,7 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Peak memory of export and grounding at Qwen2-VL-2B's size.")
     parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b"))
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args()
     with marked(args.folder, {"format": WORK}) as folder:
         checkpoint, bundle = folder / "checkpoint", folder / "bundle"

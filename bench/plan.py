@@ -23,7 +23,7 @@ from bench import roofline
 from bench.plan_tables import PARTS
 from bench.plan_tables import plan as check_table
 from bench.plan_tables import plan_7b as plan_table
-from bench.results import save_result
+from bench.results import result_file, save_result
 from bench.roofline import DecoderShape, Device, Efficiency, Point, Precision, Shape, VisionShape
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=whole_number, default=2)
     parser.add_argument("--tokens", type=whole_number, nargs="+", default=BUDGETS, help="visual tokens a picture")
     parser.add_argument("--check", action="store_true", help="predict what others published")
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args(arguments)
     if not args.check and not (args.model and args.device):
         parser.error("give --model and --device, or --check")

@@ -8,7 +8,24 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from gemvg_edge.files import write_text
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, is_folder, printable, read_text, write_text
+from gemvg_edge.json_object import parse_json
+
+
+def result_file(text: str) -> Path:
+    """Where a result may be kept, for argparse's `type`; GemvgError for a file that is no such result."""
+    file = Path(text)
+    if is_folder(file):
+        raise GemvgError(f"--save {printable(file)} is a folder; give the name of a .json")
+    if is_file(file):
+        try:
+            found = parse_json(read_text(file))
+        except (GemvgError, ValueError):
+            found = None
+        if not isinstance(found, dict) or "machine" not in found:
+            raise GemvgError(f"--save {printable(file)} exists and is no benchmark's result; give another place")
+    return file
 
 
 def save_result(result: dict[str, Any], file: Path | None) -> None:

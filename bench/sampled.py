@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from bench.accuracy import HELD_OUT, held_out
-from bench.results import save_result
+from bench.results import result_file, save_result
 from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
 from gemvg_edge.command import command, finite_number, whole_number
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--answers", type=whole_number, default=8, help="to each question")
     parser.add_argument("--temperature", type=finite_number, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/sampled.json")
+    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/sampled.json")
     args = parser.parse_args()
     if min(args.limit, args.answers) < 1 or min(args.temperature) < 0:
         parser.error("--limit and --answers must be at least 1, --temperature at least 0")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
-from bench.results import save_result
+from bench.results import result_file, save_result
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.command import command, whole_number
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--limit", type=whole_number, default=LIMIT, help="how many held-out questions")
     parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=["held-out"])
     parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--save", type=Path, help="also keep the JSON here, such as bench/results/stages.json")
+    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/stages.json")
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")

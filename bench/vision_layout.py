@@ -22,7 +22,7 @@ import onnx
 import onnxruntime
 
 from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
-from bench.results import save_result
+from bench.results import result_file, save_result
 from export.to_onnx import export
 from gemvg_edge.bundle import VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.command import command, whole_number
@@ -104,7 +104,7 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(description="Grouped or ragged pictures in the vision tower.")
     parser.add_argument("--repeats", type=whole_number, default=9, help="timed runs of each way (default 9)")
-    parser.add_argument("--save", type=Path)
+    parser.add_argument("--save", type=result_file)
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")

@@ -46,6 +46,7 @@ _FOUR = rf"{_VALUE}(?:\s*,\s*{_VALUE}){{3}}"
 _PIECES = re.compile(
     rf"image[-\s](?P<number>{_NUMBER})|(?P<nth>{_NUMBER})(?:st|nd|rd|th) image"
     rf"|(?P<ordinal>{'|'.join(_ORDINALS)}) image"
+    rf"|(?P<quad><\|quad_start\|>[^<]*)"
     rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER}|\(\s*{_FOUR}\s*\)|\[\s*{_FOUR}\s*\])"
     rf"|(?P<locations>(?:<loc_{_NUMBER}>){{4}})"
     rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\"(?:\s*:\s*\[[^][{{}}]*]?)?)"
@@ -213,6 +214,8 @@ def _scan(body: str) -> Iterator[_NamedImage | _BrokenBox | _WrittenBox]:
             yield _NamedImage(int(piece["number"] or piece["nth"]) - 1)
         elif piece["ordinal"]:
             yield _NamedImage(_ORDINALS.index(piece["ordinal"].lower()))
+        elif piece["quad"]:  # Qwen's other shape, whose first two corners are no box
+            yield _BrokenBox("a quadrilateral is no box")
         elif piece["digits"]:
             yield _WrittenBox("digits", values)
         elif piece["locations"]:

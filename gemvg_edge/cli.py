@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemvg_edge import __version__
-from gemvg_edge.command import run_command, whole_number
+from gemvg_edge.command import one_line, run_command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder, printable, refuse_inputs, replacing
 from gemvg_edge.models import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from gemvg_edge.answer import AnswerFormat
     from gemvg_edge.grounder import Grounding
 
@@ -71,8 +73,7 @@ def _ground(options: argparse.Namespace) -> int:
     grounder = Grounder.open(options.bundle, threads=options.threads)
     grounding = grounder.ground(pictures, options.query, think=options.think)
     if options.draw:
-        with replacing(options.draw) as partial:
-            draw_boxes(pictures, grounding.boxes, options.query).save(partial)
+        _save(draw_boxes(pictures, grounding.boxes, options.query), options.draw)
     if options.json:
         print(json.dumps(asdict(grounding)))
     else:
@@ -113,6 +114,19 @@ def _inspect(options: argparse.Namespace) -> int:
         print(f"  {record.bytes:>12,}  {record.sha256[:12]}  {name}")
     print("all files are as they were written")
     return 0
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replacing(path) as partial:
+        try:
+            picture.save(partial)
+        except Exception as error:  # each of Pillow's formats has limits and words of its own
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's
+                raise
+            raise GemvgError(
+                f"--draw {printable(path)}: {picture.width} x {picture.height} pixels cannot be written as "
+                f"{path.suffix} ({one_line(error) or type(error).__name__}); use .png"
+            ) from None
 
 
 def _describe_answers(answer: AnswerFormat) -> str:

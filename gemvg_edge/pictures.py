@@ -115,6 +115,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(known for known in FORMATS if known in Image.OPEN)  # AVIF is missing before Pillow 11.3
 
 
+FAINT, FAINT_OF_16 = 16, 2**12  # a grey picture whose brightest pixel is below a 16th of white is in other units
+
+
 def _drop_broken_groups(image: TiffImagePlugin.TiffImageFile) -> None:
     # Pillow reads these groups of EXIF once the pixels are there; damage in one would lose the picture.
     exif = image.getexif()
@@ -184,12 +187,18 @@ def _grey(image: Image.Image, name: str) -> Image.Image:
     """Grey of more than 8 bits -> the upper 8 of them; Pillow's own conversion clips at 255, which is white or black.
 
     Integers of 32 bits and floats do not say which value is white. As in Pillow they are taken for levels of 0 to 255
-    if they can be, and refused otherwise.
+    if they can be, and refused otherwise: past 255, or so near to 0 that they are shares, labels or light. The same of
+    16 bits that hold 12 or fewer.
     """
     values, bits = np.asarray(image), _bits(image)
+    low, high = values.min(), values.max()  # either is NaN where any value is
+    if bits == 16 and 0 < high < FAINT_OF_16:
+        raise GemvgError(
+            f"{name} has grey levels of 16 bits, none above {high}, where white is 65535: it would be read as black; "
+            "scale them to 16 bits, or save 8 bits"
+        )
     if bits is None:
-        low, high = values.min(), values.max()  # either is NaN where any value is
-        if not (low >= 0 and high <= 255) or (image.mode == "F" and high <= 1):
+        if not (low >= 0 and high <= 255) or 0 < high < FAINT:
             raise GemvgError(
                 f"{name} has grey levels of 32 bits, from {low:g} to {high:g}, and does not say which is white; "
                 "scale them so that white is 255 and save 8 bits, or 65535 and save 16 bits"

@@ -19,6 +19,11 @@ from gemvg_edge.json_object import parse_json, short
 from gemvg_edge.prompt import IMAGE_TOKEN
 
 _LOCATION = re.compile(r"<loc_\d+>")
+# How Qwen2 splits a text into words before its merges; Qwen2.5 and Qwen3 do the same.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix", "unk_token")
 LAST_ID = 2**24  # no vocabulary has more, and tables as long as the largest id are made from it
 
 
@@ -29,13 +34,17 @@ def open_tokenizer(path: Path, fix: str) -> Tokenizer:
     stored = read_bytes(path)
     try:
         text = stored.decode("utf-8-sig")
-        _check_ids(parse_json(text))
+        content = parse_json(text)
+        _check_make(content)
+        _check_ids(content)
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()
         tokenizer.no_truncation()
         if getattr(tokenizer.model, "dropout", None) is not None:
             tokenizer.model.dropout = None
-    except Exception as error:  # the tokenizers library raises plain Exception
+    except BaseException as error:  # the tokenizers library raises plain Exception, and Rust's panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise GemvgError(f"{printable(path)} is not a tokenizer ({str(error)[:200]}); {fix}") from None
     return tokenizer
 
@@ -63,6 +72,32 @@ def check_tokens(
             f"{printable(path)} has {len(names)} location tokens, but {stated_in} states {len(wanted)}, so that every "
             "box would be in another place; give the number that the model was trained with"
         )
+
+
+def _check_make(content: Any) -> None:
+    """ValueError for a tokenizer of another make than Qwen2's.
+
+    Other parts would split a text otherwise than the models learnt it, and a stranger's could take any time and memory:
+    a rule of forty replacements that each double a text, a regular expression that never ends.
+    """
+    if not isinstance(content, dict) or not isinstance(model := content.get("model"), dict):
+        raise ValueError("it has no model")
+    if model.get("type", "BPE") != "BPE" or any(model.get(name) for name in AFFIXES):
+        raise ValueError(f"its model is {short(model.get('type'))} or has affixes, where Qwen's is byte-level BPE")
+    if content.get("normalizer") not in (None, {"type": "NFC"}):
+        raise ValueError("its normalizer is not Qwen's, which is NFC")
+    splitting = content.get("pre_tokenizer")
+    parts = (
+        splitting.get("pretokenizers") if isinstance(splitting, dict) and "pretokenizers" in splitting else [splitting]
+    )
+    for part in parts if isinstance(parts, list) else [None]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        pattern = part.get("pattern") if isinstance(part, dict) else None
+        if kind != "ByteLevel" and not (kind == "Split" and pattern == {"Regex": SPLIT}):
+            raise ValueError("its pre_tokenizer is not Qwen's: a split by its pattern, and bytes")
+    decoder = content.get("decoder")
+    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
+        raise ValueError("its decoder is not Qwen's, which is ByteLevel")
 
 
 def _check_ids(content: Any) -> None:

@@ -112,6 +112,11 @@ def _vision_shape(vision: JsonObject, width: int, window: int) -> VisionShape:
     heads = _count(vision, "num_heads")
     if width % heads or width // heads % 4:
         raise GemvgError(f"{vision.path}: vision width {width} is not num_heads {heads} times a multiple of 4")
+    if vision.content.get("rope_scaling") is not None or vision.content.get("rope_theta") is not None:
+        raise GemvgError(
+            f"{vision.path}: {vision.place}rope_theta and rope_scaling are not read; Qwen2-VL's vision tower has "
+            "rope_parameters, or the usual base"
+        )
     return VisionShape(
         depth=_count(vision, "depth"),
         embed_dim=width,
@@ -137,6 +142,8 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: 
             f"divide each other; {text.fix}"
         )
     head_dim = hidden // heads
+    if (stated := text.value("head_dim", int, head_dim)) != head_dim:
+        raise GemvgError(f"{text.path}: head_dim {stated} is not hidden_size / num_attention_heads, {head_dim}")
     if head_dim % 16:
         raise GemvgError(f"{text.path}: heads of {head_dim} numbers; the fused attention takes multiples of 16")
     theta, sections = _read_rope(text, head_dim)

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
+from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from quantize.checkpoint import in_modules, open_checkpoint
@@ -74,7 +75,12 @@ def load_model(folder: Path) -> PreTrainedModel:
     checkpoint = open_checkpoint(folder)
     kind = family(checkpoint.config.shape.model_type)
     if not checkpoint.gptq_version:
-        model = kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        try:
+            model = kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        except Exception as error:  # transformers answers a stranger's config with whatever it stumbles over
+            raise GemvgError(
+                f"{folder} cannot be loaded by transformers ({one_line(error)[:200]}); mend its config.json"
+            ) from None
         check_finite(model, folder)
         return model
     config = kind.config.from_pretrained(folder)

@@ -379,3 +379,11 @@ def test_a_long_text_takes_no_longer_than_its_length(case: str, answer_format: A
     started = time.process_time()
     read_answer(text + "}", PICTURES[:1], answer_format, RESIZED[:1])
     assert time.process_time() - started < 4
+
+
+def test_a_quadrilateral_is_no_box() -> None:
+    """Its first two corners are a sliver."""
+    text = "<|quad_start|>(100,200),(300,210),(290,400),(95,390)<|quad_end|>"
+    answer = read_answer(text, [(1000, 1000)], AnswerFormat())
+    assert answer.boxes == ()
+    assert answer.problem == "a quadrilateral is no box"

@@ -104,7 +104,7 @@ def test_samples_follow_the_seed(tmp_path: Path) -> None:
     file = write_file(tmp_path)
     pages = []
     for seed in (0, 0, 1, 2, 3, 4):
-        inspect.inspect(file, tmp_path / "sheet.html", 1, seed)
+        inspect.inspect(file, tmp_path / "sheet.html", 1, seed, overwrite=True)
         pages.append((tmp_path / "sheet.html").read_text())
     assert pages[0] == pages[1]
     assert len(set(pages)) > 1
@@ -132,11 +132,14 @@ def test_a_sheet_never_replaces_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(tmp_path / "b.png")
     for sheet in (tmp_path / "sub/../a.png", tmp_path / "none/../a.png", tmp_path / "link.png"):
         with pytest.raises(GemvgError, match=r"--sheet .*png is .*png, which is read; give another place"):
-            inspect.inspect(file, sheet, 24, 0)
+            inspect.inspect(file, sheet, 24, 0, overwrite=True)
     (tmp_path / "page.html").symlink_to(file)
     with pytest.raises(GemvgError, match=r"--sheet .*page\.html is .*, which is read"):
-        inspect.inspect(file, tmp_path / "page.html", 24, 0)
+        inspect.inspect(file, tmp_path / "page.html", 24, 0, overwrite=True)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(GemvgError, match=r"holiday\.png is there already; add --overwrite"):
+        inspect.inspect(file, tmp_path / "holiday.png", 24, 0)
 
 
 @pytest.mark.parametrize("name", ["sheet.png", "sheet.html"])

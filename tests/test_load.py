@@ -16,6 +16,7 @@ from tests.checkpoints import edit_json, write_checkpoint, write_json
 from train.checkpoint import CONFIG, INDEX, SINGLE
 from train.deepen import deepen
 from train.load import load_qwen2_vl
+from train.rewrite import cast
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +88,12 @@ def test_a_model_with_nan_is_not_deepened(original: Path, tmp_path: Path) -> Non
     with pytest.raises(GemvgError, match="holds NaN or infinity"):
         deepen(folder, tmp_path / "deep", 5)
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize("case", ["fewer layers than stored", "more layers than stored", "codes"])
+def test_what_is_not_all_of_a_model_is_not_written_again(case: str, original: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(original, tmp_path / "checkpoint")
+    REFUSED[case][0](folder)
+    with pytest.raises(GemvgError, match=r"has 3 layers, but config\.json states \d; take both|is quantised already"):
+        cast(folder, tmp_path / "out", "bfloat16")
+    assert not (tmp_path / "out").exists()

@@ -97,6 +97,10 @@ NO_WHITE: dict[str, bytes | Image.Image] = {
     "infinity": tiff(with_value(np.inf, "<f4")),
     "image I": Image.fromarray(DEEP.astype(np.int32)),
     "image F of 0 to 1": Image.fromarray((LEVELS / 255).astype(np.float32)),
+    "image F of 0 to 1.5": Image.fromarray((LEVELS / 170).astype(np.float32)),
+    "image F of light": Image.fromarray((LEVELS / 20).astype(np.float32)),
+    "image I of labels": Image.fromarray((LEVELS > 100).astype(np.int32)),
+    "16 bits that hold 12": Image.fromarray(LEVELS.astype(np.uint16) * 16),
     "image F of NaN": Image.fromarray(np.full((8, 8), np.nan, np.float32)),
 }
 

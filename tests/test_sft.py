@@ -138,6 +138,7 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, data=run.model), "start has no scenes"),
     (lambda run: replace(run, data=run.data / "none.jsonl", dense_weight=0.0), "none.jsonl: no such file"),
     (lambda run: replace(run, out=run.data / "settings.json"), "settings.json is a file"),
+    (lambda run: replace(run, out=run.model / "out"), "out lies in .*start, which is read; give a place beside it"),
     (lambda run: replace(run, model=spoilt(run)), "norm.weight holds NaN or infinity; go back to a good checkpoint"),
 ]
 

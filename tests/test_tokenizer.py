@@ -96,6 +96,19 @@ BROKEN: dict[str, Callable[[dict[str, Any]], object]] = {
     "an id below zero": add_token(-1),
     "an id that is text": add_token("7"),
     "a huge id in the vocabulary": lambda content: content["model"]["vocab"].update(x=10**9),
+    "rules that double a text": lambda content: content.update(
+        normalizer={
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+        }
+    ),
+    "a pattern that never ends": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
+        pattern={"Regex": r"(.+.+)+\d"}
+    ),
+    "no splitting": lambda content: content.update(pre_tokenizer=None),
+    "affixes": lambda content: content["model"].update(continuing_subword_prefix="é"),
+    "words": lambda content: content.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}),
+    "another decoder": lambda content: content.update(decoder={"type": "Fuse"}),
     "two tokens with one id": add_token(5),
     "two words with one id": lambda content: content["model"]["vocab"].update(nobody=5),
     "a token with two ids": lambda content: content["added_tokens"].append({**content["added_tokens"][0], "id": 9999}),

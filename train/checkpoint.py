@@ -89,6 +89,11 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     As transformers takes them: a single file comes before an index, which an earlier save may have left; files that
     the index does not name are no part of the checkpoint. GemvgError for one that is missing.
     """
+    if is_file(folder / ADAPTER):  # transformers would load it on top of the weights
+        raise GemvgError(
+            f"{folder} has an adapter beside its weights ({ADAPTER}); merge it into them with peft's "
+            "merge_and_unload(), or move it away"
+        )
     if (named := read_object(folder / CONFIG).content.get("transformers_weights")) not in (None, SINGLE, INDEX):
         raise GemvgError(
             f"{folder / CONFIG}: transformers_weights names {short(named)}, which is not followed here; call that file "

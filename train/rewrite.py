@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, same_path
-from train.checkpoint import CONFIG, INDEX, TOKENIZER, read_json, read_settings, weight_files
+from train.checkpoint import CONFIG, INDEX, TOKENIZER, read_json, read_object, read_settings, weight_files
 from train.output_folder import new_folder
 
 GENERATION = "generation_config.json"
@@ -64,6 +65,7 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterato
 def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
     """Write every safetensors file of the checkpoint again, each tensor changed, under the same file names."""
     files, index = weight_files(checkpoint)
+    _check_whole(checkpoint, files, index)
     place: dict[str, str] = {}
     size = 0
     for file in files:
@@ -77,6 +79,25 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
         size += sum(tensor.nbytes for tensor in tensors.values())
     if index:
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": place})
+
+
+def _check_whole(checkpoint: Path, files: Sequence[Path], index: dict[str, str]) -> None:
+    """GemvgError where config.json counts other layers than are stored, or the weights are codes."""
+    config = read_object(checkpoint / CONFIG)
+    if config.content.get("quantization_config"):
+        raise GemvgError(f"{checkpoint} is quantised already; give the float checkpoint that it came from")
+    names = set(index)
+    for file in files if not index else ():
+        with open_shard(file) as shard:
+            names |= set(shard.keys())
+    text = config.object("text_config") if config.content.get("text_config") else config
+    vision = config.object("vision_config")
+    for what, stated in (("layers", text.value("num_hidden_layers", int)), ("blocks", vision.value("depth", int))):
+        stored = {int(found[1]) for name in names if (found := re.search(rf"\.{what}\.(\d{{1,9}})\.", name))}
+        if len(stored) != stated or max(stored, default=-1) != stated - 1:
+            raise GemvgError(
+                f"{checkpoint} has {len(stored)} {what}, but {CONFIG} states {stated}; take both from one checkpoint"
+            )
 
 
 @contextmanager

@@ -119,6 +119,9 @@ def check_out(run: Any) -> list[Path]:
     """The paths that a run reads; GemvgError where OUT or its work folder would destroy one, or something not ours."""
     paths = [value for name, value in vars(run).items() if isinstance(value, Path) and name != "out"]
     check_target(run.out, paths)
+    for path in paths:
+        if Path(os.path.realpath(path)) in Path(os.path.realpath(run.out)).parents:
+            raise GemvgError(f"--out {run.out} lies in {path}, which is read; give a place beside it")
     refuse_inputs(work_folder(run.out), paths)
     return paths
 

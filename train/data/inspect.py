@@ -95,12 +95,14 @@ def take_census(records: Iterable[Record], samples: Reservoir[Record], sheet: Pa
     return census
 
 
-def inspect(file: Path, sheet: Path | None, samples: int, seed: int) -> None:
+def inspect(file: Path, sheet: Path | None, samples: int, seed: int, overwrite: bool = False) -> None:
     """Print what the file holds and draw the sheet."""
     if sheet and sheet.suffix.lower() not in (".html", ".png"):
         raise GemvgError(f"{sheet}: a sheet is a .html or a .png")
     if sheet:
         refuse_inputs(sheet, [file], "--sheet")
+        if os.path.lexists(os.path.realpath(sheet)) and not overwrite:
+            raise GemvgError(f"--sheet {sheet} is there already; add --overwrite to replace it, or give another")
     tally, drawn = Tally(), Reservoir[Record](samples, np.random.default_rng(seed))
     replaced = sheet if sheet and os.path.exists(os.path.realpath(sheet)) else None  # else there is nothing to destroy
     items = tqdm(read_records(file), desc="reading", unit=" records", disable=None)
@@ -118,10 +120,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Say what a record file holds.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--sheet", type=Path, help="where to draw samples: a .html or a .png")
+    parser.add_argument("--overwrite", action="store_true", help="let --sheet replace a file that is there")
     parser.add_argument("--samples", type=whole_number, default=24)
     parser.add_argument("--seed", type=seed_number, default=0)
     args = parser.parse_args()
-    inspect(args.file, args.sheet, args.samples, args.seed)
+    inspect(args.file, args.sheet, args.samples, args.seed, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,6 +38,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 PIXEL_SLACK = 1.0  # a box may end this far outside its picture: data sets round
 LARGEST_SIDE = 10**6  # pixels; past every picture that can be decoded
 LONGEST_LINE = 2**24  # bytes; a record has words and boxes, its pictures are elsewhere
+CHECKED = 1000  # lines of a file that is to be replaced
 OPTIONAL = {"mode": "direct", "thinking": "", "words": ""}
 _BOM = b"\xef\xbb\xbf"
 
@@ -161,11 +163,12 @@ def check_output(file: Path, inputs: Iterable[Path] = ()) -> None:
     file = Path(os.path.realpath(file))  # where it will be written: `new/../a` is not there as long as `new` is not
     if not is_file(file):
         return
-    for _, line in read_lines(file):
+    known = {"images", "sizes", "query", "boxes", "kind", "source", *OPTIONAL}
+    for _, line in islice(read_lines(file), CHECKED):
         try:
             content = _parse(line)
-            if isinstance(content, dict) and {"images", "query"} <= set(content):
-                return
+            if isinstance(content, dict) and {"images", "query"} <= set(content) <= known:
+                continue
         except ValueError:
             pass
         raise GemvgError(f"{printable(file)} exists and holds no records; give another place to write to")

@@ -1,0 +1,23 @@
+"""Where a benchmark may keep its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.results import result_file, save_result
+from gemvg_edge.errors import GemvgError
+
+
+def test_only_a_result_is_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "records.jsonl"
+    for content in ('{"images": ["a.png"], "query": "the mug"}\n', '{"a": 1}\n{"b": 2}\n', "notes", ""):
+        mine.write_text(content)
+        with pytest.raises(GemvgError, match="exists and is no benchmark's result; give another place"):
+            result_file(str(mine))
+    with pytest.raises(GemvgError, match="is a folder"):
+        result_file(str(tmp_path))
+    result = result_file(str(tmp_path / "result.json"))
+    save_result({"f1": 0.5}, result)
+    assert result_file(str(result)) == result
