@@ -36,7 +36,7 @@ mkdir -p "$OUT"
 "$PYTHON" -m train.world.render "$DATA/train" --scenes "$(part 12000)"
 
 # The decoder's dense head is dropped after each stage; while it is there it says where to look (train/dense_head.py).
-sft=(--data "$DATA/train" --batch 8 --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon)
+sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon)
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
     "${sft[@]}"

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import encode, query_text
-from tests.checkpoints import TINY, TOKENIZER, TRUE_7B_WIDTHS, write_checkpoint, write_json
+from tests.checkpoints import ONE_7B_LAYER, TINY, TOKENIZER, write_checkpoint, write_json
 from tests.training import StopAt, weights
 from train import distill
 from train.checkpoint import read_settings
@@ -274,7 +274,7 @@ def test_settings_that_cannot_work_are_refused(run: DistillSettings) -> None:
 def test_two_steps_at_the_widths_of_the_7b(tmp_path: Path) -> None:
     """The recipe's own commands: a student made of the teacher, then distilled."""
     started = time.monotonic()
-    write_teacher(tmp_path / "teacher", TRUE_7B_WIDTHS, bfloat16=True)
+    write_teacher(tmp_path / "teacher", ONE_7B_LAYER, bfloat16=True)
     make_student(tmp_path / "teacher", tmp_path / "student", 1, 1, 18944 // 4)
     write_data(tmp_path / "data" / "records.jsonl", 2)
     train(

@@ -29,7 +29,8 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     """Twelve stages, each a process of its own: a minute or two."""
     write_small_model(tmp_path / "start", seed=0)
     settings = {
-        "SCALE": "2000", "RL_BATCH": "2", "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
+        "SCALE": "2000", "SFT_BATCH": "2", "RL_BATCH": "2",
+        "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
         "START": str(tmp_path / "start"), "SAVE": str(tmp_path / "stages.json"),
     }  # fmt: skip
     with forking_python(tmp_path / "bin") as python:

@@ -217,10 +217,10 @@ def test_a_run_that_finds_no_memory_is_one_sentence(tmp_path: Path) -> None:
     model = onnx.load(bundle / VISION_GRAPH, load_external_data=False)
     huge = onnx.helper.make_tensor("huge", onnx.TensorProto.INT64, [1], [2**45])
     zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [1], [0.0])
-    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["huge"], ["filled"], name="fill", value=zero))
-    model.graph.node.append(onnx.helper.make_node("ReduceMax", ["filled"], ["most"], name="most", keepdims=1))
+    model.graph.node.append(onnx.helper.make_node("Expand", ["zero", "huge"], ["filled"], name="fill"))
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["filled"], ["most"], name="most", keepdims=1))
     model.graph.node.append(onnx.helper.make_node("Add", ["tokens_before", "most"], ["tokens"], name="add"))
-    model.graph.initializer.append(huge)
+    model.graph.initializer.extend([huge, zero])
     for node in model.graph.node[:-1]:
         for k, output in enumerate(node.output):
             node.output[k] = "tokens_before" if output == "tokens" else output

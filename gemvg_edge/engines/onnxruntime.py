@@ -18,6 +18,7 @@ from gemvg_edge.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, Manifest
 from gemvg_edge.engines.embedding import EmbeddingTable
 from gemvg_edge.engines.finite import check_finite
 from gemvg_edge.engines.graph_contract import check_contract, decoder_contract, vision_contract
+from gemvg_edge.engines.graph_ops import check_operators
 from gemvg_edge.engines.protocol import Floats
 from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
@@ -196,6 +197,7 @@ def open_session(bundle: Bundle, graph: str, threads: int = 0, engine: str = "on
             f"{bundle.folder} has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with "
             f"--dialect fused or standard for engine={engine!r}, or build TensorRT engines from it"
         )
+    check_operators(bundle.path(graph))
     return open_graph(bundle.path(graph), threads, engine)
 
 
