@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from gemvg_edge import __version__
 from gemvg_edge.command import one_line, run_command, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_folder, printable, refuse_inputs, replacing
+from gemvg_edge.files import is_folder, printable, refuse_inputs, refuse_present, replacing
 from gemvg_edge.models import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _check_target(path: Path, images: Sequence[str], overwrite: bool) -> None:
     real = Path(os.path.realpath(path))  # where the writing ends up: `nowhere/../a.png` is a.png
     if is_folder(real):
         raise GemvgError(f"--draw {printable(path)} cannot be written (it is a folder); give the name of a picture")
-    if (os.path.lexists(path) or os.path.lexists(real)) and not overwrite:
-        raise GemvgError(f"--draw {printable(path)} is there already; add --overwrite to replace it, or give another")
+    if not overwrite:
+        refuse_present(path, "--draw")
     if not is_folder(real.parent):
         raise GemvgError(f"--draw {printable(path)}: the folder {printable(path.parent)} does not exist; make it first")
     file_format = Image.registered_extensions().get(path.suffix.lower())

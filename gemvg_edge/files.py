@@ -120,6 +120,12 @@ def refuse_inputs(output: Path, inputs: Iterable[Path], flag: str = "") -> None:
             raise GemvgError(f"{name} {what} {printable(given)}, which is read; give another place to write to")
 
 
+def refuse_present(output: Path, flag: str) -> None:
+    """GemvgError where something is at `output`, or where its writing ends up: `nowhere/../a.png` is a.png."""
+    if os.path.lexists(output) or os.path.lexists(os.path.realpath(output)):
+        raise GemvgError(f"{flag} {printable(output)} is there already; add --overwrite to replace it, or give another")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write, of the same ending, that takes the place of `path` at the end; an error changes nothing.

@@ -100,12 +100,9 @@ def _check_make(content: Any) -> None:
         raise ValueError("its decoder is not Qwen's, which is ByteLevel")
 
 
-def _check_ids(content: Any) -> None:
+def _check_ids(content: dict[str, Any]) -> None:
     """ValueError for ids of no sense, and for two tokens with one; whatever else is wrong the library says."""
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict):
-        return  # not a tokenizer, which the library says too
-    vocabulary, added = model.get("vocab"), content.get("added_tokens")
+    vocabulary, added = content["model"].get("vocab"), content.get("added_tokens")
     tokens = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
     if isinstance(added, list):
         tokens += [(token.get("content"), token.get("id")) for token in added if isinstance(token, dict)]

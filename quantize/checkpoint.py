@@ -23,7 +23,7 @@ from gemvg_edge.json_object import JsonObject
 from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_grids, read_version, unpack
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
-from train.checkpoint import CONFIG, read_object, weight_files
+from train.checkpoint import CONFIG, check_floats, read_object, weight_files
 
 # transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
 RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
@@ -213,8 +213,7 @@ def _find_tensors(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, 
 def open_float_checkpoint(folder: Path) -> Checkpoint:
     """The same, for work that begins with float weights; GemvgError for a quantised one."""
     checkpoint = open_checkpoint(folder)
-    if checkpoint.gptq_version:
-        raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
+    check_floats(folder)
     return checkpoint
 
 

@@ -16,7 +16,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import JsonObject
-from train.checkpoint import CONFIG, CheckpointSettings, read_object, read_preprocessor, read_settings
+from train.checkpoint import CONFIG, CheckpointSettings, read_object, read_preprocessor, read_settings, text_section
 
 GENERATION = "generation_config.json"
 CHANNELS = 3  # of a picture: the runtime makes patches of no others
@@ -60,7 +60,7 @@ def read_config(folder: Path) -> ModelConfig:
     if (model_type := config.content.get("model_type")) not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise GemvgError(f"{config.path}: unknown model type {model_type!r}; this gemvg-edge exports {known}")
-    text = config.object("text_config") if config.content.get("text_config") else config
+    text = text_section(config)
     vision = config.object("vision_config")
     settings = read_settings(folder)
     _check_supported(model_type, text, vision, settings.preprocessing, read_preprocessor(folder).path.name)

@@ -22,13 +22,12 @@ from transformers import (
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
-from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from quantize.checkpoint import in_modules, open_checkpoint
 from quantize.model_config import GENERATION
 from quantize.tensors import expected_tensors
-from train.load import check_finite
+from train.load import from_folder
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     checkpoint = open_checkpoint(folder)
     kind = family(checkpoint.config.shape.model_type)
     if not checkpoint.gptq_version:
-        try:
-            model = kind.model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-        except Exception as error:  # transformers answers a stranger's config with whatever it stumbles over
-            raise GemvgError(
-                f"{folder} cannot be loaded by transformers ({one_line(error)[:200]}); mend its config.json"
-            ) from None
-        check_finite(model, folder)
-        return model
+        return from_folder(kind.model, folder, torch.float32)[0].eval()
     config = kind.config.from_pretrained(folder)
     del config.quantization_config  # or transformers asks for GPTQ kernels
     names = [name for name, _ in expected_tensors(checkpoint.config)]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -20,6 +22,7 @@ from gemvg_edge.positions import mrope_positions, visual_tokens
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, token_id
 from quantize.torch_model import family
 from tests.tokenizers_small import small_tokenizer
+from train.checkpoint import SINGLE
 
 TOKENIZER = small_tokenizer()
 TEXT_TOKENS = token_id(TOKENIZER, "<|endoftext|>")  # all below are plain text
@@ -150,6 +153,13 @@ def edit_json(path: Path, **changes: Any) -> None:
     """Change top-level fields of a JSON file; None takes one away."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     write_json(path, {key: value for key, value in content.items() if value is not None})
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change a checkpoint's tensors, which are in one file."""
+    tensors = load_file(folder / SINGLE)
+    edit(tensors)
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
 
 
 def random_pictures(grids: list[Grid], seed: int = 0) -> list[np.ndarray]:

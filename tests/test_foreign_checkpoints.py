@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -22,7 +22,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
-from tests.checkpoints import CHAT_TEMPLATE, GROUPED, TOKENIZER, edit_json, write_checkpoint, write_json
+from tests.checkpoints import CHAT_TEMPLATE, GROUPED, TOKENIZER, edit_json, edit_tensors, write_checkpoint, write_json
 from train.checkpoint import CONFIG, INDEX, SINGLE, read_settings
 from train.processor import ImageTextProcessor
 from train.rewrite import count_parameters, rewrite_weights
@@ -43,12 +43,7 @@ def checkpoint(original: Path, tmp_path: Path) -> Path:
 
 
 def edit_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Change:
-    def change(folder: Path) -> None:
-        tensors = load_file(folder / SINGLE)
-        edit(tensors)
-        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-
-    return change
+    return lambda folder: edit_tensors(folder, edit)
 
 
 def edit_config(section: str = "", **changes: Any) -> Change:

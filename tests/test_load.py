@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gemvg_edge.errors import GemvgError
-from tests.checkpoints import edit_json, write_checkpoint, write_json
+from tests.checkpoints import edit_json, edit_tensors, write_checkpoint, write_json
 from train.checkpoint import CONFIG, INDEX, SINGLE
 from train.deepen import deepen
 from train.load import load_qwen2_vl
@@ -26,13 +26,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def edit_tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
-    def change(folder: Path) -> None:
-        tensors = load_file(folder / SINGLE)
-        edit(tensors)
-        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-
-    return change
+def edited(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], object]:
+    return lambda folder: edit_tensors(folder, edit)
 
 
 def layers(count: int) -> Callable[[Path], object]:
@@ -51,12 +46,12 @@ def cut_short(folder: Path) -> None:
 
 NORM = "model.layers.1.input_layernorm.weight"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "NaN": (edit_tensors(lambda t: t[NORM].fill_(torch.nan)), "layers.1.input_layernorm.weight holds NaN or infinity"),
-    "infinity": (edit_tensors(lambda t: t["lm_head.weight"][0].fill_(torch.inf)), "lm_head.weight holds NaN"),
-    "a weight that is missing": (edit_tensors(lambda t: t.pop(NORM)), "lacks .*layers.1.input_layernorm.weight; take"),
+    "NaN": (edited(lambda t: t[NORM].fill_(torch.nan)), "layers.1.input_layernorm.weight holds NaN or infinity"),
+    "infinity": (edited(lambda t: t["lm_head.weight"][0].fill_(torch.inf)), "lm_head.weight holds NaN"),
+    "a weight that is missing": (edited(lambda t: t.pop(NORM)), "lacks .*layers.1.input_layernorm.weight; take"),
     "more layers than stored": (layers(5), "lacks model.language_model.layers.3.* and .* more; take config.json and"),
     "fewer layers than stored": (layers(2), "has, beside what its config describes, .*layers.2.* and .* more; take"),
-    "another shape": (edit_tensors(lambda t: t.update({NORM: torch.ones(5)})), "cannot be loaded|other shape"),
+    "another shape": (edited(lambda t: t.update({NORM: torch.ones(5)})), "cannot be loaded|other shape"),
     "half a file": (cut_short, "cannot be loaded"),
     "codes": (lambda folder: edit_json(folder / CONFIG, quantization_config={"bits": 4}), "is quantised already"),
     "no weights": (lambda folder: (folder / SINGLE).unlink(), f"no {SINGLE} and no {INDEX}"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from gemvg_edge.errors import GemvgError
+from tests.checkpoints import edit_tensors
 from tests.training import StopAt, weights
 from train.data.record import write_records
 from train.dense_head import spread
@@ -123,9 +124,7 @@ def spoilt(run: SftSettings) -> Path:
     folder = run.model.with_name("spoilt")
     if not folder.exists():
         shutil.copytree(run.model, folder)
-        tensors = load_file(folder / "model.safetensors")
-        next(values for name, values in tensors.items() if name.endswith("model.norm.weight"))[3] = torch.nan
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        edit_tensors(folder, lambda tensors: tensors["model.norm.weight"][3].fill_(torch.nan))
     return folder
 
 

@@ -31,7 +31,7 @@ def test_patches_embedded_by_a_matrix_are_those_of_the_convolution(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_7b_recipe_takes_two_steps_at_the_true_widths(tmp_path: Path) -> None:
-    """One layer of the decoder and two of the vision tower; about 5 GiB and half a minute."""
+    """One layer of the decoder and two of the vision tower; 5.4 GiB and a minute."""
     write_checkpoint(tmp_path / "base", ONE_7B_LAYER, bfloat16=True)
     records = []
     for number in range(4):

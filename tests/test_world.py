@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from gemvg_edge.errors import GemvgError
 from train.world.meshes import BORROWED, borrow_mesh
 from train.world.records import world_records
-from train.world.render import MIN_PIXELS_SHARE, boxes_of, render
+from train.world.render import MIN_PIXELS_SHARE, _start_pool, boxes_of, render
 from train.world.scenes import NEW_NAMES_SEED, NEW_STYLE_SEED, Scene, read_scenes
 from train.world.things import HELD_OUT_NAMES, NAMES, plan_scene
 
@@ -49,6 +50,12 @@ def test_a_short_shard_is_rendered_anew(tmp_path: Path) -> None:
     render(tmp_path, first_seed=7_000, scenes=1, size=64, processes=1)
     render(tmp_path, first_seed=7_000, scenes=2, size=64, processes=1)
     assert [scene.seed for scene in read_scenes(tmp_path)] == [7_000, 7_001]
+
+
+def test_a_process_that_waits_for_work_can_be_ended() -> None:
+    """A handler in Python may never run while a process waits, and the pool would wait for it for ever."""
+    with _start_pool(1) as pool:
+        assert pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL
 
 
 def test_scenes_of_other_settings_are_not_mixed(folder: Path) -> None:

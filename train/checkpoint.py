@@ -115,6 +115,17 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     return [folder / name for name in sorted(set(places.values()))], places
 
 
+def check_floats(folder: Path) -> None:
+    """GemvgError for a checkpoint whose weights are codes, where the work begins with floats."""
+    if read_object(folder / CONFIG).content.get("quantization_config"):
+        raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
+
+
+def text_section(config: JsonObject) -> JsonObject:
+    """The decoder's fields: nested as transformers 5 saves them, or at the top as in Qwen's own files."""
+    return config.object("text_config") if config.content.get("text_config") else config
+
+
 def read_object(file: Path) -> JsonObject:
     """A JSON object from a checkpoint's file, its fields checked as they are read."""
     if not is_folder(file.parent):

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError
-from train.checkpoint import CONFIG, read_object, weight_files
+from train.checkpoint import CONFIG, check_floats, weight_files
+from train.rewrite import finite
 
 # Of modules that training adds to a model and Trainer saves with it (train/dense_head.py).
 DENSE_PREFIX = "dense_head."
@@ -23,16 +24,8 @@ DENSE_PREFIX = "dense_head."
 def load_qwen2_vl(folder: Path, dtype: torch.dtype | str = torch.float32) -> Qwen2VLForConditionalGeneration:
     """The model in one number format (`"auto"`: as it is stored); GemvgError where the folder is not all of a model."""
     weight_files(folder)  # its errors name what is missing
-    if read_object(folder / CONFIG).content.get("quantization_config"):
-        raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
-    try:
-        model, told = Qwen2VLForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers answers a stranger's config with whatever it stumbles over
-        raise GemvgError(
-            f"{folder} cannot be loaded ({one_line(error)[:200]}); take {CONFIG} and the weights from one checkpoint"
-        ) from None
+    check_floats(folder)
+    model, told = from_folder(Qwen2VLForConditionalGeneration, folder, dtype)
     wrong = {
         "lacks": sorted(told["missing_keys"]),
         "has, beside what its config describes,": sorted(
@@ -45,13 +38,22 @@ def load_qwen2_vl(folder: Path, dtype: torch.dtype | str = torch.float32) -> Qwe
                 f"{folder} {what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}; take {CONFIG} and "
                 "the weights from one checkpoint"
             )
-    check_finite(model, folder)
     return model
+
+
+def from_folder(kind: type[Any], folder: Path, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any]]:
+    """A model of one of transformers' classes, of finite weights, and what it said of loading; GemvgError otherwise."""
+    try:
+        model, told = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # transformers answers a stranger's config with whatever it stumbles over
+        raise GemvgError(
+            f"{folder} cannot be loaded ({one_line(error)[:200]}); take {CONFIG} and the weights from one checkpoint"
+        ) from None
+    check_finite(model, folder)
+    return model, told
 
 
 def check_finite(model: PreTrainedModel | torch.nn.Module, folder: Path) -> None:
     """GemvgError for a weight with NaN or infinity in it, which would be learned from without a word."""
     for name, weight in model.named_parameters():
-        mine: Any = getattr(weight, "ds_tensor", weight)  # this process's share, where DeepSpeed's ZeRO-3 has split it
-        if mine.is_floating_point() and not mine.isfinite().all():
-            raise GemvgError(f"{folder}: {name} holds NaN or infinity; go back to a good checkpoint")
+        finite(getattr(weight, "ds_tensor", weight), folder, name)  # this process's share, where ZeRO-3 has split it

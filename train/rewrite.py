@@ -24,7 +24,17 @@ from safetensors.torch import load_file, save_file
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, same_path
-from train.checkpoint import CONFIG, INDEX, TOKENIZER, read_json, read_object, read_settings, weight_files
+from train.checkpoint import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    check_floats,
+    read_json,
+    read_object,
+    read_settings,
+    text_section,
+    weight_files,
+)
 from train.output_folder import new_folder
 
 GENERATION = "generation_config.json"
@@ -71,7 +81,7 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
     for file in files:
         with open_shard(file) as shard:
             mine = [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118
-            changed = [change(name, _finite(shard.get_tensor(name), file, name)) for name in mine]
+            changed = [change(name, finite(shard.get_tensor(name), file, name)) for name in mine]
         tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
         if tensors:
             save_file(tensors, folder / file.name, metadata={"format": "pt"})
@@ -83,15 +93,13 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
 
 def _check_whole(checkpoint: Path, files: Sequence[Path], index: dict[str, str]) -> None:
     """GemvgError where config.json counts other layers than are stored, or the weights are codes."""
+    check_floats(checkpoint)
     config = read_object(checkpoint / CONFIG)
-    if config.content.get("quantization_config"):
-        raise GemvgError(f"{checkpoint} is quantised already; give the float checkpoint that it came from")
     names = set(index)
     for file in files if not index else ():
         with open_shard(file) as shard:
             names |= set(shard.keys())
-    text = config.object("text_config") if config.content.get("text_config") else config
-    vision = config.object("vision_config")
+    text, vision = text_section(config), config.object("vision_config")
     for what, stated in (("layers", text.value("num_hidden_layers", int)), ("blocks", vision.value("depth", int))):
         stored = {int(found[1]) for name in names if (found := re.search(rf"\.{what}\.(\d{{1,9}})\.", name))}
         if len(stored) != stated or max(stored, default=-1) != stated - 1:
@@ -110,9 +118,10 @@ def open_shard(file: Path) -> Iterator[Any]:
         raise GemvgError(f"{file} is truncated or damaged ({error}); download the checkpoint again") from None
 
 
-def _finite(tensor: torch.Tensor, file: Path, name: str) -> torch.Tensor:
+def finite(tensor: torch.Tensor, place: Path, name: str) -> torch.Tensor:
+    """The tensor; GemvgError, naming the file or folder it is from, where NaN or infinity is in it."""
     if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise GemvgError(f"{file}: {name} holds NaN or infinity; go back to a good checkpoint")
+        raise GemvgError(f"{place}: {name} holds NaN or infinity; go back to a good checkpoint")
     return tensor
 
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.command import command, seed_number
 from gemvg_edge.prompt import PromptTemplate
+from gemvg_edge.tokenizer import SPLIT
 from train.checkpoint import CONFIG
 from train.output_folder import new_folder
 from train.rewrite import write_json
@@ -33,10 +34,7 @@ from train.world.questions import corpus
 LOCATIONS = 129
 THINK = " Think first."  # what asks for reasoning; short, since every question carries it
 BYTE_PAIRS = 512
-# Qwen2's own pattern and special tokens, so that the tokenizer behaves as the large models' does.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Qwen2's own, so that the tokenizer behaves as the large models' does.
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -76,7 +74,7 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

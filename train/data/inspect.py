@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gemvg_edge.command import command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import refuse_inputs
+from gemvg_edge.files import refuse_inputs, refuse_present
 from train.data.record import Record, Tally, keep_good, read_records
 from train.data.reservoir import Reservoir
 from train.data.sheet import write_sheet
@@ -101,8 +101,8 @@ def inspect(file: Path, sheet: Path | None, samples: int, seed: int, overwrite: 
         raise GemvgError(f"{sheet}: a sheet is a .html or a .png")
     if sheet:
         refuse_inputs(sheet, [file], "--sheet")
-        if os.path.lexists(os.path.realpath(sheet)) and not overwrite:
-            raise GemvgError(f"--sheet {sheet} is there already; add --overwrite to replace it, or give another")
+        if not overwrite:
+            refuse_present(sheet, "--sheet")
     tally, drawn = Tally(), Reservoir[Record](samples, np.random.default_rng(seed))
     replaced = sheet if sheet and os.path.exists(os.path.realpath(sheet)) else None  # else there is nothing to destroy
     items = tqdm(read_records(file), desc="reading", unit=" records", disable=None)
