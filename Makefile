@@ -14,10 +14,14 @@ RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py p
 # or the slowest would be left for one process alone.
 TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint types layers tables lowest check clean
+.PHONY: demo workshop test lint types layers tables docs lowest check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py $(DEMO_PICTURE)
+
+# What `make test` sets up, without its tests: training, quantising, exporting, benchmarks, and `gemvg` as a door to them.
+workshop: .venv/ready
+	@echo 'ready: .venv/bin/gemvg --help'
 
 test: .venv/ready
 	$(TEST) $(ARGS)
@@ -35,6 +39,10 @@ layers: .venv/ready
 tables: .venv/ready
 	.venv/bin/python -m bench.readme --check
 
+# The site, in ./site; --strict takes a warning or a broken link for an error.
+docs: .venv/ready
+	.venv/bin/mkdocs build --strict --quiet
+
 # The runtime alone, with the least versions that pyproject.toml names, on the oldest Python.
 lowest: .venv-lowest/ready
 	.venv-lowest/bin/python -VV
@@ -46,7 +54,7 @@ lowest: .venv-lowest/ready
 check: lint types layers tables lowest test
 
 clean:
-	rm -rf .venv .venv-demo .venv-lowest demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-demo .venv-lowest site demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # A set-up that was cut off leaves `unfinished` behind and starts over; pip's cache keeps what it had fetched. A finished
 # one is brought up to date in place when its requirements change.

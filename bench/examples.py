@@ -11,7 +11,6 @@ import argparse
 import json
 import shutil
 import tempfile
-from dataclasses import astuple
 from pathlib import Path
 
 from bench.readme import ROOT
@@ -48,7 +47,7 @@ def write_examples(target: Path) -> None:
             names = [f"scene{n}-{letter}.png" for letter in "ab"]
             for name, view in zip(names, pictures.views, strict=True):
                 shutil.copyfile(Path(folder, view.file), target / name)
-        boxes = [astuple(box) for box in question.boxes]
+        boxes = [(box.image, *box) for box in question.boxes]
         records.append({"seed": seed, "kind": kind, "images": names, "query": question.text, "boxes": boxes})
     (target / "scenes.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
 
@@ -56,8 +55,9 @@ def write_examples(target: Path) -> None:
 @command("bench.examples")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Render the example scenes.")
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "examples" / "images")
+    parser = argparse.ArgumentParser("python -m bench.examples", description="Render the example scenes.")
+    folder = "the folder to render into (default: examples/images)"
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "examples" / "images", help=folder)
     write_examples(parser.parse_args().folder)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from gemvg_edge import Grounder
-from gemvg_edge.draw import draw_boxes
+from gemvg_edge.draw import draw_sheet
 from gemvg_edge.files import replacing
 
 IMAGES = Path(__file__).parent / "images"
@@ -33,7 +33,7 @@ def main() -> None:
             print(f"  {scene['images'][box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
         if not grounding.boxes:
             print("  nothing found")
-        sheets.append(draw_boxes(pictures, grounding.boxes, caption(scene["query"])))
+        sheets.append(draw_sheet(pictures, grounding.boxes, caption(scene["query"])))
     with replacing(target) as partial:
         stack(sheets, columns=2).save(partial)
     print(f"drawn: {target}")

@@ -70,10 +70,17 @@ class Recipe:
 FLOAT32 = Recipe()
 
 
-def write_bundle(checkpoint: Checkpoint, target: Path, recipe: Recipe, on_tensor: OnTensor = lambda name: None) -> None:
-    """Write a bundle folder; an existing bundle there is replaced but for its README.md, anything else is refused."""
+def write_bundle(
+    checkpoint: Checkpoint,
+    target: Path,
+    recipe: Recipe,
+    on_tensor: OnTensor = lambda name: None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a bundle folder; with `overwrite` a bundle there is replaced but for its README.md, all else is refused."""
     recipe.check()
-    with new_bundle_folder(target, bundle.FILES, [checkpoint.folder]) as work:
+    with new_bundle_folder(target, bundle.FILES, [checkpoint.folder], overwrite=overwrite) as work:
         check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
         records = _write_parts(checkpoint, work, recipe, on_tensor)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
@@ -176,6 +183,8 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
         "coordinate_frame": settings.answer_format.coordinate_frame,
         "answer": settings.answer_format.to_config(),
         "prompt": settings.template.to_config(),
+        "familiar": settings.familiar.to_config(),
+        "profile": settings.profile,
         "dialect": recipe.dialect,
         "precision": precision,
         "weights": {

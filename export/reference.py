@@ -39,11 +39,17 @@ class Case:
 
 def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
     """The checkpoint; GemvgError where the bundle's manifest or tokenizer says anything else than it does."""
-    checkpoint = open_checkpoint(folder)
-    settings, manifest = checkpoint.config.settings, bundle.manifest
+    manifest = bundle.manifest
+    checkpoint = open_checkpoint(folder, manifest.profile)
+    settings = checkpoint.config.settings
     pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("", asdict(manifest.model), asdict(checkpoint.config.shape)),
-        ("preprocessing.", asdict(manifest.preprocessing), asdict(settings.preprocessing)),
+        # The pixel budget is the exporter's to choose.
+        (
+            "preprocessing.",
+            asdict(manifest.preprocessing),
+            asdict(settings.preprocessing.within(manifest.preprocessing.max_pixels)),
+        ),
         ("answer.", asdict(manifest.answer), asdict(settings.answer_format)),
         ("prompt.", asdict(manifest.prompt), asdict(settings.template)),
         ("coordinate_frame.", dict(manifest.coordinate_frame), settings.answer_format.coordinate_frame),

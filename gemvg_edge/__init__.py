@@ -16,20 +16,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemvg_edge.boxes import Box
-    from gemvg_edge.errors import GemvgError
-    from gemvg_edge.grounder import Grounder, Grounding, Scene
+    from gemvg_edge.draw import draw_boxes
+    from gemvg_edge.errors import Cancelled, GemvgError, TimedOut
+    from gemvg_edge.grounder import Grounder
+    from gemvg_edge.grounding import Grounding
     from gemvg_edge.marks import mark
+    from gemvg_edge.scene import Scene
 
 __version__ = "0.1.0"
-__all__ = ["Box", "GemvgError", "Grounder", "Grounding", "Scene", "__version__", "mark"]
+__all__ = [
+    "Box",
+    "Cancelled",
+    "GemvgError",
+    "Grounder",
+    "Grounding",
+    "Scene",
+    "TimedOut",
+    "__version__",
+    "draw_boxes",
+    "mark",
+]
 
 # Loaded at first use: training and export need only single modules, and `import gemvg_edge` stays light.
 _HOMES = {
     "Box": "boxes",
+    "Cancelled": "errors",
     "GemvgError": "errors",
     "Grounder": "grounder",
-    "Grounding": "grounder",
-    "Scene": "grounder",
+    "Grounding": "grounding",
+    "Scene": "scene",
+    "TimedOut": "errors",
+    "draw_boxes": "draw",
     "mark": "marks",
 }
 

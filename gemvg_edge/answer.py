@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from gemvg_edge.boxes import (
@@ -33,22 +33,21 @@ from gemvg_edge.boxes import (
 )
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import short
+from gemvg_edge.numbering import NAMED, NUMBER, number_of
 
 NO_TARGET = "None"
 BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-# Nine digits are past every frame already, and int() refuses what a model that repeats itself may write (over 4,300).
-_NUMBER = r"\d{1,9}"
-_VALUE = rf"-?{_NUMBER}(?:\.\d{{1,9}})?"
+REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
+_VALUE = rf"-?{NUMBER}(?:\.\d{{1,9}})?"
 _CORNER = rf"\(\s*{_VALUE}\s*,\s*{_VALUE}\s*\)"
 _FOUR = rf"{_VALUE}(?:\s*,\s*{_VALUE}){{3}}"
-# An image is named as "Image-2" (ours, MGrounding-630k), "third image" (Migician) or "2th image" (MIG-Bench).
+NAME_LENGTH = 200  # characters of an object's name in an answer; a longer one is cut or is none
 _PIECES = re.compile(
-    rf"image[-\s](?P<number>{_NUMBER})|(?P<nth>{_NUMBER})(?:st|nd|rd|th) image"
-    rf"|(?P<ordinal>{'|'.join(_ORDINALS)}) image"
+    rf"(?P<image>{NAMED})"
+    rf"|{re.escape(REF_START)}(?P<name>[^<]{{0,{NAME_LENGTH}}}){re.escape(REF_END)}"
     rf"|(?P<quad><\|quad_start\|>[^<]*)"
     rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER}|\(\s*{_FOUR}\s*\)|\[\s*{_FOUR}\s*\])"
-    rf"|(?P<locations>(?:<loc_{_NUMBER}>){{4}})"
+    rf"|(?P<locations>(?:<loc_{NUMBER}>){{4}})"
     rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\"(?:\s*:\s*\[[^][{{}}]*]?)?)"
     r"|(?P<brace>\{(?=\s*\"))",
     re.IGNORECASE | re.ASCII,
@@ -61,6 +60,7 @@ DRIFT = 0.08
 OBJECT = 2000  # characters of a box in JSON: each opening brace is read so far at most, or many would take for ever
 MOST_LOCATIONS = 100_000  # tokens; a picture has fewer pixels along a side
 COORDINATES = ("digits", "locations", "pixels")
+UNNAMED = ("refuse", "query", "each")
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,18 @@ class AnswerFormat:
     # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own.
     coordinates: Literal["digits", "locations", "pixels"] = "digits"
     locations: int = 0  # how many <loc_k> tokens the vocabulary has
+    # Which of several pictures an answer is about that names none: no box is read; or the one that the query names; or
+    # that one, and where the query names none each picture is asked alone.
+    unnamed: Literal["refuse", "query", "each"] = "refuse"
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> AnswerFormat:
-        """Read the two fields and check that they fit each other."""
+        """Read the fields and check that they fit each other."""
         answer = AnswerFormat(**config)
+        if answer.unnamed not in UNNAMED:
+            raise GemvgError(
+                f"grounding.answer.unnamed is {short(answer.unnamed)}; use one of {', '.join(map(repr, UNNAMED))}"
+            )
         if answer.coordinates not in COORDINATES:
             known = ", ".join(map(repr, COORDINATES))
             raise GemvgError(f"grounding.answer.coordinates is {answer.coordinates!r}; use one of {known}")
@@ -146,29 +153,37 @@ def write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
 
 
 def read_answer(
-    text: str, sizes: Sequence[Size], answer_format: AnswerFormat, resized: Sequence[Size] | None = None
+    text: str,
+    sizes: Sequence[Size],
+    answer_format: AnswerFormat,
+    resized: Sequence[Size] | None = None,
+    unnamed: int | None = None,
 ) -> Answer:
     """A model's text, with each image's (width, height), as boxes in original pixels.
 
     Never raises: what cannot be read is left out and named in `problem`. An answer to one picture need not number it;
-    to several it must, since a box in the wrong picture is worse than none. `resized`: each image's (width, height) as
-    the model sees it, which answers in pixels need.
+    to several it must, since a box in the wrong picture is worse than none; `unnamed` is the picture (from 0) that one
+    which names none is about, where that is known. `resized`: each image's (width, height) as the model sees it, which
+    answers in pixels need. A box's label is the name that the model wrote for it, if it did.
     """
     thinking, body, problem = _split_thinking(text)
     if answer_format.coordinates == "pixels" and resized is None:
         return Answer((), thinking, problem or "the resized pictures' sizes are not known, so pixels have no meaning")
     boxes: list[Box] = []
-    image = 0 if len(sizes) == 1 else None
+    image = 0 if len(sizes) == 1 else unnamed
+    label: str | None = None
     for piece in _scan(body):
         fault: str | None = None
         match piece:
             case _NamedImage(image):
                 pass
+            case _NamedObject(label):
+                pass
             case _BrokenBox(fault):
                 pass
             case _WrittenBox():
                 box, fault = _read_box(piece, image, sizes, answer_format, resized)
-                boxes += [box] if box else []
+                boxes += [replace(box, label=piece.label or label)] if box else []
         problem = problem or fault
     if not boxes and problem is None and not _says_none(body.strip(), answer_format):
         problem = "no box and no 'None' in the answer"
@@ -194,6 +209,10 @@ class _NamedImage(NamedTuple):
     image: int  # 0-based
 
 
+class _NamedObject(NamedTuple):
+    label: str | None
+
+
 class _BrokenBox(NamedTuple):
     fault: str
 
@@ -202,18 +221,19 @@ class _WrittenBox(NamedTuple):
     kind: Literal["digits", "locations", "json"]
     values: Sequence[float]  # x1, y1, x2, y2
     image: int | None = None  # 0-based, where the box itself names it
+    label: str | None = None  # and what it says lies there
 
 
-def _scan(body: str) -> Iterator[_NamedImage | _BrokenBox | _WrittenBox]:
+def _scan(body: str) -> Iterator[_NamedImage | _NamedObject | _BrokenBox | _WrittenBox]:
     """What an answer says, in its order; text inside a box of JSON, such as its label, says nothing else."""
     at = 0
     while piece := _PIECES.search(body, at):
         at = piece.end()
         values = [float(v) if "." in v else int(v) for v in re.findall(_VALUE, piece[0], re.ASCII)]
-        if piece["number"] or piece["nth"]:
-            yield _NamedImage(int(piece["number"] or piece["nth"]) - 1)
-        elif piece["ordinal"]:
-            yield _NamedImage(_ORDINALS.index(piece["ordinal"].lower()))
+        if piece["image"]:
+            yield _NamedImage(number_of(piece))
+        elif piece["name"] is not None:
+            yield _NamedObject(piece["name"].strip() or None)
         elif piece["quad"]:  # Qwen's other shape, whose first two corners are no box
             yield _BrokenBox("a quadrilateral is no box")
         elif piece["digits"]:
@@ -250,7 +270,9 @@ def _read_object(body: str, start: int) -> tuple[_BrokenBox | _WrittenBox | None
         return _BrokenBox("a bbox_2d is not four numbers"), end
     if number is not None and type(number) is not int:
         return _BrokenBox("a bbox_2d names its picture by something else than a number"), end
-    return _WrittenBox("json", values, None if number is None else number - 1), end
+    label = said.get("label")
+    label = label.strip()[:NAME_LENGTH] if isinstance(label, str) else ""
+    return _WrittenBox("json", values, None if number is None else number - 1, label or None), end
 
 
 def _is_number(value: Any) -> bool:

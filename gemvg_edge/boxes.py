@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Size = tuple[int, int]  # width and height of a picture
@@ -19,13 +19,21 @@ FRAMES: tuple[dict[str, Any], ...] = (RELATIVE, ABSOLUTE)  # as a manifest names
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
-    """A box in one picture, x1 y1 x2 y2 in pixels of the original; `image` is the 0-based index into the list given."""
+    """A box in one picture, x1 y1 x2 y2 in pixels of the original; `image` is the 0-based index into the list given.
+
+    Two are equal where they lie in one place, whatever they are called. Iterates over its four numbers.
+    """
 
     image: int
     x1: float
     y1: float
     x2: float
     y2: float
+    label: str | None = field(default=None, compare=False)  # what was asked for, or the name that the model wrote
+    score: float | None = field(default=None, compare=False)  # 0..1; None where nothing gave one
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.x1, self.y1, self.x2, self.y2))
 
     @property
     def area(self) -> float:

@@ -18,13 +18,14 @@ from typing import Any
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import FRAMES
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.familiar import Familiar
 from gemvg_edge.files import is_file, is_folder, list_folder, printable, sha256, unreadable
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import LARGEST, JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
 
 FORMAT = "gemvg-edge-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
@@ -104,6 +105,8 @@ class Manifest:
     preprocessing: Preprocessing
     answer: AnswerFormat
     prompt: PromptTemplate
+    familiar: Familiar  # the pictures that it was trained on, where that is known
+    profile: str  # whose words the prompt has: one of the files of train/profiles, or the checkpoint's own
     coordinate_frame: Mapping[str, Any]  # one of boxes.FRAMES
     dialect: str
     precision: str  # what the graphs compute in
@@ -174,6 +177,8 @@ def read_manifest(path: Path) -> Manifest:
         preprocessing=manifest.object("preprocessing").settings(Preprocessing),
         answer=answer,
         prompt=manifest.object("prompt").settings(PromptTemplate),
+        familiar=manifest.object("familiar").settings(Familiar),
+        profile=manifest.value("profile", str),
         coordinate_frame=_read_frame(manifest.object("coordinate_frame"), answer),
         dialect=_one_of(manifest, "dialect", DIALECTS),
         precision=_one_of(manifest, "precision", PRECISIONS),

@@ -1,7 +1,8 @@
 """The command `gemvg`.
 
-    gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png [--overwrite]] [--bundle FOLDER]
+    gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png] [--bundle FOLDER]
     gemvg inspect [BUNDLE]
+    gemvg train|quantize|export|bench COMMAND ...      the workshop's commands, where its checkout is installed
 
 Exit code 0, or 2 with one sentence on stderr when the input is at fault (gemvg_edge.command has the others).
 """
@@ -9,92 +10,155 @@ Exit code 0, or 2 with one sentence on stderr when the input is at fault (gemvg_
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
+import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemvg_edge import __version__
-from gemvg_edge.command import one_line, run_command, whole_number
+from gemvg_edge.command import positive_number, run_command, whole_number
+from gemvg_edge.engines import ENGINES
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_folder, printable, refuse_inputs, refuse_present, replacing
 from gemvg_edge.models import DEFAULT_BUNDLE
+from gemvg_edge.workshop import STAGES, run_workshop
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from gemvg_edge.answer import AnswerFormat
-    from gemvg_edge.grounder import Grounding
 
 # What takes time to import is imported where it is used: inside `run_command`, which answers an interrupt with a line.
+
+COMMANDS = """find boxes:
+  ground      find what sentences describe in some pictures
+                gemvg ground left.png right.png --query "the red mug" --draw found.png
+  inspect     check a bundle and say what it holds
+                gemvg inspect my-bundle
+
+make a model (in a checkout, after `make workshop`; `gemvg train --help` lists the commands):
+  train       data sets, simulated scenes, SFT, GRPO, distillation
+                gemvg train sft --model checkpoints/tabletop --data data/world/train --out runs/mine
+  quantize    GPTQ and what goes before it
+                gemvg quantize gptq --model runs/mine --out runs/mine.int4
+  export      a checkpoint to a bundle, a bundle to TensorRT engines, verification
+                gemvg export to_onnx runs/mine.int4 runs/mine.bundle
+  bench       accuracy, speed and memory
+                gemvg bench accuracy --model runs/mine.bundle
+  plan        whether a model fits a device, and how fast it will be
+                gemvg plan --model qwen2-vl-2b --device orin-nano-8gb
+
+shell:
+  completion  a script that completes commands and flags
+                gemvg completion bash > ~/.local/share/bash-completion/completions/gemvg
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    return run_command("gemvg", lambda: _run(_parser().parse_args(arguments)))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("gemvg", lambda: _run(given))
 
 
-def _run(options: argparse.Namespace) -> int:
-    return _ground(options) if options.command == "ground" else _inspect(options)
+def _run(given: list[str]) -> int:
+    if given and given[0] in STAGES:  # their commands read their own arguments
+        return run_workshop(given[0], given[1:])
+    options = build_parser().parse_args(given)
+    with _told(options):
+        match options.command:
+            case "ground":
+                from gemvg_edge.cli_ground import ground
+
+                return ground(options)
+            case "inspect":
+                return _inspect(options)
+            case _:
+                return _completion(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gemvg", description="Ask several pictures a question and get boxes.")
-    parser.add_argument("--version", action="version", version=f"gemvg-edge {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    ground = commands.add_parser("ground", help="find what a sentence describes in some pictures")
-    ground.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, in the order the query numbers them")
-    ground.add_argument("--query", required=True, help="what to look for, such as 'the red mug'")
-    ground.add_argument(
-        "--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)"
+@contextmanager
+def _told(options: argparse.Namespace) -> Iterator[None]:
+    """What the package logs, on stderr: warnings, and with --verbose what it does."""
+    log, handler = logging.getLogger("gemvg_edge"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("gemvg: %(message)s"))
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO if getattr(options, "verbose", False) else logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = True
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of what the package itself does."""
+    parser = argparse.ArgumentParser(
+        prog="gemvg",
+        usage="gemvg [-h] [--version] COMMAND ...",
+        description="Ask several pictures a question and get boxes.",
+        epilog=COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ground.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    ground.add_argument("--draw", type=Path, metavar="PICTURE", help="write the pictures with their boxes here")
-    ground.add_argument("--overwrite", action="store_true", help="let --draw replace a file that is there")
-    ground.add_argument("--think", action="store_true", help="let the model reason before it answers; slower")
-    ground.add_argument("--threads", type=whole_number, default=0, help="processor threads (default: one a core)")
-    inspect = commands.add_parser("inspect", help="check a bundle and say what it holds")
-    inspect.add_argument("bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE)
+    parser.add_argument(
+        "--version", action="version", version=f"gemvg-edge {__version__}", help="print the version and exit"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    _add_ground(commands)
+    inspect = commands.add_parser("inspect", description="Check a bundle and say what it holds.")
+    inspect.add_argument(
+        "bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)"
+    )
+    completion = commands.add_parser(
+        "completion", description="Print a script that completes commands and flags; needs the package shtab."
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
     return parser
 
 
-def _ground(options: argparse.Namespace) -> int:
-    from gemvg_edge.draw import draw_boxes
-    from gemvg_edge.grounder import Grounder
-    from gemvg_edge.images import load_image
-
-    if options.draw:
-        _check_target(options.draw, options.images, options.overwrite)
-    pictures = [load_image(path) for path in options.images]
-    grounder = Grounder.open(options.bundle, threads=options.threads)
-    grounding = grounder.ground(pictures, options.query, think=options.think)
-    if options.draw:
-        _save(draw_boxes(pictures, grounding.boxes, options.query), options.draw)
-    if options.json:
-        print(json.dumps(asdict(grounding)))
-    else:
-        _print_lines(options.images, grounding)
-    return 0
-
-
-def _print_lines(files: Sequence[str], grounding: Grounding) -> None:
-    names = [printable(file) for file in files]  # a name need not be text
-    for box in grounding.boxes:
-        print(f"{names[box.image]}  x1={box.x1:.0f} y1={box.y1:.0f} x2={box.x2:.0f} y2={box.y2:.0f}")
-    if not grounding.boxes:
-        print(f"nothing found ({grounding.problem})" if grounding.problem else "nothing found")
-    elif grounding.problem:
-        print(f"note: {grounding.problem}")
-    t = grounding.timings
-    total = t.preprocess_ms + t.vision_ms + t.image_prefill_ms + t.query_prefill_ms + t.decode_ms
-    print(
-        f"{total:.0f} ms: preprocess {t.preprocess_ms:.0f}, vision {t.vision_ms:.0f}, "
-        f"prefill {t.image_prefill_ms + t.query_prefill_ms:.0f}, decode {t.decode_ms:.0f} ({t.answer_tokens} tokens)"
+def _add_ground(commands: Any) -> None:
+    ground = commands.add_parser(
+        "ground",
+        description="Find what sentences describe in some pictures: they are looked at once, and asked each query.",
+        epilog="In --queries each line is a JSON string, or an object with `query` and, if wanted, `id` and `think`; "
+        "each brings a line of JSON, with `error` in place of boxes where the query is refused.",
     )
+    add = ground.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="picture files, in the order the query numbers them; - is stdin")
+    asked = ground.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--query", action="append", default=[], metavar="TEXT", help="what to look for; may be given several times"
+    )
+    asked.add_argument(
+        "--queries", metavar="FILE", help="a file of queries in JSON Lines, or - for stdin; answers come as JSON Lines"
+    )
+    add("--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)")
+    add("--json", action="store_true", help="print one JSON object a query instead of lines")
+    add(
+        "--draw",
+        type=Path,
+        metavar="PATH",
+        help="write the pictures with their boxes: one sheet to a picture file, or each into a folder that is there",
+    )
+    add("--overwrite", action="store_true", help="let --draw replace files that are there")
+    add("--think", action="store_true", help="let the model reason before it answers; slower")
+    add(
+        "--engine",
+        choices=ENGINES,
+        help="what runs the bundle (default: onnx, the CPU's, or tensorrt where it holds engines)",
+    )
+    add("--threads", type=whole_number, default=0, help="processor threads (default: one a physical core)")
+    add(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="budget of each picture, in pixels after resizing; 784 are a token (default: the bundle's)",
+    )
+    add(
+        "--max-new-tokens", type=whole_number, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
+    )
+    add("--timeout", type=positive_number, metavar="SECONDS", help="give up on a query after so long (default: never)")
+    add("--verbose", action="store_true", help="say on stderr what is done and how long it takes")
 
 
 def _inspect(options: argparse.Namespace) -> int:
@@ -108,25 +172,12 @@ def _inspect(options: argparse.Namespace) -> int:
     print(f"decoder: {shape.layers} layers of {shape.hidden_size}, {shape.heads} heads ({shape.kv_heads} key/value)")
     print(f"vision:  {shape.vision.depth} layers of {shape.vision.embed_dim}, patch {numbers.patch_size}")
     print(f"pixels:  {numbers.min_pixels} to {numbers.max_pixels} a picture after resizing")
-    print(f"answers: {_describe_answers(manifest.answer)}")
+    print(f"answers: {_describe_answers(manifest.answer)}; profile {manifest.profile}")
     print(f"dialect: {manifest.dialect}; weights: " + ", ".join(f"{k} {v}" for k, v in manifest.weights.items()))
     for name, record in manifest.files.items():
         print(f"  {record.bytes:>12,}  {record.sha256[:12]}  {name}")
     print("all files are as they were written")
     return 0
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as partial:
-        try:
-            picture.save(partial)
-        except Exception as error:  # each of Pillow's formats has limits and words of its own
-            if isinstance(error, OSError) and error.errno is not None:  # the disk's
-                raise
-            raise GemvgError(
-                f"--draw {printable(path)}: {picture.width} x {picture.height} pixels cannot be written as "
-                f"{path.suffix} ({one_line(error) or type(error).__name__}); use .png"
-            ) from None
 
 
 def _describe_answers(answer: AnswerFormat) -> str:
@@ -135,27 +186,13 @@ def _describe_answers(answer: AnswerFormat) -> str:
     return f"{answer.coordinates}, 0..{answer.steps()[0]} of each picture's width and height"
 
 
-def _check_target(path: Path, images: Sequence[str], overwrite: bool) -> None:
-    """Refuse, before any work, a picture that cannot be written, or whose writing would lose a file of the user's."""
-    from PIL import Image
-
-    refuse_inputs(path, map(Path, images), "--draw")
-    real = Path(os.path.realpath(path))  # where the writing ends up: `nowhere/../a.png` is a.png
-    if is_folder(real):
-        raise GemvgError(f"--draw {printable(path)} cannot be written (it is a folder); give the name of a picture")
-    if not overwrite:
-        refuse_present(path, "--draw")
-    if not is_folder(real.parent):
-        raise GemvgError(f"--draw {printable(path)}: the folder {printable(path.parent)} does not exist; make it first")
-    file_format = Image.registered_extensions().get(path.suffix.lower())
+def _completion(options: argparse.Namespace) -> int:
     try:
-        # Pillow reads more formats than it writes, and some it writes without colour.
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), file_format or "")
-    except (KeyError, OSError, ValueError):
-        ending = path.suffix or "no ending"
-        raise GemvgError(
-            f"--draw {printable(path)}: {ending} is not a picture format to write; use .png or .jpg"
-        ) from None
+        import shtab
+    except ImportError:
+        raise GemvgError("completion needs the package shtab; run `pip install shtab`") from None
+    print(shtab.complete(build_parser(), options.shell))
+    return 0
 
 
 if __name__ == "__main__":

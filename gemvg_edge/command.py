@@ -24,6 +24,7 @@ from gemvg_edge.files import reason
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 LARGEST = 2**31 - 1  # of a whole number on a command line; libraries below count in 32 bits
 LAST_SEED = 2**32 - 1  # numpy's
+OVERWRITE = "replace a finished result that is there already (default: say so and stop)"  # what --overwrite does
 P = ParamSpec("P")
 
 
@@ -108,6 +109,14 @@ def finite_number(text: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number that can be used")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """A number above zero, such as of seconds."""
+    value = finite_number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not above zero")
     return value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,14 +53,18 @@ def decode(
     position: int,
     stop_ids: Collection[int],
     max_tokens: int,
+    on_token: Callable[[list[int]], None] = lambda tokens: None,
 ) -> list[int]:
     """Greedy tokens from the `first`, which a prefill gave; a stop token that came before `max_tokens` is the last.
 
     `past` counts cached tokens and `position` is the next token's mRoPE position: pictures make the two differ.
+    `on_token` sees all tokens so far after each; an error from it ends the loop.
     """
     tokens = [first]
+    on_token(tokens)
     while tokens[-1] not in stop_ids and len(tokens) < max_tokens:
         embedding = decoder.embed(np.asarray(tokens[-1:]))
         tokens.append(prefill_token(decoder, rope, embedding, text_positions(position, 1), cache, past))
+        on_token(tokens)
         past, position = past + 1, position + 1
     return tokens

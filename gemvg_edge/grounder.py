@@ -9,132 +9,57 @@ Puts the other modules in a row; holds no arithmetic of its own.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from gemvg_edge.answer import read_answer
-from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, open_bundle
-from gemvg_edge.decoding import Rope, decode, embed_prompt, prefill, prefill_token
-from gemvg_edge.engines.protocol import Decoder, VisionTower
+from gemvg_edge.decoding import Rope, embed_prompt, prefill
+from gemvg_edge.engines import ENGINES
+from gemvg_edge.engines.protocol import Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import ImageSource, load_image, patchify, resize, resized_sizes
+from gemvg_edge.familiar import unfamiliar
+from gemvg_edge.grounding import Grounding, Picture, Timings
+from gemvg_edge.images import (
+    EDGE_MAX_PIXELS,
+    NAME,
+    Grid,
+    ImageSource,
+    Preprocessing,
+    load_image,
+    patchify,
+    resize,
+    resized_sizes,
+)
 from gemvg_edge.json_object import short
-from gemvg_edge.marks import mark
 from gemvg_edge.models import DEFAULT_BUNDLE
-from gemvg_edge.positions import mrope_positions, text_positions
-from gemvg_edge.prompt import check_query, encode_prefix, encode_query
+from gemvg_edge.positions import mrope_positions, visual_tokens
+from gemvg_edge.prompt import check_query, encode_prefix
+from gemvg_edge.scene import OnText, Scene, Seen
+from gemvg_edge.stopping import Stopping, stopping
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
 MAX_THREADS = 1024
 MAX_TOKENS = 2**20  # of a query or an answer: a scene's cache is made for all of them at once
-ENGINES = ("onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Milliseconds of each phase, and how many tokens went through it; the first three belong to the scene."""
-
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    image_prefill_ms: float = 0.0
-    query_prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-    image_tokens: int = 0
-    query_tokens: int = 0
-    answer_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Grounding:
-    """An answer: boxes in pixels of the original pictures, and how they came about."""
-
-    boxes: tuple[Box, ...]
-    text: str  # what the model wrote
-    thinking: str  # the reasoning before the answer, where the model gave one
-    problem: str | None  # why boxes may be missing: what was malformed in the text; None if nothing was
-    timings: Timings
-
-
-class Scene:
-    """Pictures that were looked at, ready for questions, from any thread: one is answered after the other."""
-
-    def __init__(self, grounder: Grounder, sizes: list[tuple[int, int]], past: int, position: int, cache: Any) -> None:
-        self.sizes = sizes  # (width, height) of each original picture
-        self.resized = resized_sizes(sizes, grounder.manifest.preprocessing)  # and as the model sees it
-        self.timings = Timings()
-        self._grounder = grounder
-        self._past, self._position = past, position
-        self._cache = cache
-        self._lock = threading.Lock()  # a question extends the cache in place
-
-    def mark(self, box: Box) -> str:
-        """A box of one of the scene's pictures as a query shows it: `f"the same object as {scene.mark(box)}"`."""
-        if not 0 <= box.image < len(self.sizes):
-            raise GemvgError(f"{box} lies in none of the scene's {len(self.sizes)} pictures; they count from 0")
-        return mark(box, self.sizes[box.image])
-
-    def ground(self, query: str, *, think: bool = False) -> Grounding:
-        """Ask for something; an answer that names nothing, or nothing readable, has no boxes.
-
-        With `think` the model reasons before it answers, if it was trained to: slower, and not always better.
-        """
-        with self._lock, self._grounder.lock:
-            return self._ground(query, think)
-
-    def _ground(self, query: str, think: bool) -> Grounding:
-        grounder = self._grounder
-        started = time.perf_counter()
-        manifest = grounder.manifest
-        ids = encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
-        if len(ids) > grounder.max_query_tokens:
-            raise GemvgError(
-                f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
-                "shorten it or open the Grounder with more"
-            )
-        positions = text_positions(self._position, len(ids))
-        first = prefill_token(
-            grounder.decoder, grounder.rope, grounder.decoder.embed(ids), positions, self._cache, self._past
-        )
-        prefilled = time.perf_counter()
-        stop_ids = manifest.model.eos_token_ids
-        tokens = decode(
-            grounder.decoder,
-            grounder.rope,
-            first,
-            self._cache,
-            self._past + len(ids),
-            self._position + len(ids),
-            stop_ids,
-            grounder.max_new_tokens,
-        )
-        finished = time.perf_counter()
-        stopped = tokens[-1] in stop_ids
-        text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
-        answer = read_answer(text, self.sizes, manifest.answer, self.resized)
-        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
-        timings = replace(
-            self.timings,
-            query_prefill_ms=(prefilled - started) * 1e3,
-            decode_ms=(finished - prefilled) * 1e3,
-            query_tokens=len(ids),
-            answer_tokens=len(tokens),
-        )
-        return Grounding(answer.boxes, text, answer.thinking, problem, timings)
+MANY_TOKENS = 2048  # of all pictures of a scene; past them a look is slow on any small machine, and says so
+log = logging.getLogger("gemvg_edge")
 
 
 class Grounder:
-    """A model that was opened and can look at pictures. Use `Grounder.open`."""
+    """A model that was opened and can look at pictures, from any thread. Use `Grounder.open`, and `with` to close it.
+
+    Pickled by its bundle's path and its options: it is opened again where it arrives.
+    """
 
     def __init__(
         self,
@@ -144,6 +69,7 @@ class Grounder:
         decoder: Decoder[Any],
         max_query_tokens: int,
         max_new_tokens: int,
+        max_pixels: int | None = None,
     ) -> None:
         shape = manifest.model
         self.manifest = manifest
@@ -153,8 +79,12 @@ class Grounder:
         self.rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
         self.max_query_tokens = max_query_tokens
         self.max_new_tokens = max_new_tokens
+        self.preprocessing = manifest.preprocessing.within(max_pixels)
         # ONNX Runtime's sessions may run in several threads at once; TensorRT's engines share buffers and a stream.
-        self.lock: AbstractContextManager[Any] = threading.RLock() if manifest.tensorrt else nullcontext()
+        self.lock: threading.Lock | None = threading.Lock() if manifest.tensorrt else None
+        self._closed = False
+        self._reopen: tuple[str, dict[str, Any]] | None = None
+        self._told: set[str] = set()  # warnings are given once
 
     @staticmethod
     def open(
@@ -162,6 +92,7 @@ class Grounder:
         *,
         engine: str | None = None,
         threads: int = 0,
+        max_pixels: int | None = None,
         max_query_tokens: int = 256,
         max_new_tokens: int = 256,
         check_hashes: bool = True,
@@ -170,7 +101,8 @@ class Grounder:
 
         `engine` is "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt" (its other providers), or
         "tensorrt" for a folder that `export.to_tensorrt` built; left out, it is what the folder is for. `threads` is
-        the CPU's (0: one a physical core). The two token limits size the cache of every scene.
+        the CPU's (0: one a physical core). `max_pixels` is the budget of each picture, in pixels after resizing (left
+        out, the bundle's); 28 x 28 of them are a token. The two token limits size the cache of every scene.
         """
         if not all(type(n) is int and 1 <= n <= MAX_TOKENS for n in (max_query_tokens, max_new_tokens)):
             raise GemvgError(
@@ -184,55 +116,150 @@ class Grounder:
         if not isinstance(bundle, (str, os.PathLike)) or not os.fspath(bundle):
             raise GemvgError(f"bundle={short(bundle)}; give the path of a bundle folder")
         opened = open_bundle(Path(bundle), check_hashes)
-        vision, decoder = _open_engine(opened, engine or ("tensorrt" if opened.manifest.tensorrt else "onnx"), threads)
+        opened.manifest.preprocessing.within(max_pixels)  # before the engine is loaded
+        chosen = engine or ("tensorrt" if opened.manifest.tensorrt else "onnx")
+        vision, decoder = _open_engine(opened, chosen, threads)
         tokenizer = open_tokenizer(opened.path(TOKENIZER), "copy or export the bundle again")
         shape, file = opened.manifest.model, opened.path(TOKENIZER)
         check_tokens(tokenizer, file, opened.manifest.answer, shape.image_token_id, MANIFEST)
         if (tokens := max(tokenizer.get_vocab().values(), default=0)) >= shape.vocab_size:
             raise GemvgError(f"{file} has a token {tokens}, the model only {shape.vocab_size}; export the bundle again")
-        return Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens)
+        grounder = Grounder(opened.manifest, tokenizer, vision, decoder, max_query_tokens, max_new_tokens, max_pixels)
+        options: dict[str, Any] = {"engine": engine, "threads": threads, "max_pixels": max_pixels}
+        options |= {"max_query_tokens": max_query_tokens, "max_new_tokens": max_new_tokens}
+        grounder._reopen = (os.path.abspath(bundle), options | {"check_hashes": check_hashes})
+        log.info("opened %s with engine %s: %s", opened.folder, chosen, opened.manifest.name)
+        return grounder
 
-    def look(self, images: Sequence[ImageSource]) -> Scene:
-        """Encode and prefill the pictures; each is a path, encoded bytes, a PIL image or a uint8 RGB array."""
-        if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
-            raise GemvgError(
-                f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one"
-            )
-        if not images:
-            raise GemvgError("no pictures were given; a query needs at least one")
+    def look(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        max_pixels: int | None = None,
+        bgr: bool = False,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Scene:
+        """Encode and prefill the pictures; each is a path, encoded bytes, a PIL image or an array of pixels.
+
+        Arrays are uint8 of shape (height, width, 3) in RGB order, with `bgr` in OpenCV's, or with alpha last; or grey
+        (height, width) of 8 or 16 bits. `max_pixels` is the budget of each picture for this scene. `timeout` (seconds)
+        and `cancel` end the work between two of its phases, with TimedOut or Cancelled.
+        """
+        return self._look(_checked(images), self._numbers(max_pixels), bgr, stopping(timeout, cancel))
+
+    def ground(
+        self,
+        images: Sequence[ImageSource],
+        query: str,
+        *,
+        think: bool = False,
+        max_pixels: int | None = None,
+        bgr: bool = False,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        on_text: OnText | None = None,
+    ) -> Grounding:
+        """Look and ask in one go; use `look` when the same pictures get several questions. Arguments as there."""
+        check_query(query)  # before the expensive half
+        stop = stopping(timeout, cancel)
+        return self._look(_checked(images), self._numbers(max_pixels), bgr, stop).ask(query, think, stop, on_text)
+
+    def close(self) -> None:
+        """Let the engine's memory go once nothing uses it; later questions raise GemvgError. Twice is no error."""
+        self._closed = True
+        self.vision = self.decoder = None  # type: ignore[assignment]
+
+    def check_open(self) -> None:
+        """GemvgError after `close`."""
+        if self._closed:
+            raise GemvgError("this Grounder was closed; open one again with Grounder.open")
+
+    def __enter__(self) -> Grounder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        if self._reopen is None:
+            raise GemvgError("this Grounder was not made by Grounder.open, so it cannot be opened again elsewhere")
+        return _open_again, self._reopen
+
+    def _numbers(self, max_pixels: int | None) -> Preprocessing:
+        self.check_open()
+        return self.preprocessing if max_pixels is None else self.manifest.preprocessing.within(max_pixels)
+
+    def _look(self, images: Sequence[ImageSource], numbers: Preprocessing, bgr: bool, stop: Stopping) -> Scene:
         started = time.perf_counter()
-        pictures = [load_image(source, f"images[{k}]") for k, source in enumerate(images)]
-        with self.lock:
-            return self._look(pictures, started)
-
-    def _look(self, pictures: Sequence[Image.Image], started: float) -> Scene:
-        numbers = self.manifest.preprocessing
+        pictures = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]
+        self._warn(pictures, numbers)
+        stop.check()
         patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
         preprocessed = time.perf_counter()
-        visual = self.vision.encode(patches, grids)
-        encoded = time.perf_counter()
-
-        image_token_id = self.manifest.model.image_token_id
-        ids = encode_prefix(self.tokenizer, self.manifest.prompt, grids, numbers.merge_size)
-        positions = mrope_positions(ids, image_token_id, grids, numbers.merge_size)
-        embeddings = embed_prompt(self.decoder, ids, image_token_id, visual)
-        cache = self.decoder.new_cache(len(ids) + self.max_query_tokens + self.max_new_tokens)
-        prefill(self.decoder, self.rope, embeddings, positions, cache, 0)
+        with stop.holding(self.lock):
+            self.check_open()
+            visual = self.vision.encode(patches, grids)
+            encoded = time.perf_counter()
+            stop.check()
+            seen = self.prefill_pictures(visual, grids)
+            stop.check()
         finished = time.perf_counter()
-
-        scene = Scene(self, [picture.size for picture in pictures], len(ids), int(positions.max()) + 1, cache)
-        scene.timings = Timings(
+        timings = Timings(
             preprocess_ms=(preprocessed - started) * 1e3,
             vision_ms=(encoded - preprocessed) * 1e3,
             image_prefill_ms=(finished - encoded) * 1e3,
-            image_tokens=len(ids),
+            image_tokens=seen.past,
         )
-        return scene
+        log.info("looked at %d pictures, %d tokens, in %.0f ms", len(pictures), seen.past, timings.total_ms)
+        given = [Picture(picture.info[NAME], *picture.size) for picture in pictures]
+        return Scene(self, given, seen, numbers, timings)
 
-    def ground(self, images: Sequence[ImageSource], query: str, *, think: bool = False) -> Grounding:
-        """Look and ask in one go; use `look` when the same pictures get several questions."""
-        check_query(query)  # before the expensive half
-        return self.look(images).ground(query, think=think)
+    def prefill_pictures(self, visual: Sequence[Floats], grids: Sequence[Grid]) -> Seen:
+        """Pictures' visual tokens in a new cache, with room for a question and its answer; under the lock."""
+        merge, image_token_id = self.manifest.preprocessing.merge_size, self.manifest.model.image_token_id
+        ids = encode_prefix(self.tokenizer, self.manifest.prompt, grids, merge)
+        positions = mrope_positions(ids, image_token_id, grids, merge)
+        embeddings = embed_prompt(self.decoder, ids, image_token_id, visual)
+        cache = self.decoder.new_cache(len(ids) + self.max_query_tokens + self.max_new_tokens)
+        prefill(self.decoder, self.rope, embeddings, positions, cache, 0)
+        kept = (visual, grids) if len(grids) > 1 and self.manifest.answer.unnamed == "each" else ((), ())
+        return Seen(cache, len(ids), int(positions.max()) + 1, *kept)
+
+    def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing) -> None:
+        """Say once what a look of this many pixels costs, and once that pictures are not what the model knows."""
+        side = numbers.patch_size
+        grids = [(1, h // side, w // side) for w, h in resized_sizes([p.size for p in pictures], numbers)]
+        tokens = sum(visual_tokens(grid, numbers.merge_size) for grid in grids)
+        if tokens > MANY_TOKENS and "cost" not in self._told:
+            self._told.add("cost")
+            shape = self.manifest.model
+            cache = 2 * 4 * shape.layers * shape.kv_heads * shape.head_dim * tokens
+            log.warning(
+                "%d pictures take %d tokens, and their cache up to %d MiB: slow on a small machine; give a lower "
+                "max_pixels than %d, such as %d (%d tokens a picture at most)",
+                len(pictures),
+                tokens,
+                math.ceil(cache / 2**20),
+                numbers.max_pixels,
+                EDGE_MAX_PIXELS,
+                EDGE_MAX_PIXELS // (side * numbers.merge_size) ** 2,
+            )
+        if "familiar" not in self._told and (why := unfamiliar(pictures, self.manifest.familiar)):
+            self._told.add("familiar")
+            log.warning("%s; boxes may mean nothing (the model %s)", why, self.manifest.name)
+
+
+def _checked(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
+        raise GemvgError(f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one")
+    if not images:
+        raise GemvgError("no pictures were given; a query needs at least one")
+    return images
+
+
+def _open_again(bundle: str, options: dict[str, Any]) -> Grounder:
+    return Grounder.open(bundle, **options)
 
 
 def _open_engine(bundle: Bundle, engine: str, threads: int) -> tuple[VisionTower, Decoder[Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from gemvg_edge.arrays import from_array, refuse_tensor
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
 from gemvg_edge.json_object import short
 from gemvg_edge.pictures import open_picture, pillow_errors, upright_rgb
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Grid = tuple[int, int, int]  # patches: time, height, width
 
+# The pixel budget of a picture that we advise, and that export takes where a checkpoint allows more: 512 tokens. The
+# hub's Qwen2-VL allows 12,845,056; the published runs of MIG-Bench used this one (MIG-Agent's and UniVG-R1's).
+EDGE_MAX_PIXELS = 401_408
 MAX_ASPECT_RATIO = 200  # the limit in Qwen's own smart_resize
 NAME = "gemvg_edge_name"  # in a loaded picture's `info`
 
@@ -81,6 +85,17 @@ class Preprocessing:
         """The same fields as plain JSON values."""
         return asdict(self)
 
+    def within(self, max_pixels: int | None) -> Preprocessing:
+        """The same with another pixel budget a picture, in pixels after resizing; None leaves it as it is."""
+        if max_pixels is None:
+            return self
+        low, high = (self.patch_size * self.merge_size) ** 2, _WHOLE["max_pixels"][1]
+        if type(max_pixels) is not int or not low <= max_pixels <= high:
+            raise GemvgError(
+                f"max_pixels={short(max_pixels)}; give a whole number of pixels a picture, {low} (one token) to {high}"
+            )
+        return replace(self, max_pixels=max_pixels, min_pixels=min(self.min_pixels, max_pixels))
+
 
 def _pixel_budget(config: Mapping[str, Any]) -> dict[str, Any]:
     size = config.get("size")
@@ -132,19 +147,16 @@ def _unlike(name: str, value: Any) -> GemvgError:
     return GemvgError(f"{name} is {short(value)}, not like {getattr(Preprocessing, name)!r}")
 
 
-def load_image(source: ImageSource, name: str = "image") -> Image.Image:
+def load_image(source: ImageSource, name: str = "image", bgr: bool = False) -> Image.Image:
     """Decode one picture to RGB with its EXIF orientation applied.
 
-    A path, encoded bytes, a PIL image, or uint8 RGB of shape (height, width, 3). `name` stands in error messages, and
-    in those of later steps too: the picture carries it, or its file's.
+    A path, encoded bytes, a PIL image, or an array as `arrays.from_array` takes it; `bgr` tells the order of an array's
+    channels and nothing else. `name` stands in error messages, and in those of later steps too: the picture carries it,
+    or its file's.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise GemvgError(
-                f"{name} is an array of {source.dtype} with shape {source.shape}; "
-                "give uint8 RGB of shape (height, width, 3)"
-            )
-        image = Image.fromarray(source)
+        with pillow_errors(name, "cannot be read"):
+            image = upright_rgb(from_array(source, name, bgr), name)
     elif isinstance(source, Image.Image):
         name = source.info.get(NAME, name)
         with pillow_errors(name, "is damaged or cut short, or its file was closed before its pixels were read"):
@@ -159,6 +171,7 @@ def load_image(source: ImageSource, name: str = "image") -> Image.Image:
         with open_picture(Path(path), name) as opened:
             image = upright_rgb(opened, name)
     else:
+        refuse_tensor(source, name)
         raise GemvgError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 RGB array")
     image.info = {NAME: name}  # and no EXIF, which would turn the picture again where it is given once more
     return image

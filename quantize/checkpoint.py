@@ -120,10 +120,13 @@ class Checkpoint:
             raise GemvgError(f"{self.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
 
 
-def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing."""
+def open_checkpoint(folder: str | Path, profile: str | None = None) -> Checkpoint:
+    """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing.
+
+    `profile` as in train.checkpoint.read_settings.
+    """
     folder = Path(folder)
-    config = read_config(folder)
+    config = read_config(folder, profile)
     places, shapes = _find_tensors(folder)
     # transformers does not tie a head that was stored, whatever the config says.
     stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places

@@ -54,15 +54,15 @@ class ModelConfig:
         return self.shape.vision.embed_dim * self.settings.preprocessing.merge_size**2
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Everything that export needs from the JSON files of a checkpoint folder."""
+def read_config(folder: Path, profile: str | None = None) -> ModelConfig:
+    """Everything that export needs from the JSON files of a checkpoint folder; `profile` as in read_settings."""
     config = read_object(folder / CONFIG)
     if (model_type := config.content.get("model_type")) not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise GemvgError(f"{config.path}: unknown model type {model_type!r}; this gemvg-edge exports {known}")
     text = text_section(config)
     vision = config.object("vision_config")
-    settings = read_settings(folder)
+    settings = read_settings(folder, profile)
     _check_supported(model_type, text, vision, settings.preprocessing, read_preprocessor(folder).path.name)
     tower = _read_vision(model_type, vision, settings.preprocessing)
     shape = _read_shape(config, text, tower.shape, _read_eos(folder, config, text))

@@ -106,7 +106,7 @@ def write_checkpoint(
     text = sizes["text_config"] | {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": None}
     config = kind.config(
         text_config=text, vision_config=dict(sizes["vision_config"]), image_token_id=IMAGE_TOKEN_ID,
-        tie_word_embeddings=tied,
+        tie_word_embeddings=tied, grounding={"prompt": {}},
     )  # fmt: skip
     with no_init_weights():
         model = kind.model(config).eval()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gemvg_edge import Grounder, __version__, cli
+from gemvg_edge import __version__, cli
 from gemvg_edge.bundle import FILES, MANIFEST
 from gemvg_edge.cli import main
 
@@ -48,10 +48,17 @@ def test_prints_one_line_a_box(
     assert output.err == ""
 
 
-def test_json_is_one_object_and_says_the_same(ground: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_one_object_and_says_the_same(
+    ground: Callable[..., int], pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ground("--json", "--threads", 1) == 0
     output = json.loads(capsys.readouterr().out)
-    assert output["boxes"] == [{"image": 1, "x1": 80.0, "y1": 80.0, "x2": 240.0, "y2": 200.0}]
+    corners = {"x1": 80.0, "y1": 80.0, "x2": 240.0, "y2": 200.0}
+    assert output["boxes"] == [{"image": 1, **corners, "label": "the red mug", "score": None}]
+    assert [(image["name"], image["width"], image["height"]) for image in output["images"]] == [
+        (pictures[0], 80, 40),
+        (pictures[1], 400, 200),
+    ]
     assert output["text"] == "Image-2: <|box_start|><loc_8><loc_16><loc_24><loc_40><|box_end|>"
     assert (output["thinking"], output["problem"], output["timings"]["answer_tokens"]) == ("", None, 12)
 
@@ -60,10 +67,10 @@ def test_draws(ground: Callable[..., int], tmp_path: Path) -> None:
     target = tmp_path / "found.png"
     assert ground("--draw", target) == 0
     with Image.open(target) as sheet:
-        assert sheet.size == (8 + 768 + 8 + 768 + 8, 34 + 384 + 8)
-        # The box is 154, 154, 461, 384 in the second picture, which starts 784 pixels from the left.
-        assert sheet.getpixel((784 + 154 + 1, 34 + 250)) == (255, 0, 160)
-        assert sheet.getpixel((784 + 300, 34 + 250)) != (255, 0, 160)
+        assert sheet.size == (80 + 8 + 400, 200)
+        # The box is 80, 80, 240, 200 in the second picture, which starts 88 pixels from the left.
+        assert sheet.getpixel((88 + 80, 150)) == (255, 0, 160)
+        assert sheet.getpixel((88 + 160, 150)) != (255, 0, 160)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.png", "left.png", "right.jpg"]
 
 
@@ -71,7 +78,7 @@ def test_draws(ground: Callable[..., int], tmp_path: Path) -> None:
 def test_draws_in_other_formats(ending: str, ground: Callable[..., int], tmp_path: Path) -> None:
     assert ground("--draw", tmp_path / f"found{ending}") == 0
     with Image.open(tmp_path / f"found{ending}") as sheet:
-        assert sheet.width == 1560
+        assert sheet.width == 488
 
 
 DRAWN_ONTO: dict[str, tuple[str, list[str], str]] = {
@@ -103,7 +110,7 @@ def test_an_older_drawing_is_replaced_when_told(ground: Callable[..., int], tmp_
     for options in ([], ["--overwrite"]):
         assert ground("--draw", tmp_path / "found.png", *options) == 0
     with Image.open(tmp_path / "found.png") as sheet:
-        assert sheet.width == 1560
+        assert sheet.width == 488
 
 
 def test_a_picture_that_cannot_be_finished_leaves_the_old_one(
@@ -132,12 +139,8 @@ def test_says_when_nothing_was_found(
     assert capsys.readouterr().out.splitlines()[0] == "nothing found (image 2 was named, of 1)"
 
 
-def test_a_note_goes_with_boxes_of_a_cut_answer(
-    ground: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    opened = Grounder.open
-    monkeypatch.setattr(Grounder, "open", lambda bundle, threads: opened(bundle, max_new_tokens=11))
-    assert ground() == 0
+def test_a_note_goes_with_boxes_of_a_cut_answer(ground: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert ground("--max-new-tokens", 11) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("right.jpg  x1=80 y1=80 x2=240 y2=200")
     assert lines[1] == "note: the answer was cut at max_new_tokens=11"

@@ -80,7 +80,7 @@ def test_a_png_sheet_draws_boxes_where_they_are(tmp_path: Path) -> None:
     write_sheet([record, record], tmp_path / "sheet.png")
     shown = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     rows, columns = np.nonzero((shown == INK).all(axis=2))
-    # draw_boxes shows the picture 384 pixels high, 8 from the left and 34 from the top.
+    # draw_sheet shows the picture 384 pixels high, 8 from the left and 34 from the top.
     assert abs(columns.min() - (8 + 25 * 7.68)) < 2
     assert abs(columns.max() - (8 + 75 * 7.68)) < 2
     assert abs(rows.min() - (34 + 10 * 7.68)) < 2

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gemvg_edge.boxes import Box
-from gemvg_edge.draw import HEIGHT, draw_boxes
+from gemvg_edge.draw import HEIGHT, draw_sheet
 from gemvg_edge.errors import GemvgError
 
 GAP, TITLE = 8, 34
@@ -36,7 +36,7 @@ def frame(sheet: Image.Image) -> tuple[int, int, int, int]:
 
 
 def test_the_sheet_holds_the_pictures_at_equal_height() -> None:
-    sheet = draw_boxes([*grey((200, 100)), Image.new("RGB", (384, 384), (0, 0, 200))], [], "the red mug")
+    sheet = draw_sheet([*grey((200, 100)), Image.new("RGB", (384, 384), (0, 0, 200))], [], "the red mug")
     assert sheet.mode == "RGB"
     assert sheet.size == (GAP + 768 + GAP + 384 + GAP, TITLE + HEIGHT + GAP)
     pixels = np.asarray(sheet)
@@ -64,7 +64,7 @@ BOXES = [
 def test_a_box_stands_in_its_place(
     label: str, size: tuple[int, int], box: tuple[float, ...], drawn: tuple[float, ...]
 ) -> None:
-    sheet = draw_boxes(grey(size), [Box(0, *box)], "")
+    sheet = draw_sheet(grey(size), [Box(0, *box)], "")
     expected = [GAP + drawn[0], TITLE + drawn[1], GAP + drawn[2], TITLE + drawn[3]]
     assert np.abs(np.subtract(frame(sheet), expected)).max() <= 1, label
     # An outline three pixels wide on all four sides, and the picture untouched inside and around it.
@@ -79,7 +79,7 @@ def test_a_box_stands_in_its_place(
 
 def test_boxes_go_to_their_own_pictures() -> None:
     boxes = [Box(1, 10, 10, 50, 50), Box(0, 100, 100, 150, 150), Box(1, 200, 200, 250, 250)]
-    ink = inked(draw_boxes(grey((384, 384), (384, 384), (384, 384)), boxes, ""))
+    ink = inked(draw_sheet(grey((384, 384), (384, 384), (384, 384)), boxes, ""))
     thirds = [ink[:, start : start + 384 + GAP] for start in (GAP, 2 * GAP + 384, 3 * GAP + 768)]
     assert [part.any() for part in thirds] == [True, True, False]
     assert thirds[1][TITLE + 10 : TITLE + 51, 10:51].any()
@@ -88,21 +88,21 @@ def test_boxes_go_to_their_own_pictures() -> None:
 
 
 def test_white_keeps_a_box_visible_on_its_own_colour() -> None:
-    pixels = np.asarray(draw_boxes([Image.new("RGB", (384, 384), INK)], [Box(0, 100, 100, 200, 200)], ""))
+    pixels = np.asarray(draw_sheet([Image.new("RGB", (384, 384), INK)], [Box(0, 100, 100, 200, 200)], ""))
     row = pixels[TITLE + 150, GAP + 95 : GAP + 110]
     assert (row == 255).all(axis=1).sum() == 2, "one white pixel on each side of the coloured line"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 4000)])
 def test_pictures_of_odd_shapes(size: tuple[int, int]) -> None:
-    sheet = draw_boxes(grey(size), [Box(0, 0, 0, *map(float, size))], "a caption longer than the picture is wide")
+    sheet = draw_sheet(grey(size), [Box(0, 0, 0, *map(float, size))], "a caption longer than the picture is wide")
     assert sheet.width == max(1, round(size[0] * HEIGHT / size[1])) + 2 * GAP
     assert inked(sheet).any()
 
 
 def test_the_pictures_given_stay_as_they_were() -> None:
     pictures = grey((384, 384))
-    draw_boxes(pictures, [Box(0, 1, 1, 300, 300)], "été 赤い杯\nsecond line")
+    draw_sheet(pictures, [Box(0, 1, 1, 300, 300)], "été 赤い杯\nsecond line")
     assert pictures[0].getcolors() == [(384 * 384, GREY)]
 
 
@@ -114,4 +114,4 @@ NO_BOXES = (
 @pytest.mark.parametrize("box", NO_BOXES)
 def test_what_is_no_box_is_not_drawn(box: Box) -> None:
     with pytest.raises(GemvgError, match="is no box in 1 pictures"):
-        draw_boxes([Image.new("RGB", (9, 9))], [box], "")
+        draw_sheet([Image.new("RGB", (9, 9))], [box], "")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gemvg_edge import Box, GemvgError, Grounder, Grounding, Scene
 from gemvg_edge.bundle import EMBEDDING, TOKENIZER
-from gemvg_edge.grounder import Timings
+from gemvg_edge.grounding import Timings
 from gemvg_edge.images import ImageSource, patchify, resize
 from gemvg_edge.prompt import encode_prefix, encode_query
 from tests.checkpoints import torch_logits
@@ -50,7 +50,7 @@ def answerer(fixed_answer: Path) -> Grounder:
 
 
 def without_times(grounding: Grounding) -> Grounding:
-    return replace(grounding, timings=Timings())
+    return replace(grounding, timings=Timings(), pictures=())
 
 
 def greedy_by_transformers(model: Any, grounder: Grounder, pictures: list[Image.Image], query: str) -> list[int]:
@@ -183,7 +183,7 @@ BAD_IMAGES: list[tuple[Any, str]] = [
     (None, "images is a NoneType; give a list"),
     (iter(PAIR), "give a list of pictures"),
     ([PAIR[0], None], r"images\[1\] is a NoneType; give a path, bytes, a PIL image or a uint8 RGB array"),
-    ([PAIR[0], np.zeros((9, 9), np.uint8)], r"images\[1\] is an array of uint8 with shape \(9, 9\)"),
+    ([PAIR[0], np.zeros((9, 9), np.int8)], r"images\[1\] is an array of int8 with shape \(9, 9\)"),
     ([b"no picture"], r"images\[0\] \(10 bytes\) is not a picture that Pillow can read"),
     (["/nowhere/left.png"], "/nowhere/left.png: no such picture file"),
     ([__file__], "test_grounder.py is not a picture that Pillow can read"),

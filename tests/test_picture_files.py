@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from gemvg_edge.draw import draw_boxes
+from gemvg_edge.draw import draw_sheet
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Preprocessing, load_image, resize
 from tests.picture_bytes import encoded, has_avif, png, tiff
@@ -362,7 +362,7 @@ def test_a_thin_picture_is_named(tmp_path: Path) -> None:
             resize(load_image(source, "images[1]"), Preprocessing())
         assert str(caught.value) == f"{name}: a picture of 300 x 1 pixels is longer than 200 to 1; crop it first"
     with pytest.raises(GemvgError, match=f"^{path}: .*longer than 200 to 1"):
-        draw_boxes([load_image(path)], [], "")  # 300 times as wide as high, at any height
+        draw_sheet([load_image(path)], [], "")  # 300 times as wide as high, at any height
     assert measure(path) == Fault(str(path), "a picture that is too thin for the model")
 
 

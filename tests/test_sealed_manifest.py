@@ -231,7 +231,7 @@ def test_a_run_that_finds_no_memory_is_one_sentence(tmp_path: Path) -> None:
 
 
 VERIFIED: dict[str, tuple[tuple[str, ...], Any, str]] = {
-    "pixels": (("preprocessing", "max_pixels"), 28 * 28 * 63, "bundle has preprocessing.max_pixels 49392"),
+    "pixels": (("preprocessing", "min_pixels"), 28 * 28 * 3, "bundle has preprocessing.min_pixels 2352"),
     "colours": (("preprocessing", "image_mean"), [0.5, 0.5, 0.5], "bundle has preprocessing.image_mean"),
     "the system's words": (
         ("prompt", "system"),

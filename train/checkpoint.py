@@ -1,8 +1,7 @@
 """What a checkpoint folder says beside its weights: tokenizer, preprocessing, prompt template, answer format.
 
 Reads the Hugging Face layout; our own settings are the key `grounding` of config.json, and a checkpoint without it
-(Qwen's own) gets Qwen2-VL's template, which is Qwen2.5-VL's too, and its family's coordinates. Imports no torch, so
-that export can use it too.
+(Qwen's own, Migician) gets those of a profile. Imports no torch, so that export can use it too.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from tokenizers import Tokenizer
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.familiar import Familiar
 from gemvg_edge.files import is_file, is_folder
 from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object, short
 from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
+from train.profiles import OURS, OWN, guess_profile, read_profile
 
 COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
@@ -40,24 +41,33 @@ class CheckpointSettings:
     template: PromptTemplate
     answer_format: AnswerFormat
     image_token_id: int
+    familiar: Familiar = Familiar()  # the pictures that it was trained on, where that is known
+    profile: str = OWN  # whose words `template` has
 
     def resized(self, sizes: Sequence[Size]) -> list[Size]:
         """Each original picture's (width, height) -> that which the model sees, the frame of answers in pixels."""
         return resized_sizes(sizes, self.preprocessing)
 
 
-def read_settings(folder: Path) -> CheckpointSettings:
-    """Read the settings of a checkpoint folder; GemvgError names the file that is missing or wrong."""
+def read_settings(folder: Path, profile: str | None = None) -> CheckpointSettings:
+    """Read the settings of a checkpoint folder; GemvgError names the file that is missing or wrong.
+
+    `profile` is one of train.profiles.NAMES, whose words and ways then count, or OWN; left out, it is guessed.
+    """
     config = read_object(folder / CONFIG)
     grounding = config.object("grounding", default={})
-    answer = grounding.object("answer", default={})
+    name = profile or guess_profile(config)
+    said = grounding if name == OWN else read_profile(name)
+    answer = said.object("answer", default={})
     coordinates = COORDINATES.get(config.value("model_type", str, ""), AnswerFormat().coordinates)
     settings = CheckpointSettings(
         read_tokenizer(folder / TOKENIZER),
         read_preprocessor(folder).settings(Preprocessing, others=True),
-        grounding.object("prompt", default={}).settings(PromptTemplate),
+        said.object("prompt", default={}).settings(PromptTemplate),
         replace(answer, content={"coordinates": coordinates, **answer.content}).settings(AnswerFormat),
         config.value("image_token_id", int),
+        grounding.object("familiar", default={}).settings(Familiar),
+        name,
     )
     check_tokens(settings.tokenizer, folder / TOKENIZER, settings.answer_format, settings.image_token_id, CONFIG)
     return settings
@@ -71,7 +81,8 @@ def read_trainable(folder: Path) -> CheckpointSettings:
     model_type = read_object(folder / CONFIG).content.get("model_type")
     if model_type in COORDINATES:
         raise GemvgError(f"{folder} is a {model_type}, which cannot be trained here; give a qwen2_vl checkpoint")
-    return read_settings(folder)
+    settings = read_settings(folder)
+    return settings if settings.profile == OWN else read_settings(folder, OURS)  # what training makes of it
 
 
 def read_preprocessor(folder: Path) -> JsonObject:

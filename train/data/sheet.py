@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from gemvg_edge.draw import draw_boxes
+from gemvg_edge.draw import draw_sheet
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, replacing, unwritable, write_text
 from train.data.record import Record
@@ -56,7 +56,7 @@ def _pictures(record: Record) -> Image.Image | str:
         images = open_pictures(record)
     except GemvgError as error:
         return str(error)
-    return draw_boxes(images, record.boxes, "" if len(images) == 1 else f"images 1 to {len(images)}, left to right")
+    return draw_sheet(images, record.boxes, "" if len(images) == 1 else f"images 1 to {len(images)}, left to right")
 
 
 def _figure(record: Record) -> str:

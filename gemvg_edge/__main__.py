@@ -1,0 +1,7 @@
+"""`python -m gemvg_edge` is `gemvg`."""
+
+import sys
+
+from gemvg_edge.cli import main
+
+sys.exit(main())

@@ -1,0 +1,224 @@
+"""Pictures that were looked at: questions about them, one after the other, from any thread.
+
+Made by `Grounder.look`. Knows prompts, tokens and answers; no pixels and no engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
+
+from tokenizers import Tokenizer
+
+from gemvg_edge.answer import read_answer
+from gemvg_edge.boxes import Box
+from gemvg_edge.decoding import decode, prefill_token
+from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.grounding import Grounding, Picture, Timings, merge
+from gemvg_edge.images import Grid, Preprocessing, resized_sizes
+from gemvg_edge.marks import mark
+from gemvg_edge.numbering import pictures_in_query
+from gemvg_edge.positions import text_positions
+from gemvg_edge.prompt import check_query, encode_query
+from gemvg_edge.stopping import Stopping, stopping
+
+if TYPE_CHECKING:
+    from gemvg_edge.grounder import Grounder
+
+log = logging.getLogger("gemvg_edge")
+OnText = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures in an engine's cache, and where a question goes on."""
+
+    cache: Any
+    past: int  # tokens in the cache
+    position: int  # mRoPE's next
+    visual: Sequence[Floats] = ()  # each picture's tokens, kept where it may be asked about alone
+    grids: Sequence[Grid] = ()
+
+
+class Scene:
+    """Pictures that were looked at, ready for questions, from any thread: one is answered after the other."""
+
+    def __init__(
+        self, grounder: Grounder, pictures: Sequence[Picture], seen: Seen, numbers: Preprocessing, timings: Timings
+    ) -> None:
+        self.pictures = tuple(pictures)
+        self.sizes = [(picture.width, picture.height) for picture in pictures]  # of each original picture
+        self.resized = resized_sizes(self.sizes, numbers)  # and as the model sees it
+        self.timings = timings
+        self._grounder = grounder
+        self._seen = seen
+        self._numbers = numbers
+        self._lock = threading.Lock()  # a question extends the cache in place
+        self._alone: list[Scene] = []  # of each picture by itself, where a question needed that
+
+    def mark(self, box: Box) -> str:
+        """A box of one of the scene's pictures as a query shows it: `f"the same object as {scene.mark(box)}"`."""
+        if not 0 <= box.image < len(self.sizes):
+            raise GemvgError(f"{box} lies in none of the scene's {len(self.sizes)} pictures; they count from 0")
+        return mark(box, self.sizes[box.image])
+
+    @overload
+    def ground(
+        self,
+        query: str,
+        *,
+        think: bool = False,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        on_text: OnText | None = None,
+    ) -> Grounding: ...
+
+    @overload
+    def ground(
+        self,
+        query: list[str] | tuple[str, ...],
+        *,
+        think: bool = False,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        on_text: OnText | None = None,
+    ) -> list[Grounding]: ...
+
+    def ground(
+        self,
+        query: str | list[str] | tuple[str, ...],
+        *,
+        think: bool = False,
+        timeout: float | None = None,
+        cancel: threading.Event | None = None,
+        on_text: OnText | None = None,
+    ) -> Grounding | list[Grounding]:
+        """Ask for something; an answer that names nothing, or nothing readable, has no boxes. A list gives a list.
+
+        With `think` the model reasons before it answers, if it was trained to: slower, and not always better.
+        `timeout` is in seconds and for the whole call; after it, or once `cancel` is set, TimedOut or Cancelled is
+        raised, at the latest one token later. `on_text` is called with each piece of text as the model writes it.
+        """
+        stop = stopping(timeout, cancel)
+        if isinstance(query, str):
+            return self.ask(query, think, stop, on_text)
+        if not isinstance(query, (list, tuple)):
+            raise GemvgError(f"query is a {type(query).__name__}; give a text, or a list of texts")
+        for one in query:  # all, before the work for the first
+            check_query(one)
+        return [self.ask(one, think, stop, on_text) for one in query]
+
+    def __reduce__(self) -> Any:
+        raise GemvgError(
+            "a Scene holds its engine's memory and cannot be pickled; send the Grounder and the pictures, look there"
+        )
+
+    def ask(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+        """As `ground`, within what is left of the time of a longer request."""
+        grounder = self._grounder
+        check_query(query)
+        with stop.holding(self._lock), stop.holding(grounder.lock):
+            grounder.check_open()
+            several = len(self.sizes) > 1 and not pictures_in_query(query, len(self.sizes))
+            ask = self._ask_each if several and grounder.manifest.answer.unnamed == "each" else self._ask
+            grounding = ask(query, think, stop, on_text)
+        log.info(
+            "%r: %d boxes in %.0f ms (%d + %d tokens)%s",
+            query[:80],
+            len(grounding),
+            grounding.timings.query_prefill_ms + grounding.timings.decode_ms,
+            grounding.timings.query_tokens,
+            grounding.timings.answer_tokens,
+            f"; {grounding.problem}" if grounding.problem else "",
+        )
+        return grounding
+
+    def _ask_each(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+        """The question to each picture alone: what a model of single pictures can answer about several."""
+        for k in range(len(self._alone), len(self.pictures)):
+            stop.check()
+            seen = self._grounder.prefill_pictures(self._seen.visual[k : k + 1], self._seen.grids[k : k + 1])
+            self._alone.append(Scene(self._grounder, self.pictures[k : k + 1], seen, self._numbers, Timings()))
+        parts = [scene._ask(query, think, stop, on_text) for scene in self._alone]
+        sums = {
+            name: sum(getattr(part.timings, name) for part in parts)
+            for name in ("query_prefill_ms", "decode_ms", "query_tokens", "answer_tokens")
+        }
+        return merge(parts, self.pictures, replace(self.timings, **sums))
+
+    def _ask(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+        grounder = self._grounder
+        started = time.perf_counter()
+        manifest, decoder, rope = grounder.manifest, grounder.decoder, grounder.rope
+        ids = encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
+        if len(ids) > grounder.max_query_tokens:
+            raise GemvgError(
+                f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
+                "shorten it or open the Grounder with more"
+            )
+        past, position, cache = self._seen.past, self._seen.position, self._seen.cache
+        positions = text_positions(position, len(ids))
+        first = prefill_token(decoder, rope, decoder.embed(ids), positions, cache, past)
+        prefilled = time.perf_counter()
+        stop_ids = manifest.model.eos_token_ids
+        write = _Writer(grounder.tokenizer, stop_ids, on_text) if on_text else None
+
+        def on_token(tokens: list[int]) -> None:
+            stop.check()
+            if write:
+                write(tokens)
+
+        tokens = decode(
+            decoder,
+            rope,
+            first,
+            cache,
+            past + len(ids),
+            position + len(ids),
+            stop_ids,
+            grounder.max_new_tokens,
+            on_token,
+        )
+        finished = time.perf_counter()
+        stopped = tokens[-1] in stop_ids
+        text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        if write:
+            write.rest(text)
+        named = pictures_in_query(query, len(self.sizes)) if manifest.answer.unnamed != "refuse" else []
+        answer = read_answer(text, self.sizes, manifest.answer, self.resized, named[-1] if named else None)
+        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
+        timings = replace(
+            self.timings,
+            query_prefill_ms=(prefilled - started) * 1e3,
+            decode_ms=(finished - prefilled) * 1e3,
+            query_tokens=len(ids),
+            answer_tokens=len(tokens),
+        )
+        boxes = tuple(replace(box, label=box.label or query) for box in answer.boxes)
+        return Grounding(boxes, text, answer.thinking, problem, timings, query, self.pictures)
+
+
+class _Writer:
+    """Hands an answer on as it grows, in pieces that together are its text."""
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int], on_text: OnText) -> None:
+        self._tokenizer, self._stop_ids, self._on_text = tokenizer, stop_ids, on_text
+        self._written = 0
+
+    def __call__(self, tokens: list[int]) -> None:
+        if tokens[-1] in self._stop_ids:
+            return
+        text = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+            self.rest(text)
+
+    def rest(self, text: str) -> None:
+        """What of the text was not handed on yet."""
+        if piece := text[self._written :]:
+            self._written = len(text)
+            self._on_text(piece)

@@ -1,0 +1,66 @@
+"""When a request has to end before it is answered: a deadline, or an event that another thread sets.
+
+Looked at between the phases of a request and after each token: one run of a network is never cut. Knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gemvg_edge.errors import Cancelled, GemvgError, TimedOut
+from gemvg_edge.json_object import short
+
+POLL = 0.05  # seconds between two looks at an event while a lock is waited for
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Until when a request may work, on `time.monotonic`'s clock, and what calls it off."""
+
+    timeout: float = math.inf  # seconds, as it was given
+    deadline: float = math.inf
+    cancel: threading.Event | None = None
+
+    def check(self) -> None:
+        """TimedOut or Cancelled where the time has come."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("the request was cancelled before it was answered")
+        if time.monotonic() > self.deadline:
+            raise TimedOut(f"no answer within timeout={self.timeout:g} s; give it longer, or fewer or smaller pictures")
+
+    @contextmanager
+    def holding(self, lock: threading.Lock | None) -> Iterator[None]:
+        """The lock, if there is one, waited for as long as the request may work."""
+        if lock is None:
+            self.check()
+            yield
+            return
+        while not lock.acquire(timeout=self._patience()):
+            self.check()
+        try:
+            self.check()
+            yield
+        finally:
+            lock.release()
+
+    def _patience(self) -> float:
+        if self.cancel is not None:
+            return POLL
+        left = self.deadline - time.monotonic()
+        return -1 if math.isinf(left) else max(0.0, left)
+
+
+def stopping(timeout: float | None, cancel: threading.Event | None) -> Stopping:
+    """What `timeout` (seconds from now) and `cancel` ask for; GemvgError for what is neither."""
+    if cancel is not None and not isinstance(cancel, threading.Event):
+        raise GemvgError(f"cancel is a {type(cancel).__name__}; give a threading.Event, and set it to cancel")
+    if timeout is None:
+        return Stopping(cancel=cancel)
+    if type(timeout) not in (int, float) or not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise GemvgError(f"timeout={short(timeout)}; give the seconds that an answer may take, above 0, or None")
+    return Stopping(timeout, time.monotonic() + timeout, cancel)

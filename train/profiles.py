@@ -1,0 +1,37 @@
+"""How published checkpoints are asked and how they answer: one small JSON file each in `profiles/`.
+
+A checkpoint of ours says it itself, under `grounding` of its config.json. One of somebody else's gets the profile that
+its config points to, or the one that `export.to_onnx --profile` names. Knows no weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.json_object import JsonObject, read_json_object
+
+FOLDER = Path(__file__).with_name("profiles")
+NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
+OURS, OWN = "gemvg", "own"  # what train/ teaches; what a config says under `grounding`
+FAMILIES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl"}
+FINE_TUNES = {"migician": "migician", "univg": "univg-r1"}  # a part of the name that a checkpoint goes by
+
+
+def read_profile(name: str) -> JsonObject:
+    """One of NAMES: `about`, and `prompt` and `answer` as `grounding` has them; GemvgError for another."""
+    if name not in NAMES:
+        raise GemvgError(f"no profile {name!r} is known; give one of {', '.join(NAMES)}")
+    whole = read_json_object(FOLDER / f"{name}.json", "mend it", "no such profile")
+    return whole
+
+
+def guess_profile(config: JsonObject) -> str:
+    """The profile of a checkpoint by its config.json: its own words, the name it goes by, or its family's."""
+    if config.content.get("grounding") is not None:
+        return OWN
+    known_as = f"{config.content.get('_name_or_path') or ''} {config.path.parent.resolve().name}".lower()
+    for part, name in FINE_TUNES.items():
+        if part in known_as:
+            return name
+    return FAMILIES.get(config.value("model_type", str, ""), OURS)
