@@ -91,8 +91,8 @@ def _told(options: argparse.Namespace) -> Iterator[None]:
         log.propagate = True
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of what the package itself does."""
+def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentParser:
+    """The command line of what the package itself does; argparse's list of commands is hidden, since COMMANDS is one."""
     parser = argparse.ArgumentParser(
         prog="gemvg",
         usage="gemvg [-h] [--version] COMMAND ...",
@@ -103,14 +103,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"gemvg-edge {__version__}", help="print the version and exit"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=listed)
     _add_ground(commands)
-    inspect = commands.add_parser("inspect", description="Check a bundle and say what it holds.")
+    inspect = commands.add_parser("inspect", help="check a bundle", description="Check a bundle and say what it holds.")
     inspect.add_argument(
         "bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)"
     )
     completion = commands.add_parser(
-        "completion", description="Print a script that completes commands and flags; needs the package shtab."
+        "completion",
+        help="complete commands in a shell",
+        description="Print a script that completes commands and flags; needs the package shtab.",
     )
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
     return parser
@@ -119,6 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_ground(commands: Any) -> None:
     ground = commands.add_parser(
         "ground",
+        help="find what sentences describe",
         description="Find what sentences describe in some pictures: they are looked at once, and asked each query.",
         epilog="In --queries each line is a JSON string, or an object with `query` and, if wanted, `id` and `think`; "
         "each brings a line of JSON, with `error` in place of boxes where the query is refused.",
@@ -191,7 +194,7 @@ def _completion(options: argparse.Namespace) -> int:
         import shtab
     except ImportError:
         raise GemvgError("completion needs the package shtab; run `pip install shtab`") from None
-    print(shtab.complete(build_parser(), options.shell))
+    print(shtab.complete(build_parser(listed=None), options.shell))
     return 0
 
 

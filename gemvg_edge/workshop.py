@@ -7,8 +7,8 @@ common for site-packages. Knows their files, imports none of them.
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
-import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from gemvg_edge.files import read_text
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("train", "quantize", "export", "bench")
 STAGES = (*FOLDERS, "plan")
-HIDDEN = ("export.render_template",)  # processes of other commands
+HIDDEN = ("export.render_template", "bench.gptqmodel_side")  # processes of other commands
 SET_UP = "run `make workshop` in the checkout and use its .venv/bin/gemvg"
 
 
@@ -38,16 +38,15 @@ def run_workshop(stage: str, arguments: list[str]) -> int:
         if module not in commands(stage):
             raise GemvgError(f"gemvg {stage} has no command {arguments[0]!r}; `gemvg {stage}` lists them")
     _check_ours(module)
-    sys.argv = [f"gemvg {stage}", *rest]
+    sys.argv = [f"python -m {module}", *rest]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return importlib.import_module(module).main() or 0
     except ImportError as error:
         if (error.name or "").split(".")[0] in (*FOLDERS, "gemvg_edge"):
             raise
         raise GemvgError(f"{module} cannot be run ({error}); {SET_UP}") from None
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-    return 0
 
 
 def commands(stage: str) -> dict[str, str]:
@@ -56,7 +55,7 @@ def commands(stage: str) -> dict[str, str]:
     for file in sorted((ROOT / stage).rglob("*.py")):
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
         text = read_text(file)
-        if '__name__ == "__main__"' in text and module not in HIDDEN:
+        if '\nif __name__ == "__main__":' in text and module not in HIDDEN:
             found[module] = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from gemvg_edge.boxes import Box
-from gemvg_edge.draw import HEIGHT, draw_sheet
+from gemvg_edge.draw import HEIGHT, draw_boxes, draw_sheet
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.grounding import Grounding, Timings
 
 GAP, TITLE = 8, 34
 INK = (255, 0, 160)
@@ -115,3 +117,66 @@ NO_BOXES = (
 def test_what_is_no_box_is_not_drawn(box: Box) -> None:
     with pytest.raises(GemvgError, match="is no box in 1 pictures"):
         draw_sheet([Image.new("RGB", (9, 9))], [box], "")
+
+
+def answer(query: str, *boxes: Box) -> Grounding:
+    return Grounding(boxes, "", "", None, Timings(), query, ())
+
+
+def test_boxes_are_drawn_at_the_pictures_own_size() -> None:
+    pictures = grey((300, 200), (1000, 800))
+    drawn = draw_boxes(pictures, answer("the mug", Box(1, 400, 300, 700, 600), Box(0, 20, 60, 90, 120)))
+    assert [picture.size for picture in drawn] == [(300, 200), (1000, 800)]
+    assert all(picture.getpixel((5, 5)) == GREY for picture in pictures), "the pictures given are left alone"
+    for picture, (x1, y1, x2, y2) in zip(drawn, [(20, 60, 90, 120), (400, 300, 700, 600)], strict=True):
+        ink = inked(picture)
+        rows, columns = np.nonzero(ink)
+        assert (columns.min(), rows.max(), columns.max()) >= (x1, y2, x2)
+        assert ink[y2, x1 : x2 + 1].all()
+        assert ink[y1 + 20 : y2, x1].all()
+        assert picture.getpixel(((x1 + x2) // 2, (y1 + y2) // 2)) == GREY
+        assert ink[: y1 - 2].any(), "the label stands above the box"
+
+
+def test_each_answer_has_its_colour_and_frames_stay_apart() -> None:
+    place = Box(0, 100, 100, 200, 200)
+    drawn = draw_boxes(grey((300, 300)), [answer("a", place), answer("b", place)])[0]
+    colours = [drawn.getpixel((x, 150)) for x in range(90, 110)]
+    assert INK in colours
+    assert (0, 150, 255) in colours
+
+
+def test_labels_do_not_hide_each_other() -> None:
+    """Twenty boxes in one place: each label has its own pixels, so there is as much ink as labels."""
+    places = [Box(0, 100, 150, 200, 250, f"thing {k}") for k in range(20)]
+    one, all_of_them = (
+        inked(draw_boxes(grey((400, 600)), answer("q", *boxes))[0]).sum() for boxes in (places[:1], places)
+    )
+    frame_ink = inked(draw_boxes(grey((400, 600)), answer("", Box(0, 100, 150, 200, 250, " ")))[0]).sum()
+    assert all_of_them > 15 * (one - frame_ink)
+
+
+def test_a_turned_photograph_is_drawn_upright(tmp_path: Path) -> None:
+    photograph = Image.new("RGB", (300, 200), GREY)
+    exif = photograph.getexif()
+    exif[0x0112] = 6
+    photograph.save(tmp_path / "turned.png", exif=exif)
+    drawn = draw_boxes([tmp_path / "turned.png"], answer("q", Box(0, 50, 150, 150, 280)))[0]
+    assert drawn.size == (200, 300)
+
+
+def test_odd_labels_and_sizes_are_drawn() -> None:
+    long = Box(0, 0, 0, 3, 4, "é" * 500 + "\nsecond line")
+    assert draw_boxes(grey((5, 5), (9000, 90)), answer("q", long, Box(1, 8990, 80, 9000, 90, "赤い杯")))[0].size == (
+        5,
+        5,
+    )
+    assert draw_boxes(grey((9, 9)), [])[0].size == (9, 9)
+
+
+@pytest.mark.parametrize(
+    "box", [Box(1, 1, 1, 2, 2), Box(-1, 1, 1, 2, 2), Box(0, 3, 3, 3, 9), Box(0, math.nan, 1, 2, 2)]
+)
+def test_refuses_to_draw_what_is_no_box(box: Box) -> None:
+    with pytest.raises(GemvgError, match="is no box in 1 pictures"):
+        draw_boxes(grey((20, 20)), answer("q", box))

@@ -51,6 +51,19 @@ def test_scenes_in_threads_answer_as_in_one(grounder: Grounder) -> None:
     assert answers == [scenes[k % THREADS].ground(QUERIES[0]).text for k in range(5 * THREADS)]
 
 
+def test_eight_threads_over_eight_scenes(grounder: Grounder) -> None:
+    """Each thread asks each scene every question, in an order of its own."""
+    scenes = [grounder.look(pictures(1 + k % 6)) for k in range(8)]
+    alone = {(k, query): scenes[k].ground(query).text for k in range(8) for query in QUERIES}
+
+    def ask_all(thread: int) -> bool:
+        order = sorted(alone, key=lambda one: hash((thread, *one)))
+        return all(scenes[k].ground(query).text == alone[k, query] for k, query in order)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        assert all(threads.map(ask_all, range(THREADS)))
+
+
 def test_a_scene_goes_on_after_a_question_that_failed(grounder: Grounder, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = grounder.look(pictures(1))
     before = scene.ground(QUERIES[0]).text

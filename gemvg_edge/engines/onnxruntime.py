@@ -1,6 +1,6 @@
 """ONNX Runtime: a bundle's graphs on a CPU or through CUDA, key/value buffers bound once and updated in place.
 
-Knows graphs and buffers, neither text nor pictures. Needs the extra `gemvg-edge[onnx]`, or `[onnx-gpu]` for the
+Knows graphs and buffers, neither text nor pictures. Needs onnxruntime (the extra `onnx`), or onnxruntime-gpu for the
 providers of CUDA and TensorRT.
 """
 
@@ -28,7 +28,7 @@ from gemvg_edge.positions import RopeTable
 try:
     import onnxruntime
 except ImportError as error:
-    raise GemvgError(f"onnxruntime cannot be imported ({error}); run `pip install gemvg-edge[onnx]`") from None
+    raise GemvgError(f"onnxruntime cannot be imported ({error}); run `pip install onnxruntime`") from None
 
 # Each falls back on those behind it for single nodes, as ONNX Runtime places them.
 PROVIDERS = {
@@ -207,7 +207,7 @@ def open_graph(path: Path, threads: int = 0, engine: str = "onnx", entries: dict
     if missing := [name for name in wanted if name not in onnxruntime.get_available_providers()]:
         raise GemvgError(
             f"engine={engine!r} needs ONNX Runtime's {missing[0]}, which this build ({onnxruntime.__version__}) has "
-            "not; run `pip uninstall onnxruntime` and `pip install gemvg-edge[onnx-gpu]` on a machine with CUDA"
+            "not; run `pip uninstall onnxruntime` and `pip install onnxruntime-gpu` on a machine with CUDA"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0: one a physical core
