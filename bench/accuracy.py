@@ -32,6 +32,7 @@ from gemvg_edge.images import load_image
 from gemvg_edge.models import DEFAULT_BUNDLE
 from train.data.record import Record
 from train.data.samples import read_all
+from train.hub import checkpoint_folder
 from train.world.render import render
 from train.world.samples import held_out_records
 from train.world.scenes import HELD_OUT_SEED, NEW_NAMES_SEED, NEW_STYLE_SEED, read_scenes
@@ -54,10 +55,14 @@ def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     return records[:limit]
 
 
-def open_model(folder: Path, think: bool = False) -> Ask:
-    """A function that answers with a checkpoint or a bundle, whichever the folder is."""
+def open_model(folder: Path, think: bool = False, max_pixels: int | None = None) -> Ask:
+    """A function that answers with a checkpoint or a bundle, whichever the folder (or the hub id) is.
+
+    `max_pixels` is the budget of each picture; left out, a bundle's own, or what an export of the checkpoint has.
+    """
+    folder = checkpoint_folder(folder)
     if (folder / MANIFEST).is_file():
-        grounder = Grounder.open(folder)
+        grounder = Grounder.open(folder, max_pixels=max_pixels)
 
         def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
             grounding = grounder.ground(images, query, think=think)
@@ -70,7 +75,7 @@ def open_model(folder: Path, think: bool = False) -> Ask:
     # Imported only for checkpoints: scoring a bundle needs no torch.
     from bench.torch_grounder import TorchGrounder
 
-    reference = TorchGrounder.open(folder)
+    reference = TorchGrounder.open(folder, max_pixels)
 
     def ask_reference(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
         text, answer = reference.ground(images, query, think=think)
@@ -123,18 +128,26 @@ def _brief(counts: Counts) -> dict[str, Any]:
 @command("bench.accuracy")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Box accuracy on held-out questions.")
-    parser.add_argument("--model", type=Path, nargs="+", default=[DEFAULT_BUNDLE], help="checkpoints and bundles")
-    parser.add_argument("--limit", type=whole_number, default=QUESTIONS, help="how many questions")
-    parser.add_argument("--split", choices=list(SPLITS), default="held-out")
+    parser = argparse.ArgumentParser("python -m bench.accuracy", description="Box accuracy on held-out questions.")
+    which = "checkpoint and bundle folders, one or more (default: the shipped bundle)"
+    parser.add_argument("--model", type=Path, nargs="+", metavar="FOLDER", default=[DEFAULT_BUNDLE], help=which)
+    limit = "how many held-out questions are asked (default: %(default)s)"
+    parser.add_argument("--limit", type=whole_number, metavar="N", default=QUESTIONS, help=limit)
+    split = "which scenes are asked about (default: %(default)s)"
+    parser.add_argument("--split", choices=list(SPLITS), default="held-out", help=split)
     parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")
-    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--records", type=Path, help="ask these records instead of held-out scenes")
-    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/accuracy.json")
+    budget = "pixels of a picture after resizing, at most (default: the bundle's, or as export has it)"
+    parser.add_argument("--max-pixels", type=whole_number, metavar="N", help=budget)
+    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    own = "a .jsonl of records to ask instead (default: held-out scenes)"
+    parser.add_argument("--records", type=Path, metavar="FILE", help=own)
+    saved = "keep the JSON here too, such as bench/results/accuracy.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
-    models = [(folder, open_model(folder, args.think)) for folder in args.model]
+    models = [(folder, open_model(folder, args.think, args.max_pixels)) for folder in args.model]
     records = read_all(args.records)[: args.limit] if args.records else held_out(args.data, args.limit, args.split)
     rows: list[dict[str, Any]] = []
     first: list[str] = []

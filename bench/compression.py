@@ -201,14 +201,21 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
 @command("bench.compression")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="What compression does to boxes.")
-    parser.add_argument("checkpoint", type=Path, help="a float checkpoint")
-    parser.add_argument("quantised", type=Path, nargs="*", help="GPTQ checkpoints of it, each a row more")
-    parser.add_argument("--limit", type=whole_number, default=2000, help="how many held-out questions")
-    parser.add_argument("--group-size", type=whole_number, default=32)
-    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--work", type=Path, default=Path("runs/compression"), help="for checkpoints and scores")
-    parser.add_argument("--save", type=result_file, help="also keep the JSON here, and a plot of the same name in PNG")
+    parser = argparse.ArgumentParser("python -m bench.compression", description="What compression does to boxes.")
+    parser.add_argument("checkpoint", type=Path, help="a float checkpoint folder")
+    parser.add_argument(
+        "quantised", type=Path, nargs="*", help="GPTQ checkpoints of it, each a row more (default: none)"
+    )
+    limit = "how many held-out questions are asked (default: %(default)s)"
+    parser.add_argument("--limit", type=whole_number, metavar="N", default=2000, help=limit)
+    group = "how many inputs share a scale, -1 for all (default: %(default)s)"
+    parser.add_argument("--group-size", type=whole_number, metavar="N", default=32, help=group)
+    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    work = "the folder for checkpoints and scores on the way (default: %(default)s)"
+    parser.add_argument("--work", type=Path, metavar="FOLDER", default=Path("runs/compression"), help=work)
+    saved = "keep the JSON here too, and a plot of the same name in PNG (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
@@ -238,7 +245,7 @@ def compression(
     for folder in quantised:
         rows.append(_scored(Row(folder.name), folder, checkpoint, records, start, work))
     bundle = work / "bundle"
-    if export([str(smallest), str(bundle)]):
+    if export([str(smallest), str(bundle), "--overwrite"]):
         raise GemvgError(f"{smallest} cannot be exported; see above")
     found = measure_bundle(bundle, records, "bundle")
     rows.append(compare(f"{ROWS[-1].name}, as a bundle", smallest, checkpoint, found, start))

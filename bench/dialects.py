@@ -68,9 +68,11 @@ def compare(model: str, weights: str, checkpoint: Path, folder: Path) -> Iterato
 @command("bench.dialects")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Differences of all dialects to PyTorch.")
-    parser.add_argument("--folder", type=Path, default=Path("data/dialects"))
-    parser.add_argument("--save", type=result_file)
+    parser = argparse.ArgumentParser("python -m bench.dialects", description="Differences of all dialects to PyTorch.")
+    place = "the folder to work in, taken away at the end (default: %(default)s)"
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", default=Path("data/dialects"), help=place)
+    saved = "keep the JSON here too, such as bench/results/dialects.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with marked(args.folder, {"format": WORK}) as folder:

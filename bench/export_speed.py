@@ -43,9 +43,13 @@ def timed(command: list[str], out: Path) -> tuple[float, float]:
 @command("bench.export_speed")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Time and peak memory of a float16 export beside a copy.")
-    parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b-float16"))
-    parser.add_argument("--save", type=result_file)
+    parser = argparse.ArgumentParser(
+        "python -m bench.export_speed", description="Time and peak memory of a float16 export beside a copy."
+    )
+    place = "the folder to work in, taken away at the end (default: %(default)s)"
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", default=Path("data/qwen2-vl-2b-float16"), help=place)
+    saved = "keep the JSON here too, such as bench/results/export_speed.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     with marked(args.folder, {"format": WORK}) as folder:
         checkpoint, out = folder / "checkpoint", folder / "out"

@@ -100,10 +100,14 @@ def interchange(checkpoint: Path, python: Path, folder: Path) -> list[dict[str, 
 @command("bench.interchange")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Pass GPTQ checkpoints to GPTQModel and back.")
-    parser.add_argument("checkpoint", type=Path, help="a small float checkpoint")
-    parser.add_argument("--gptqmodel", type=Path, required=True, help="the python of GPTQModel's environment")
-    parser.add_argument("--save", type=result_file)
+    parser = argparse.ArgumentParser(
+        "python -m bench.interchange", description="Pass GPTQ checkpoints to GPTQModel and back."
+    )
+    parser.add_argument("checkpoint", type=Path, help="a small float checkpoint folder")
+    python = "the python of GPTQModel's own environment (required)"
+    parser.add_argument("--gptqmodel", type=Path, metavar="PYTHON", required=True, help=python)
+    saved = "keep the JSON here too, such as bench/results/interchange.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = interchange(args.checkpoint, args.gptqmodel, Path(folder))

@@ -56,9 +56,13 @@ def peak_of(command: list[str]) -> tuple[float, float]:
 @command("bench.memory")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Peak memory of export and grounding at Qwen2-VL-2B's size.")
-    parser.add_argument("--folder", type=Path, default=Path("data/qwen2-vl-2b"))
-    parser.add_argument("--save", type=result_file)
+    parser = argparse.ArgumentParser(
+        "python -m bench.memory", description="Peak memory of export and grounding at Qwen2-VL-2B's size."
+    )
+    place = "the folder to work in, taken away at the end (default: %(default)s)"
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", default=Path("data/qwen2-vl-2b"), help=place)
+    saved = "keep the JSON here too, such as bench/results/memory.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     with marked(args.folder, {"format": WORK}) as folder:
         checkpoint, bundle = folder / "checkpoint", folder / "bundle"

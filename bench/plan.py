@@ -279,13 +279,21 @@ def _times(
 @command("bench.plan")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Does a model fit a device, and how long would it take there?")
-    parser.add_argument("--model", help="a checkpoint folder, or a shape such as qwen2-vl-7b")
-    parser.add_argument("--device", help="a name from devices.json")
-    parser.add_argument("--pictures", type=whole_number, default=2)
-    parser.add_argument("--tokens", type=whole_number, nargs="+", default=BUDGETS, help="visual tokens a picture")
+    parser = argparse.ArgumentParser(
+        "python -m bench.plan", description="Does a model fit a device, and how long would it take there?"
+    )
+    parser.add_argument("--model", help="a checkpoint folder, or a shape such as qwen2-vl-7b (needed without --check)")
+    parser.add_argument(
+        "--device", help="a name from bench/devices.json, such as jetson-orin-nano-8gb (needed without --check)"
+    )
+    parser.add_argument(
+        "--pictures", type=whole_number, metavar="N", default=2, help="pictures of a scene (default: %(default)s)"
+    )
+    tokens = f"visual tokens a picture, a row each (default: {' '.join(map(str, BUDGETS))})"
+    parser.add_argument("--tokens", type=whole_number, nargs="+", metavar="N", default=BUDGETS, help=tokens)
     parser.add_argument("--check", action="store_true", help="predict what others published")
-    parser.add_argument("--save", type=result_file)
+    saved = "keep the JSON here too, such as bench/results/plan.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args(arguments)
     if not args.check and not (args.model and args.device):
         parser.error("give --model and --device, or --check")

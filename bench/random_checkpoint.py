@@ -17,7 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from gemvg_edge.command import command
+from gemvg_edge.command import OVERWRITE, command
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
 from train.output_folder import new_folder
@@ -96,9 +96,11 @@ def write_settings(folder: Path, config: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def write_random_checkpoint(target: Path, config: dict[str, Any], dtype: str = "bfloat16") -> None:
+def write_random_checkpoint(
+    target: Path, config: dict[str, Any], dtype: str = "bfloat16", *, overwrite: bool = False
+) -> None:
     """Write the folder; a few GB for the 2B."""
-    with new_folder(target, "config.json") as folder:
+    with new_folder(target, "config.json", overwrite=overwrite) as folder:
         _write_random(folder, config, dtype)
 
 
@@ -132,11 +134,16 @@ def _write_shard(folder: Path, shard: dict[str, npt.NDArray[Any]], number: int, 
 @command("bench.random_checkpoint")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Write a Qwen2-VL-2B-shaped checkpoint with random weights.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of the stored weights")
+    parser = argparse.ArgumentParser(
+        "python -m bench.random_checkpoint",
+        description="Write a Qwen2-VL-2B-shaped checkpoint with random weights.",
+    )
+    parser.add_argument("folder", type=Path, help="the checkpoint folder to write, 4.4 GB")
+    dtype = "number format of the stored weights (default: %(default)s)"
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help=dtype)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    write_random_checkpoint(args.folder, QWEN2_VL_2B, args.dtype)
+    write_random_checkpoint(args.folder, QWEN2_VL_2B, args.dtype, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

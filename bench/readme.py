@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md and of the shipped model's card from bench/results/; nothing there is typed.
+"""Write the measured tables of README.md, docs/results.md and the shipped model's card from bench/results/; none is typed.
 
     python -m bench.readme [--check]
 
@@ -23,7 +23,8 @@ from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "gemvg_edge" / "models" / "tabletop" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "gemvg_edge" / "models" / "tabletop" / "README.md")
+REPEATED = ("accuracy",)  # a table that stands on several pages; any other would be two to read for one
 
 Result = dict[str, Any]
 
@@ -242,7 +243,7 @@ def _machine(result: Result) -> str:
 @command("bench.readme")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Regenerate the measured tables.")
+    parser = argparse.ArgumentParser("python -m bench.readme", description="Regenerate the measured tables.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is stale")
     check = parser.parse_args().check
     stale = []

@@ -77,15 +77,25 @@ def score_samples(
 @command("bench.sampled")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Rewards of sampled answers, against the first checkpoint's.")
-    parser.add_argument("folder", type=Path, help="where the checkpoints are")
+    parser = argparse.ArgumentParser(
+        "python -m bench.sampled", description="Rewards of sampled answers, against the first checkpoint's."
+    )
+    parser.add_argument("folder", type=Path, help="the folder where the checkpoints are")
     parser.add_argument("stages", nargs="+", help="their names, first what GRPO started from")
-    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES))
-    parser.add_argument("--limit", type=whole_number, default=1000, help="how many held-out questions")
-    parser.add_argument("--answers", type=whole_number, default=8, help="to each question")
-    parser.add_argument("--temperature", type=finite_number, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/sampled.json")
+    modes = "with reasoning, without, or both (default: both)"
+    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
+    limit = "how many held-out questions are asked (default: %(default)s)"
+    parser.add_argument("--limit", type=whole_number, metavar="N", default=1000, help=limit)
+    answers = "how many answers to each question (default: %(default)s)"
+    parser.add_argument("--answers", type=whole_number, metavar="N", default=8, help=answers)
+    temperatures = "temperatures of sampling, 0 for the likeliest answer (default: 0 and 1)"
+    parser.add_argument(
+        "--temperature", type=finite_number, nargs="+", metavar="T", default=[0.0, 1.0], help=temperatures
+    )
+    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    saved = "keep the JSON here too, such as bench/results/sampled.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if min(args.limit, args.answers) < 1 or min(args.temperature) < 0:
         parser.error("--limit and --answers must be at least 1, --temperature at least 0")

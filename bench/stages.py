@@ -110,17 +110,21 @@ def checkpoint_digest(folder: Path) -> str:
 @command("bench.stages")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Score every stage of a training pipeline.")
-    parser.add_argument("folder", type=Path, help="where the stages' checkpoints are")
+    parser = argparse.ArgumentParser("python -m bench.stages", description="Score every stage of a training pipeline.")
+    parser.add_argument("folder", type=Path, help="the folder where the stages' checkpoints are")
     parser.add_argument(
         "stages",
         nargs="+",
         help="their names, in order; NAME:direct asks in one mode only, NAME::held-out in one split only",
     )
-    parser.add_argument("--limit", type=whole_number, default=LIMIT, help="how many held-out questions")
-    parser.add_argument("--splits", nargs="+", choices=list(SPLITS), default=["held-out"])
-    parser.add_argument("--data", type=Path, default=HELD_OUT, help="where the scenes are, or are rendered to")
-    parser.add_argument("--save", type=result_file, help="also keep the JSON here, such as bench/results/stages.json")
+    limit = "how many held-out questions are asked (default: %(default)s)"
+    parser.add_argument("--limit", type=whole_number, metavar="N", default=LIMIT, help=limit)
+    which = f"which scenes are asked about: {', '.join(SPLITS)} (default: held-out)"
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", choices=list(SPLITS), default=["held-out"], help=which)
+    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    saved = "keep the JSON here too, such as bench/results/stages.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")

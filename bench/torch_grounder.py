@@ -19,7 +19,7 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.images import patchify, resize
 from gemvg_edge.prompt import encode_prefix, encode_query
 from quantize.torch_model import load_model
-from train.checkpoint import CheckpointSettings, read_settings
+from train.checkpoint import CheckpointSettings, read_settings, with_budget
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TorchGrounder:
     settings: CheckpointSettings
 
     @staticmethod
-    def open(checkpoint: Path) -> TorchGrounder:
-        """Open a checkpoint folder."""
-        return TorchGrounder(load_model(checkpoint), read_settings(checkpoint))
+    def open(checkpoint: Path, max_pixels: int | None = None) -> TorchGrounder:
+        """Open a checkpoint folder; `max_pixels` as in train.checkpoint.with_budget."""
+        return TorchGrounder(load_model(checkpoint), with_budget(read_settings(checkpoint), max_pixels))
 
     @torch.inference_mode()
     def ground(

@@ -102,9 +102,13 @@ def compare(bundle: Bundle, repeats: int) -> list[dict[str, str | float]]:
 @command("bench.vision_layout")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Grouped or ragged pictures in the vision tower.")
-    parser.add_argument("--repeats", type=whole_number, default=9, help="timed runs of each way (default 9)")
-    parser.add_argument("--save", type=result_file)
+    parser = argparse.ArgumentParser(
+        "python -m bench.vision_layout", description="Grouped or ragged pictures in the vision tower."
+    )
+    repeats = "timed runs of each way (default: %(default)s)"
+    parser.add_argument("--repeats", type=whole_number, metavar="N", default=9, help=repeats)
+    saved = "keep the JSON here too, such as bench/results/vision_layout.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")

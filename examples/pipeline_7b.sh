@@ -16,9 +16,17 @@ DATA=${DATA:?folder with one folder a data set: mgrounding d3 coco ego-exo mvtra
 RUNS=${RUNS:-runs/7b}
 PYTHON=${PYTHON:-.venv/bin/python}
 GPUS=${GPUS:-8}
+# What makes the scripts' Python the workshop's, and not the runtime's alone.
+"$PYTHON" -c 'from importlib.util import find_spec as found
+raise SystemExit(not all(map(found, ("torch", "trl", "tyro", "onnxscript"))))' 2>/dev/null || {
+    echo "$0: $PYTHON has no workshop to train with; \`make workshop\` sets it up in .venv" >&2
+    exit 2
+}
 
 # 401,408 pixels a picture: UniVG-R1 and Vision-R1. It is the checkpoint's own preprocessor_config.json that says so.
 MAX_PIXELS=401408
+# Run again after a kill, the script keeps what is finished; config.json comes last into a folder.
+done_before() { [ -f "$RUNS/$1/config.json" ]; }
 launch() { "$PYTHON" -m accelerate.commands.launch --num_processes "$GPUS" --mixed_precision bf16 \
     --use_deepspeed --zero_stage 3 --zero3_save_16bit_model true "$@"; }
 budget() { "$PYTHON" -c 'import json, sys; f = sys.argv[1] + "/preprocessor_config.json"; c = json.load(open(f))
@@ -31,13 +39,13 @@ mkdir -p "$RUNS"
 for name in mgrounding refcoco; do
     [ -f "$RUNS/$name.jsonl" ] || "$PYTHON" -m train.data.convert "$name" "$DATA/$name" --out "$RUNS/$name.jsonl"
 done
-"$PYTHON" -m train.data.inspect "$RUNS/mg240k.jsonl" --sheet "$RUNS/mg240k.html"
+"$PYTHON" -m train.data.inspect "$RUNS/mg240k.jsonl" --sheet "$RUNS/mg240k.html" --overwrite
 
 # Stage 1: short answers and multi-image understanding (MGrounding-630k's free-form part has that).
 #   learning rate 5e-6, cosine, warm-up 1.5 %, batch 2 x 3 x 8 = 48, one epoch, vision tower frozen: Migician's stage 1.
 [ -f "$RUNS/stage1.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage1.jsonl" "$RUNS/mg240k.jsonl" "$RUNS/mgrounding.jsonl"
 budget "$BASE"
-launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/stage1" \
+done_before stage1 || launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/stage1" \
     --steps 18000 --batch 2 --accumulate 3 --learning-rate 5e-6 --schedule cosine --warmup-steps 270 --weight-decay 0 \
     --freeze-vision --checkpointing --save-steps 500
 
@@ -47,28 +55,28 @@ launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/sta
 #   210K records: Migician's cap; the shares in it are ours.
 [ -f "$RUNS/stage2.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage2.jsonl" "$DATA/cot.jsonl:60000" \
     "$RUNS/refcoco.jsonl:50000" "$RUNS/mg240k.jsonl:100000"
-launch -m train.sft --model "$RUNS/stage1" --data "$RUNS/stage2.jsonl" --out "$RUNS/stage2" \
+done_before stage2 || launch -m train.sft --model "$RUNS/stage1" --data "$RUNS/stage2.jsonl" --out "$RUNS/stage2" \
     --steps 4400 --batch 2 --accumulate 3 --learning-rate 4e-6 --schedule cosine --warmup-steps 220 --weight-decay 0 \
     --checkpointing --save-steps 500
 
 # Stage 3: GRPO, half of the groups reasoning (ours), rewards of train/rewards.py.
 #   8 answers a group, 1e-6, vision frozen: UniVG-R1. KL weight 0.01, temperature 1: MG-Thinker. 512 tokens: Vision-R1.
-launch -m train.grpo --model "$RUNS/stage2" --data "$RUNS/mg240k.jsonl" --out "$RUNS/gemvg" \
+done_before gemvg || launch -m train.grpo --model "$RUNS/stage2" --data "$RUNS/mg240k.jsonl" --out "$RUNS/gemvg" \
     --steps 2000 --batch 16 --generations 8 --device-batch 8 --learning-rate 1e-6 --beta 0.01 --temperature 1 \
     --max-new-tokens 512 --cot-share 0.5 --vllm --checkpointing --save-steps 100
 
 # The edge student: 2B, learning the teacher's distribution while both write digits, then its own location tokens.
 #   weight 1 and temperature 1, batch 48, 1e-5: ours. 1000 locations: Rex-Omni's bins.
 budget "$BASE_2B"
-launch -m train.distill --teacher "$RUNS/gemvg" --model "$BASE_2B" --data "$RUNS/stage2.jsonl" --out "$RUNS/2b" \
-    --steps 10000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
+done_before 2b || launch -m train.distill --teacher "$RUNS/gemvg" --model "$BASE_2B" --data "$RUNS/stage2.jsonl" \
+    --out "$RUNS/2b" --steps 10000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
     --checkpointing --save-steps 500
-"$PYTHON" -m train.vocabulary "$RUNS/2b" "$RUNS/2b-grown" --locations 1000
-launch -m train.sft --model "$RUNS/2b-grown" --data "$RUNS/mg240k.jsonl" --out "$RUNS/2b-locations" \
-    --steps 5000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
+done_before 2b-grown || "$PYTHON" -m train.vocabulary "$RUNS/2b" "$RUNS/2b-grown" --locations 1000
+done_before 2b-locations || launch -m train.sft --model "$RUNS/2b-grown" --data "$RUNS/mg240k.jsonl" \
+    --out "$RUNS/2b-locations" --steps 5000 --batch 2 --accumulate 3 --learning-rate 1e-5 --schedule cosine --warmup-steps 300 --weight-decay 0 \
     --checkpointing --save-steps 500
 
 # GPTQ int4 with the rest in int8. 128 prompts and groups of 128: GPTQ's own.
-"$PYTHON" -m quantize.gptq --model "$RUNS/2b-locations" --out "$RUNS/2b-locations.gptq" --records "$RUNS/mg240k.jsonl" \
-    --vision-bits 8 --head-bits 8 --embedding-bits 8
-"$PYTHON" -m export.to_onnx "$RUNS/2b-locations.gptq" "$RUNS/2b-locations.int4"
+done_before 2b-locations.gptq || "$PYTHON" -m quantize.gptq --model "$RUNS/2b-locations" \
+    --out "$RUNS/2b-locations.gptq" --records "$RUNS/mg240k.jsonl" --vision-bits 8 --head-bits 8 --embedding-bits 8
+"$PYTHON" -m export.to_onnx "$RUNS/2b-locations.gptq" "$RUNS/2b-locations.int4" --overwrite

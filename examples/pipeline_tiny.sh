@@ -16,15 +16,21 @@ DATA=${DATA:-data/world}               # where scenes are rendered to
 START=${START:-checkpoints/tabletop}
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
+# What makes the scripts' Python the workshop's, and not the runtime's alone.
+"$PYTHON" -c 'from importlib.util import find_spec as found
+raise SystemExit(not all(map(found, ("torch", "trl", "tyro", "onnxscript"))))' 2>/dev/null || {
+    echo "$0: $PYTHON has no workshop to train with; \`make workshop\` sets it up in .venv" >&2
+    exit 2
+}
 export OMP_WAIT_POLICY=passive         # threads that wait by spinning take the time of those that work
 
 part() { echo $(($1 / SCALE > 2 ? $1 / SCALE : 2)); }
 
-# stage NAME MODULE ARGUMENTS: runs it unless its folder is there already.
+# stage NAME MODULE ARGUMENTS: runs it unless its checkpoint is there already. config.json comes last into a folder.
 stage() {
     local name=$1 module=$2
     shift 2
-    if [ -d "$OUT/$name" ]; then
+    if [ -f "$OUT/$name/config.json" ]; then
         echo "== $name: done before"
     else
         echo "== $name"
@@ -75,7 +81,7 @@ stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
 # What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
 stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
     --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
-"$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4"
+"$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite
 
 "$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start::held-out \
     grpo::held-out grpo-cot::held-out grpo-direct::held-out --data "$DATA" --splits held-out new-names new-style \

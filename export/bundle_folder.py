@@ -11,18 +11,29 @@ from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder, list_folder
 from gemvg_edge.json_object import read_json_object
-from train.output_folder import MARK, new_folder
+from train.output_folder import MARK, check_target, new_folder
 
 LEFT_ALONE = "the folder is left alone, give another one"
 
 
+def check_bundle_folder(
+    target: Path, files: Collection[str], inputs: Sequence[Path] = (), *, overwrite: bool = False
+) -> None:
+    """GemvgError, to be had before any work, where `new_bundle_folder` would refuse to write."""
+    check_target(target, bundle.MANIFEST, inputs, overwrite=overwrite, older=_older(target, files))
+
+
 @contextmanager
-def new_bundle_folder(target: Path, files: Collection[str], inputs: Sequence[Path] = ()) -> Iterator[Path]:
+def new_bundle_folder(
+    target: Path, files: Collection[str], inputs: Sequence[Path] = (), *, overwrite: bool = False
+) -> Iterator[Path]:
     """A folder to fill, which becomes `target` at the end; after an error nothing has changed.
 
-    An older bundle there, of these files, is replaced; anything else is refused at once, one of the `inputs` too.
+    An older bundle there, of these files, is replaced with `overwrite`; anything else is refused at once, one of the
+    `inputs` too.
     """
-    with new_folder(target, bundle.MANIFEST, inputs, older=_older(target, files), keep_mark=False) as folder:
+    older = _older(target, files)
+    with new_folder(target, bundle.MANIFEST, inputs, overwrite=overwrite, older=older, keep_mark=False) as folder:
         yield folder
 
 

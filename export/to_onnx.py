@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,19 +19,41 @@ from tqdm import tqdm
 from export.bundle_writer import FLOAT32, Recipe, count_tensors, write_bundle
 from export.weights import Scheme
 from gemvg_edge.bundle import DIALECTS, PRECISIONS
-from gemvg_edge.command import run_command, whole_number
+from gemvg_edge.command import OVERWRITE, run_command, whole_number
+from gemvg_edge.images import EDGE_MAX_PIXELS
 from quantize.checkpoint import open_checkpoint
 from quantize.rtn import BLOCK_SIZES
+from train.checkpoint import with_budget
+from train.hub import checkpoint_folder
+from train.profiles import NAMES
 
 BITS = {"float": None, "int8": 8, "int4": 4}
 
 
-def export(checkpoint: Path, target: Path, recipe: Recipe = FLOAT32) -> None:
-    """Write the bundle, with a progress bar over the checkpoint's tensors."""
+def export(
+    checkpoint: Path,
+    target: Path,
+    recipe: Recipe = FLOAT32,
+    *,
+    overwrite: bool = False,
+    profile: str | None = None,
+    max_pixels: int | None = None,
+) -> None:
+    """Write the bundle, with a progress bar over the checkpoint's tensors.
+
+    `profile` is one of train.profiles.NAMES, or guessed. `max_pixels` is the budget of a picture; left out, it is the
+    checkpoint's, but no more than EDGE_MAX_PIXELS. Says on stderr what it chose.
+    """
     recipe.check()
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, profile)
+    stated = opened.config.settings.preprocessing.max_pixels
+    settings = with_budget(opened.config.settings, max_pixels)
+    opened = replace(opened, config=replace(opened.config, settings=settings))
+    budget = settings.preprocessing.max_pixels
+    other = f" (the checkpoint has {stated}; --max-pixels)" if budget != stated else ""
+    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}", file=sys.stderr)
     with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor", delay=1) as bar:
-        write_bundle(opened, target, recipe, on_tensor=lambda name: bar.update() and None)
+        write_bundle(opened, target, recipe, lambda name: bar.update() and None, overwrite=overwrite)
 
 
 def read_recipe(given: argparse.Namespace) -> Recipe:
@@ -47,20 +70,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a Qwen2-VL folder: config.json, safetensors, tokenizer")
-    parser.add_argument("bundle", type=Path, help="the folder to write; an existing bundle is replaced")
-    dialects = "ONNX Runtime's ops, those of opset 24, or those of TensorRT 10.3"
-    parser.add_argument("--dialect", choices=DIALECTS, default="fused", help=dialects)
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="what the graphs compute in")
-    decoder = "of decoder and head, where they are stored as floats"
-    parser.add_argument("--weights", choices=tuple(BITS), default="float", help=decoder)
-    parser.add_argument("--vision-weights", choices=tuple(BITS), help="default: float, or int8 where --weights rounds")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m export.to_onnx", description=__doc__, formatter_class=raw)
     parser.add_argument(
-        "--block-size", type=whole_number, choices=BLOCK_SIZES, default=32, help="weights that share a scale"
+        "checkpoint", type=Path, help="a Qwen2-VL folder (config.json, safetensors, tokenizer), or its hub id"
     )
+    parser.add_argument("bundle", type=Path, help="the bundle folder to write")
+    dialects = "ONNX Runtime's ops, those of opset 24, or those of TensorRT 10.3 (default: %(default)s)"
+    parser.add_argument("--dialect", choices=DIALECTS, default="fused", help=dialects)
+    precisions = "what the graphs compute in (default: %(default)s)"
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=precisions)
+    decoder = "weights of decoder and head, where they are stored as floats (default: %(default)s)"
+    parser.add_argument("--weights", choices=tuple(BITS), default="float", help=decoder)
+    vision = "weights of the vision tower (default: float, or int8 where --weights rounds)"
+    parser.add_argument("--vision-weights", choices=tuple(BITS), help=vision)
+    block = "how many weights share a scale where --weights rounds (default: %(default)s)"
+    parser.add_argument("--block-size", type=whole_number, choices=BLOCK_SIZES, default=32, help=block)
+    words = "how the checkpoint is asked and answers (default: what its config says or points to; see train/profiles)"
+    parser.add_argument("--profile", choices=NAMES, help=words)
+    budget = f"pixels of a picture after resizing, at most (default: the checkpoint's, up to {EDGE_MAX_PIXELS})"
+    parser.add_argument("--max-pixels", type=whole_number, metavar="N", help=budget)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     given = parser.parse_args(arguments)
-    export(given.checkpoint, given.bundle, read_recipe(given))
+    chosen = {"profile": given.profile, "max_pixels": given.max_pixels, "overwrite": given.overwrite}
+    export(checkpoint_folder(given.checkpoint), given.bundle, read_recipe(given), **chosen)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from export.bundle_folder import new_bundle_folder
+from export.bundle_folder import check_bundle_folder, new_bundle_folder
 from export.bundle_writer import write_manifest
 from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
 from export.hashed_file import describe
@@ -36,7 +36,7 @@ from export.tensorrt_build import (
 )
 from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
-from gemvg_edge.command import run_command, whole_number
+from gemvg_edge.command import OVERWRITE, run_command, whole_number
 from gemvg_edge.engines.placement import whole_slots
 from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt
 from gemvg_edge.errors import GemvgError
@@ -85,8 +85,11 @@ def to_tensorrt(
     device: str | None = None,
     workspace: int | None = None,
     timing_cache: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Build every engine of a bundle; what is wrong is said before the first of them. `workspace` is in bytes."""
+    check_bundle_folder(target, FILES, [source], overwrite=overwrite)
     opened = open_bundle(source)
     manifest = opened.manifest
     if manifest.tensorrt:
@@ -115,7 +118,7 @@ def to_tensorrt(
         max_visual_tokens=limits.max_visual_tokens,
         split_head=pieces > 1,
     )
-    with new_bundle_folder(target, FILES, [source]) as work:
+    with new_bundle_folder(target, FILES, [source], overwrite=overwrite) as work:
         for job in plan_jobs(vision, decoder, limits, manifest, pieces):
             run_job(trt, job, source, options, work)
         for name in (bundle.EMBEDDING, bundle.TOKENIZER):
@@ -201,24 +204,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m export.to_tensorrt", description=__doc__, formatter_class=raw)
     parser.add_argument("bundle", type=Path, help="the graphs, of the dialect standard or plain")
-    parser.add_argument("out", type=Path, help="the folder to write; an existing bundle of engines is replaced")
+    parser.add_argument("out", type=Path, help="the folder to write the bundle of engines to")
     parser.add_argument("--device", choices=tuple(read_devices()), help="what this machine should be (default: any)")
-    tokens = "of a scene: pictures, query and answer (default %(default)s)"
+    tokens = "tokens of a scene at most: pictures, query and answer (default: %(default)s)"
     parser.add_argument("--max-tokens", type=whole_number, default=4096, metavar="N", help=tokens)
-    passes = "of one pass, longer prompts take several (default %(default)s)"
+    passes = "tokens of one pass at most, longer prompts take several (default: %(default)s)"
     parser.add_argument("--max-prefill", type=whole_number, default=1024, metavar="N", help=passes)
-    pictures = f"of one picture (default: as the preprocessing allows, up to {USUAL_PICTURE})"
+    pictures = f"tokens of one picture at most (default: as the preprocessing allows, up to {USUAL_PICTURE})"
     parser.add_argument("--max-visual-tokens", type=whole_number, metavar="N", help=pictures)
-    workspace = "what one tactic may take (default: by the free memory)"
+    workspace = "memory that one tactic may take, in MiB (default: by the free memory)"
     parser.add_argument("--workspace", type=whole_number, metavar="MIB", help=workspace)
-    cache = "measurements of earlier builds, read and written"
+    cache = "measurements of earlier builds, read and written (default: none)"
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help=cache)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     given = parser.parse_args(arguments)
     sizes = (given.max_tokens, given.max_prefill, given.max_visual_tokens)
     bytes_of_workspace = given.workspace * MIB if given.workspace else None
-    to_tensorrt(given.bundle, given.out, *sizes, given.device, bytes_of_workspace, given.timing_cache)
+    told = given.device, bytes_of_workspace, given.timing_cache
+    to_tensorrt(given.bundle, given.out, *sizes, *told, overwrite=given.overwrite)
     return 0
 
 

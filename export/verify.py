@@ -36,6 +36,7 @@ from gemvg_edge.images import patchify
 from gemvg_edge.positions import mrope_positions, mrope_table
 from gemvg_edge.prompt import encode_prefix, encode_query
 from gemvg_edge.tokenizer import open_tokenizer
+from train.hub import checkpoint_folder
 
 # Of float32, absolute. Of float16 in standard deviations of the output: its last digit is 1e-3 of a number, and every
 # layer adds some.
@@ -278,14 +279,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--against", type=Path, required=True, metavar="CHECKPOINT")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m export.verify", description=__doc__, formatter_class=raw)
+    parser.add_argument("bundle", type=Path, help="the bundle folder to check, one of graphs")
+    against = "the checkpoint folder, or hub id, that it was exported from (required)"
+    parser.add_argument("--against", type=Path, required=True, metavar="CHECKPOINT", help=against)
     given = parser.parse_args(arguments)
     bundle = open_bundle(given.bundle)
     if bundle.manifest.tensorrt:
         raise GemvgError(f"{bundle.folder} holds TensorRT engines; verify the bundle that they were built from")
-    result = verify(bundle, given.against)
+    result = verify(bundle, checkpoint_folder(given.against))
     print(json.dumps(result))
     return 0 if result["passed"] else 1
 

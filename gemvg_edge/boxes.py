@@ -29,8 +29,9 @@ class Box:
     y1: float
     x2: float
     y2: float
-    label: str | None = field(default=None, compare=False)  # what was asked for, or the name that the model wrote
-    score: float | None = field(default=None, compare=False)  # 0..1; None where nothing gave one
+    # What was asked for, or the name that the model wrote.
+    label: str | None = field(default=None, compare=False, kw_only=True)
+    score: float | None = field(default=None, compare=False, kw_only=True)  # 0..1; None where nothing gave one
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.x1, self.y1, self.x2, self.y2))

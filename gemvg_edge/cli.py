@@ -92,7 +92,7 @@ def _told(options: argparse.Namespace) -> Iterator[None]:
 
 
 def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentParser:
-    """The command line of what the package itself does; argparse's list of commands is hidden, since COMMANDS is one."""
+    """The command line of what the package itself does; argparse's own list is hidden: COMMANDS is one."""
     parser = argparse.ArgumentParser(
         prog="gemvg",
         usage="gemvg [-h] [--version] COMMAND ...",

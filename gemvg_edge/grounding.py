@@ -213,7 +213,7 @@ def _read_box(entry: JsonObject, pictures: int) -> Box:
     x1, y1, x2, y2 = (entry.value(name, float) for name in ("x1", "y1", "x2", "y2"))
     label = entry.value("label", str) if entry.content.get("label") is not None else None
     score = entry.value("score", float, low=0, high=1) if entry.content.get("score") is not None else None
-    return Box(entry.value("image", int, low=0, high=pictures - 1), x1, y1, x2, y2, label, score)
+    return Box(entry.value("image", int, low=0, high=pictures - 1), x1, y1, x2, y2, label=label, score=score)
 
 
 def merge(parts: Sequence[Grounding], pictures: tuple[Picture, ...], timings: Timings) -> Grounding:

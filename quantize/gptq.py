@@ -15,10 +15,10 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import torch
 from tqdm import tqdm
@@ -36,55 +36,63 @@ from quantize.gptq_format import VERSION_1, VERSION_2, WORD, QuantizedLinear, de
 from quantize.parts import (
     START,
     pack_layers,
-    part_size,
     quantization_config,
     write_checkpoint,
     write_part,
     writing_parts,
 )
+from quantize.progress import BAR, block_work
 from quantize.solver import Grid, Order, factor, round_to_nearest, solve
-from quantize.stream import HEAD, Block, block_names, stream
+from quantize.stream import HEAD, Block, block_names, finished_blocks, stream
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
-from train.stage import check_device, check_out, run_stage, settings_json, working
+from train.checkpoint import with_budget
+from train.stage import Switch, check_out, run_stage, settings_json, usable_device, working
 
-BITS, UNTOUCHED = (3, 4, 8), 16
+UNTOUCHED: Final = 16
+Bits = Literal[3, 4, 8]
+SideBits = Literal[4, 8, 16]
+Method = Literal["gptq", "rtn"]
+Calibration = Literal["grounding", "text"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that a run is told; data and model have no default."""
 
-    model: Path
-    out: Path
-    bits: int = 4  # of the decoder's linear layers: 3, 4 or 8
+    model: Path  # the float checkpoint folder to read
+    out: Path  # the checkpoint folder to write
+    bits: Bits = 4  # bits a weight of the decoder's linear layers
     group_size: int = 128  # inputs that share a scale; -1 for all
     sym: bool = True  # zero is the middle code; otherwise every group has its zero-point
     positive_scales: bool = False  # as TensorRT wants them; a sign lets the extreme have the lowest code
     desc_act: bool = False  # groups by importance, which many kernels cannot read
-    method: str = "gptq"  # or "rtn"
-    calibration: str = "grounding"  # or "text"
-    samples: int = 128
-    records: Path | None = None  # grounding prompts of your own (train/data/record.py); else simulated scenes
-    text: Path | None = None  # a text file; else Python's language reference
+    method: Method = "gptq"  # rtn rounds to nearest, with no calibration
+    calibration: Calibration = "grounding"  # kind of prompts that the model is calibrated on
+    samples: int = 128  # how many prompts
+    records: Path | None = None  # a .jsonl of grounding records to take prompts from; none: simulated scenes
+    text: Path | None = None  # a file for --calibration text; none: Python's language reference
     scenes: Path = Path("data/world/calibration")  # where the simulated scenes are, or are rendered to
-    visual_weight: float = 1.0  # how much a token of this class counts in a Hessian
-    text_weight: float = 1.0
-    answer_weight: float = 1.0
-    vision_bits: int = UNTOUCHED  # 16 leaves as it is; 8 and 4
-    head_bits: int = UNTOUCHED
-    embedding_bits: int = UNTOUCHED
-    damping: float = 0.01  # of the Hessian's mean diagonal
+    max_pixels: int | None = None  # pixels of a calibration picture after resizing, at most; none: as export has it
+    visual_weight: float = 1.0  # how much a token of a picture counts
+    text_weight: float = 1.0  # how much any other token of a prompt counts
+    answer_weight: float = 1.0  # how much a token of an answer counts
+    vision_bits: SideBits = UNTOUCHED  # bits a weight of the vision tower; 16 leaves it as it is
+    head_bits: SideBits = UNTOUCHED  # bits a weight of the head; 16 leaves it as it is
+    embedding_bits: SideBits = UNTOUCHED  # bits a number of the embedding table; 16 leaves it as it is
+    damping: float = 0.01  # added to the Hessian's diagonal, as a share of its mean
     search: bool = True  # search the clipping of each group
     true_sequential: bool = False  # a block's layers see what those before them became: more passes
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"  # what torch computes on, such as cpu or cuda; auto: the GPU if there is one
+    overwrite: Switch = False  # replace a finished result that is at --out
 
     def grid(self, layer: str) -> Grid | None:
         """What a layer's weight is rounded to, by its tensor's name without `.weight`; None leaves it."""
         if layer.startswith("visual."):
             # 8-bit products want one scale an output: it can be applied after the sum.
-            bits, group_size = self.vision_bits, -1 if self.vision_bits == 8 else self.group_size
+            bits: int = self.vision_bits
+            group_size = -1 if bits == 8 else self.group_size
         else:
-            special = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
+            special: dict[str, int] = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
             bits, group_size = special.get(layer, self.bits), self.group_size
         symmetric = self.sym or layer.startswith("visual.") or layer == EMBEDDING_LAYER
         return Grid(bits, group_size, symmetric, self.positive_scales) if bits < UNTOUCHED else None
@@ -104,6 +112,7 @@ def quantize(run: Settings) -> None:
     """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
     check_out(run)
     checkpoint = open_float_checkpoint(run.model)
+    run = replace(run, device=usable_device(run.device))
     check(run, checkpoint)
     prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)
     with writing_parts(run.out), working(run) as work:
@@ -161,7 +170,7 @@ def collect_hessians(block: Block, layers: Sequence[str]) -> dict[str, torch.Ten
 
 def read_prompts(run: Settings, checkpoint: Checkpoint) -> list[CalibrationPrompt]:
     """What the model is calibrated on."""
-    settings = checkpoint.config.settings
+    settings = with_budget(checkpoint.config.settings, run.max_pixels)
     if run.calibration == "text":
         return text_prompts(settings, read_text(run.text), run.samples)
     weights = TokenWeights(run.visual_weight, run.text_weight, run.answer_weight)
@@ -170,16 +179,15 @@ def read_prompts(run: Settings, checkpoint: Checkpoint) -> list[CalibrationPromp
 
 def check(run: Settings, checkpoint: Checkpoint) -> None:
     """Refuse, before any work, what cannot be done."""
-    check_device(run.device)
-    for value, known, flag in (
-        (run.bits, BITS, "bits"),
-        (run.vision_bits, (4, 8, UNTOUCHED), "vision-bits"),
-        (run.head_bits, (4, 8, UNTOUCHED), "head-bits"),
-        (run.embedding_bits, (4, 8, UNTOUCHED), "embedding-bits"),
-        (run.method, ("gptq", "rtn"), "method"),
-        (run.calibration, ("grounding", "text"), "calibration"),
+    for value, choices, flag in (
+        (run.bits, Bits, "bits"),
+        (run.vision_bits, SideBits, "vision-bits"),
+        (run.head_bits, SideBits, "head-bits"),
+        (run.embedding_bits, SideBits, "embedding-bits"),
+        (run.method, Method, "method"),
+        (run.calibration, Calibration, "calibration"),
     ):
-        if value not in known:
+        if value not in (known := get_args(choices)):
             raise GemvgError(f"--{flag} is {value}; give one of {', '.join(map(str, known))}")
     if run.samples < 1 or run.damping <= 0 or min(run.visual_weight, run.text_weight, run.answer_weight) < 0:
         raise GemvgError("--samples and --damping must be above zero, the weights of tokens not below")
@@ -215,16 +223,15 @@ def _describe(run: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
 def _quantize_blocks(run: Settings, checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], work: Path) -> float:
     """Write every block's part; median seconds of a decoder layer."""
     names = block_names(checkpoint)
-    sizes = [part_size(checkpoint, name) for name in names]
+    layers = linear_layers(checkpoint)
+    sizes = block_work(checkpoint, prompts, layers, [layer for layer in layers if run.grid(layer)])
+    before = sum(sizes[: finished_blocks(work)])
     seconds: list[float] = []
     started = time.perf_counter()
-    with tqdm(total=sum(sizes), desc=run.out.name, unit=" weights", unit_scale=True) as bar:
+    with tqdm(total=sum(sizes), initial=before, desc=run.out.name, bar_format=BAR) as bar:
         for block in stream(checkpoint, prompts, run.device, work):
-            index = names.index(block.name)
-            if not seconds:  # after those that an earlier run finished
-                bar.n = bar.initial = sum(sizes[:index])
             write_part(checkpoint, work, block.name, pack_layers(quantize_block(block, run), run.version))
-            bar.update(sizes[index])
+            bar.update(sizes[names.index(block.name)])
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()
     in_decoder = [took for name, took in zip(names[-len(seconds) :], seconds, strict=True) if name.startswith("model.")]

@@ -60,12 +60,6 @@ def as_stored(checkpoint: Checkpoint, name: str, values: npt.NDArray[np.float32]
     return stored
 
 
-def part_size(checkpoint: Checkpoint, name: str) -> int:
-    """How many numbers a block's tensors have."""
-    shapes = dict(expected_tensors(checkpoint.config))
-    return sum(int(np.prod(shapes[tensor])) for tensor in _tensors_of(checkpoint, name))
-
-
 def write_checkpoint(
     checkpoint: Checkpoint, work: Path, out: Path, changes: dict[str, Any], record: dict[str, Any], own_head: bool
 ) -> None:
@@ -78,7 +72,7 @@ def write_checkpoint(
         for section in (config, config.get("text_config", {})):
             section["tie_word_embeddings"] = False
     parts = [_part_file(work, name) for name in (START, *block_names(checkpoint))]
-    with writing(checkpoint.folder, out) as folder:
+    with writing(checkpoint.folder, out, overwrite=True) as folder:  # as was asked before the first part
         write_json(folder / CONFIG, config)
         write_json(folder / RECORD, record)
         shutil.rmtree(folder / Path(DENSE_HEAD).parent, ignore_errors=True)  # of use to training only

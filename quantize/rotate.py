@@ -24,7 +24,7 @@ from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, block_names
 from quantize.tensors import EMBEDDING
-from train.stage import check_out, run_stage, settings_json, working
+from train.stage import Seed, Switch, check_out, run_stage, settings_json, working
 
 NORM = "model.norm.weight"
 READERS = {
@@ -40,9 +40,10 @@ Array = npt.NDArray[np.float32]
 class Settings:
     """What a run is told."""
 
-    model: Path
-    out: Path
-    seed: int = 0
+    model: Path  # the float checkpoint folder to read
+    out: Path  # the checkpoint folder to write
+    seed: Seed = 0  # what the random rotation starts from
+    overwrite: Switch = False  # replace a finished result that is at --out
 
 
 def rotate(run: Settings) -> None:

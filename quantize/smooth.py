@@ -10,7 +10,7 @@ a product behind it. The result is a float checkpoint that computes the same. En
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,8 @@ from quantize.calibration import grounding_prompts
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, Block, block_names, stream
-from train.stage import check_device, check_out, run_stage, settings_json, working
+from train.checkpoint import with_budget
+from train.stage import Switch, check_out, run_stage, settings_json, usable_device, working
 
 SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is never used stays as it is
 
@@ -33,13 +34,15 @@ SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is nev
 class Settings:
     """What a run is told."""
 
-    model: Path
-    out: Path
-    alpha: float = 0.5  # how much of the difficulty goes to the weights
-    samples: int = 128
-    records: Path | None = None  # grounding prompts of your own; else simulated scenes
-    scenes: Path = Path("data/world/calibration")
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Path  # the float checkpoint folder to read
+    out: Path  # the checkpoint folder to write
+    alpha: float = 0.5  # share of the difficulty that goes to the weights, 0 to 1
+    samples: int = 128  # how many prompts the activations are measured on
+    records: Path | None = None  # a .jsonl of grounding records to take prompts from; none: simulated scenes
+    scenes: Path = Path("data/world/calibration")  # where the simulated scenes are, or are rendered to
+    max_pixels: int | None = None  # pixels of a calibration picture after resizing, at most; none: as export has it
+    device: str = "auto"  # what torch computes on, such as cpu or cuda; auto: the GPU if there is one
+    overwrite: Switch = False  # replace a finished result that is at --out
 
 
 class Fold(NamedTuple):
@@ -94,9 +97,10 @@ def smooth(run: Settings) -> None:
     if not 0 <= run.alpha <= 1 or run.samples < 1:
         raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
     check_out(run)
-    check_device(run.device)
+    run = replace(run, device=usable_device(run.device))
     checkpoint = open_float_checkpoint(run.model)
-    prompts = grounding_prompts(checkpoint.config.settings, run.records, run.scenes, run.samples)
+    settings = with_budget(checkpoint.config.settings, run.max_pixels)
+    prompts = grounding_prompts(settings, run.records, run.scenes, run.samples)
     with writing_parts(run.out), working(run) as work:
         write_part(checkpoint, work, START, {})
         names = block_names(checkpoint)

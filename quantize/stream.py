@@ -85,6 +85,14 @@ def block_names(checkpoint: Checkpoint) -> list[str]:
     return [*vision, MERGER, *(f"model.layers.{k}" for k in range(shape.layers)), HEAD]
 
 
+def finished_blocks(work: Path) -> int:
+    """How many blocks an earlier run got through, whose last output is kept."""
+    if not (work / ACTIVATIONS).is_file():
+        return 0
+    with safe_open(work / ACTIVATIONS, framework="pt") as file:
+        return int(file.metadata()["following"])
+
+
 def stream(
     checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], device: str = "cpu", work: Path | None = None
 ) -> Iterator[Block]:
@@ -94,7 +102,8 @@ def stream(
     for part in (config.text_config, config.vision_config):
         part._attn_implementation = "sdpa"
     names = block_names(checkpoint)
-    first, inputs = _resume(work, len(prompts), device) if work else (0, [])
+    first = finished_blocks(work) if work else 0
+    inputs = _read_kept(work, len(prompts), device) if work and first else []
     pictures, words = _layouts(checkpoint, prompts, device), _word_tables(checkpoint, prompts, device)
     if first == 0:
         inputs = _patch_embeddings(checkpoint, kind, prompts, pictures, device)
@@ -262,9 +271,7 @@ def _keep(work: Path, following: int, inputs: Inputs) -> None:
     os.replace(partial, work / ACTIVATIONS)
 
 
-def _resume(work: Path, prompts: int, device: str) -> tuple[int, Inputs]:
-    """The block to go on with and its inputs; the first if nothing was kept."""
-    if not (work / ACTIVATIONS).is_file():
-        return 0, []
+def _read_kept(work: Path, prompts: int, device: str) -> Inputs:
+    """The inputs of the block to go on with."""
     with safe_open(work / ACTIVATIONS, framework="pt") as file:
-        return int(file.metadata()["following"]), [file.get_tensor(str(k)).to(device) for k in range(prompts)]
+        return [file.get_tensor(str(k)).to(device) for k in range(prompts)]

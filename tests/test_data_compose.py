@@ -143,13 +143,16 @@ def test_composing_as_a_command(
     out = tmp_path / "records.jsonl"
     run(compose, monkeypatch, "--star", tmp_path / "star", "--size", 24, "--out", out)
     assert len(out.read_text().splitlines()) == 1
+    with pytest.raises(SystemExit):
+        run(compose, monkeypatch, "--star", tmp_path / "star", "--size", 24, "--out", out)
+    assert "records.jsonl is there already; add --overwrite to replace it" in capsys.readouterr().err
     for arguments, message in (
         ((), "no data set was given; name at least one of --d3"),
         (("--star", tmp_path / "none"), "object_classes.txt: no such file"),
         (("--star", tmp_path / "star", "--size", 0), "--size is 0; it must be at least 1"),
     ):
         with pytest.raises(SystemExit):
-            run(compose, monkeypatch, *arguments, "--out", out)
+            run(compose, monkeypatch, *arguments, "--out", out, "--overwrite")
         assert message in capsys.readouterr().err
 
 
@@ -201,7 +204,7 @@ def test_what_is_read_is_never_the_output(tmp_path: Path, name: str) -> None:
         compose.compose(Folders(coco=coco), None, 10, 0, out)
     assert {path: path.read_bytes() for path in coco.rglob("*") if path.is_file()} == before
     for _ in range(2):  # a result of an earlier run may be replaced, beside what is read too
-        convert.convert("coco", coco, 0, coco / "records.jsonl")
+        convert.convert("coco", coco, 0, coco / "records.jsonl", overwrite=True)
     assert len(list(read_records(coco / "records.jsonl"))) > 1
 
 

@@ -61,9 +61,11 @@ def test_a_mixing_is_killed(tmp_path: Path) -> None:
     out, outcomes = tmp_path / "out.jsonl", []
 
     def work() -> None:
-        write_records(mix([(tmp_path / "part.jsonl", None)], 0, Tally()), out, [tmp_path / "part.jsonl"])
+        write_records(
+            mix([(tmp_path / "part.jsonl", None)], 0, Tally()), out, [tmp_path / "part.jsonl"], overwrite=True
+        )
 
-    for _ in every_kill(work, lambda: write_records([old], out)):
+    for _ in every_kill(work, lambda: write_records([old], out, overwrite=True)):
         (found,) = read_records(out)
         assert found in (old, new)
         outcomes.append(found)

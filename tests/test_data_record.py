@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as if there were no more room
     try:
         with pytest.raises(GemvgError, match=r"out\.jsonl cannot be written \(File too large\)"):
-            write_records([GOOD] * 9999, file)
+            write_records([GOOD] * 9999, file, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == before

@@ -47,5 +47,5 @@ def test_bad_input_is_told(checkpoint: Path) -> None:
         deepen(checkpoint, checkpoint.with_name("x"), 3)
     with pytest.raises(GemvgError, match="no such checkpoint folder"):
         deepen(checkpoint.with_name("none"), checkpoint.with_name("x"), 4)
-    with pytest.raises(GemvgError, match="is there already"):
+    with pytest.raises(GemvgError, match="small is the checkpoint itself"):
         deepen(checkpoint, checkpoint, 4)

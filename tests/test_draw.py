@@ -148,11 +148,11 @@ def test_each_answer_has_its_colour_and_frames_stay_apart() -> None:
 
 def test_labels_do_not_hide_each_other() -> None:
     """Twenty boxes in one place: each label has its own pixels, so there is as much ink as labels."""
-    places = [Box(0, 100, 150, 200, 250, f"thing {k}") for k in range(20)]
+    places = [Box(0, 100, 150, 200, 250, label=f"thing {k}") for k in range(20)]
     one, all_of_them = (
         inked(draw_boxes(grey((400, 600)), answer("q", *boxes))[0]).sum() for boxes in (places[:1], places)
     )
-    frame_ink = inked(draw_boxes(grey((400, 600)), answer("", Box(0, 100, 150, 200, 250, " ")))[0]).sum()
+    frame_ink = inked(draw_boxes(grey((400, 600)), answer("", Box(0, 100, 150, 200, 250, label=" ")))[0]).sum()
     assert all_of_them > 15 * (one - frame_ink)
 
 
@@ -166,8 +166,10 @@ def test_a_turned_photograph_is_drawn_upright(tmp_path: Path) -> None:
 
 
 def test_odd_labels_and_sizes_are_drawn() -> None:
-    long = Box(0, 0, 0, 3, 4, "é" * 500 + "\nsecond line")
-    assert draw_boxes(grey((5, 5), (9000, 90)), answer("q", long, Box(1, 8990, 80, 9000, 90, "赤い杯")))[0].size == (
+    long = Box(0, 0, 0, 3, 4, label="é" * 500 + "\nsecond line")
+    assert draw_boxes(grey((5, 5), (9000, 90)), answer("q", long, Box(1, 8990, 80, 9000, 90, label="赤い杯")))[
+        0
+    ].size == (
         5,
         5,
     )

@@ -153,7 +153,7 @@ def test_a_kill_in_the_middle_leaves_what_was_there(checkpoint: Checkpoint, tmp_
     write_bundle(checkpoint, target, INT4)
     before = digests(target)
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(checkpoint, target, Recipe(), kill_at(count))
+        write_bundle(checkpoint, target, Recipe(), kill_at(count), overwrite=True)
     assert list(tmp_path.iterdir()) == [target]
     assert digests(target) == before
 
@@ -174,7 +174,7 @@ def test_a_failing_rename_brings_the_old_bundle_back(
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match="no more room"):
-        write_bundle(checkpoint, target, Recipe())
+        write_bundle(checkpoint, target, Recipe(), overwrite=True)
     assert list(tmp_path.iterdir()) == [target]
     assert digests(target) == before
 
@@ -184,14 +184,14 @@ def test_an_old_or_damaged_bundle_is_replaced(folder: Path, checkpoint: Checkpoi
     write_bundle(checkpoint, target, INT4)
     alter(DECODER_DATA)(target)
     remove(VISION_GRAPH)(target)
-    write_bundle(checkpoint, target, Recipe())
+    write_bundle(checkpoint, target, Recipe(), overwrite=True)
     assert digests(target) == digests(folder / "float32")
 
 
 def test_a_bundles_card_is_kept(folder: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     target = shutil.copytree(folder / "int4", tmp_path / "bundle")
     write("README.md", b"What it is good for.")(target)
-    write_bundle(checkpoint, target, Recipe())
+    write_bundle(checkpoint, target, Recipe(), overwrite=True)
     assert {path.name for path in target.iterdir()} == {MANIFEST, *FILES, "README.md"}
     assert (target / "README.md").read_text() == "What it is good for."
 
@@ -222,7 +222,7 @@ def test_memory_is_bounded_by_pieces(
         sizes.clear()
         monkeypatch.setattr(pieces, "PIECE_BYTES", limit)
         for name, recipe in (("float32", Recipe()), ("int4", INT4)):
-            write_bundle(checkpoint, tmp_path / name, recipe)
+            write_bundle(checkpoint, tmp_path / name, recipe, overwrite=True)
             assert digests(tmp_path / name) == digests(folder / name)
         assert len(sizes) > 200
         assert max(sizes) <= largest

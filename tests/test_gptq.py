@@ -210,11 +210,20 @@ def test_a_mended_run_is_not_refused(tiny: tuple[Any, Path]) -> None:
 
 def test_a_run_with_other_settings_is_refused(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, folder = tiny
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(gptq, "quantize_block", lambda block, run: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         quantize(settings(folder, "other"))
-    with pytest.raises(GemvgError, match="other settings"):
+    with pytest.raises(GemvgError, match=r"other settings \(--bits was 4, now 8\); delete it"):
         quantize(settings(folder, "other", bits=8))
+    # Paths are compared by where they lead.
+    other: dict[str, Any] = {
+        "model": Path("checkpoint"),
+        "records": Path("..") / folder.name / "records.jsonl",
+        "out": Path("./other"),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        quantize(replace(settings(folder, "other"), overwrite=True, **other))
 
 
 def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +248,8 @@ def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeyp
     for file, change in ((weights, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (records, lambda b: b + b"\n")):
         before = file.read_bytes()
         file.write_bytes(change(before))
-        with pytest.raises(GemvgError, match=r"belongs to a run with other settings .contents of .*/changed"):
+        told = file.name if file == records else "checkpoint"
+        with pytest.raises(GemvgError, match=rf"other settings \(the contents of .*/{told} changed\); delete it"):
             quantize(run)
         file.write_bytes(before)
     quantize(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -172,7 +172,7 @@ def test_a_bundle_is_its_dequantised_twin(tiny: tuple[Any, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantised_table_is_looked_up(tiny: tuple[Any, Path], tmp_path: Path, bits: int) -> None:
+def test_a_quantised_table_is_looked_up(tiny: tuple[Any, Path], tmp_path: Path, bits: Literal[4, 8]) -> None:
     _, folder = tiny
     out = tmp_path / "codes"
     quantize(Settings(folder / "checkpoint", out, method="rtn", group_size=-1, embedding_bits=bits, device="cpu"))

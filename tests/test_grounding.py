@@ -26,9 +26,9 @@ from train.data.labelled import LabelledPicture
 SCHEMA = Path(__file__).parents[1] / "docs" / "reference" / "grounding.schema.json"
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
 BOXES = (
-    Box(0, 10, 20, 30.5, 40, "mug", 0.75),
-    Box(0, 1, 2, 3, 4, "a red ball", 0.5),
-    Box(2, 0, 0, 639.25, 480, "mug"),
+    Box(0, 10, 20, 30.5, 40, label="mug", score=0.75),
+    Box(0, 1, 2, 3, 4, label="a red ball", score=0.5),
+    Box(2, 0, 0, 639.25, 480, label="mug"),
 )
 PICTURES = (Picture("left.png", 640, 480), Picture("images[1]", 3, 5), Picture("right.png", 640, 480))
 TIMINGS = Timings(1.5, 2, 3, 4, 5.25, 60, 7, 8)
@@ -116,7 +116,9 @@ def test_coco_is_read_by_pycocotools(tmp_path: Path) -> None:
     for annotation in coco.loadAnns(coco.getAnnIds()):
         x, y, width, height = annotation["bbox"]
         label = coco.cats[annotation["category_id"]]["name"]
-        found.append(Box(annotation["image_id"] - 1, x, y, x + width, y + height, label, annotation.get("score")))
+        found.append(
+            Box(annotation["image_id"] - 1, x, y, x + width, y + height, label=label, score=annotation.get("score"))
+        )
     assert tuple(found) == BOXES
     assert [(box.label, box.score) for box in found] == [(box.label, box.score) for box in BOXES]
     assert coco.getAnnIds(catIds=coco.getCatIds(catNms=["mug"])) == [1, 3]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image, patchify, resize
 from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
-from tests.checkpoints import ONE_7B_LAYER, write_checkpoint
+from tests.checkpoints import write_checkpoint
 from tests.training import StopAt, weights
 from train import grpo
 from train.checkpoint import read_settings
@@ -291,9 +289,9 @@ def test_what_cannot_be_run_is_refused(
     with pytest.raises(GemvgError, match="--min-spread must be at least 0 and below 1, not 1"):
         train(replace(run, min_spread=1))
     with pytest.raises(GemvgError, match="--reward-scale must be one of group, batch, none, not 'std'"):
-        train(replace(run, reward_scale="std"))
+        train(replace(run, reward_scale="std"))  # type: ignore[arg-type]
     with pytest.raises(GemvgError, match="--schedule must be one of constant, linear, cosine, not 'wsd'"):
-        train(replace(run, schedule="wsd"))
+        train(replace(run, schedule="wsd"))  # type: ignore[arg-type]
     with pytest.raises(GemvgError, match="cannot be shared out 3 at a time"):
         train(replace(run, device_batch=3))
     monkeypatch.setattr(grpo, "find_spec", lambda name: None)
@@ -322,27 +320,3 @@ def test_the_small_model_from_the_command_line(
     read_settings(tmp_path / "out")
     assert weights(tmp_path / "out").keys() == weights(tmp_path / "small").keys()
     assert json.loads((tmp_path / "out" / "training.json").read_text())["cot_share"] == 1
-
-
-@pytest.mark.slow
-def test_two_steps_at_the_true_7b_widths(run: GrpoSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every weight of one layer of the 7B (but a small vocabulary) through the 7B's own entry point.
-
-    Adafactor and no reference model keep it at 4 GiB; AdamW and the KL term would take twice that.
-    """
-    monkeypatch.setattr(grpo, "score", group_scores([[0.0, 1.0], [0.0, 1.0]]))
-    with TemporaryDirectory() as folder:  # pytest would keep the gigabytes of its last three runs
-        wide, out = Path(folder, "wide"), Path(folder, "out")
-        write_checkpoint(wide, ONE_7B_LAYER, bfloat16=True)
-        one_group = replace(run, batch=1, generations=2, device_batch=2, max_new_tokens=3, learning_rate=1e-4)
-        # Hot: two equal answers, given unequal rewards, would pull the same weights both ways and move nothing.
-        one_group = replace(one_group, temperature=20.0)
-        train(replace(one_group, model=wide, out=out, steps=2, save_steps=9, beta=0.0, optimizer="adafactor"))
-        log = json.loads((out / "training.json").read_text())["log"][:2]
-        assert [entry["groups/dropped"] for entry in log] == [0, 0]
-        assert all(0 < entry["grad_norm"] < 1e4 for entry in log)
-        with safe_open(wide / "model.safetensors", "pt") as before, safe_open(out / "model.safetensors", "pt") as after:
-            assert set(before.keys()) == set(after.keys())
-            for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.bias"):
-                moved = (after.get_tensor(name) - before.get_tensor(name)).abs()
-                assert 0 < moved.max() < 0.1

@@ -107,14 +107,14 @@ def test_an_export_is_killed(checkpoint: Path, tmp_path: Path) -> None:
     for _ in check_kills(
         target,
         lambda: write_bundle(opened, target, int4),
-        lambda: write_bundle(opened, target, Recipe()),
+        lambda: write_bundle(opened, target, Recipe(), overwrite=True),
         lambda: opens(lambda: open_bundle(target)),
     ):
         pass
 
 
 def test_gptq_is_killed(checkpoint: Path, tmp_path: Path) -> None:
-    run = gptq.Settings(checkpoint, tmp_path / "int4", group_size=32, method="rtn", device="cpu")
+    run = gptq.Settings(checkpoint, tmp_path / "int4", group_size=32, method="rtn", device="cpu", overwrite=True)
     for _ in check_kills(
         run.out,
         lambda: gptq.quantize(replace(run, bits=8)),
@@ -131,7 +131,7 @@ def test_the_finish_of_training_is_killed(tmp_path: Path, monkeypatch: pytest.Mo
     render(tmp_path / "data", first_seed=0, scenes=2, size=64, processes=1)
     run = sft.SftSettings(
         model=tmp_path / "start", data=tmp_path / "data", out=tmp_path / "out", steps=1, batch=1, questions=1,
-        warmup_steps=0, bf16=False, save_steps=1,
+        warmup_steps=0, bf16=False, save_steps=1, overwrite=True,
     )  # fmt: skip
     trained: list[Any] = []
 

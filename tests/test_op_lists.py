@@ -36,8 +36,9 @@ def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("op_lists")
     write_checkpoint(folder / "floats", GROUPED_2_5 if request.param == "qwen2_5_vl" else GROUPED)
     for bits, group_size in ((4, 32), (8, -1)):
-        options: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "method": "rtn", "device": "cpu"}
-        codes = Settings(folder / "floats", folder / f"int{bits}", bits, group_size, positive_scales=True, **options)
+        options: dict[str, Any] = {"bits": bits, "vision_bits": 8, "head_bits": 8, "method": "rtn", "device": "cpu"}
+        options |= {"group_size": group_size, "positive_scales": True}
+        codes = Settings(folder / "floats", folder / f"int{bits}", **options)
         quantize(codes)
     for kind, precision in KINDS.items():
         checkpoint = open_checkpoint(folder / (kind if kind.startswith("int") else "floats"))

@@ -15,7 +15,7 @@ from export.bundle_folder import new_bundle_folder
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
 from tests.killed import every_kill
-from train.output_folder import MARK, STAGING, WORK, check_target, fingerprint, marked, new_folder
+from train.output_folder import CONTENTS, MARK, STAGING, WORK, check_target, claim, fingerprint, marked, new_folder
 
 KEY = "config.json"
 # What people's folders hold beside a result.
@@ -33,8 +33,8 @@ def read_files(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def result(target: Path, files: dict[str, str]) -> None:
-    with new_folder(target, KEY) as folder:
+def result(target: Path, files: dict[str, str], overwrite: bool = True) -> None:
+    with new_folder(target, KEY, overwrite=overwrite) as folder:
         write_files(folder, files)
 
 
@@ -149,7 +149,7 @@ def test_an_input_is_never_the_output(given: str, tmp_path: Path, monkeypatch: p
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GemvgError, match=r"(is|holds) .*model, which is read"):
-        check_target(Path(given), [Path("model")])
+        check_target(Path(given), KEY, [Path("model")])
 
 
 def test_files_follow_the_umask(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_bundle_beside_what_people_keep_is_replaced(tmp_path: Path) -> None:
     target.mkdir()
     write_files(target, BESIDE)
     for content in ("one", "two"):
-        with new_bundle_folder(target, ("vision.engine",)) as folder:
+        with new_bundle_folder(target, ("vision.engine",), overwrite=content == "two") as folder:
             write_files(folder, {"vision.engine": content, MANIFEST: '{"format": "gemvg-edge-bundle"}'})
     assert read_files(target).items() >= BESIDE.items()
     assert set(read_files(target)) == {*BESIDE, "vision.engine", MANIFEST}
@@ -230,3 +230,39 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(GemvgError, match=r"out cannot be written .No space left on device"):
             result(tmp_path / "out", NEW)
     assert read_files(tmp_path) == before
+
+
+def test_a_finished_result_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result(out, OLD, overwrite=False)
+    with pytest.raises(GemvgError, match=r"out holds a finished result; add --overwrite to replace it, or give anoth"):
+        result(out, NEW, overwrite=False)
+    assert without_mark(read_files(out)) == OLD
+    (out / KEY).unlink()  # as a kill leaves it
+    result(out, NEW, overwrite=False)
+    assert without_mark(read_files(out)) == NEW
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(GemvgError, match=r"holds notes.txt, which gemvg-edge did not write"):
+        result(out, OLD, overwrite=False)
+
+
+DIFFERENCES: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"group_size": 32}, "--group-size was 128, now 32"),
+    "two": ({"group_size": 32, "model": "/b"}, "--model was /a, now /b; --group-size was 128, now 32"),
+    "a path that was not given": ({"records": "/r"}, "--records was not given, now /r"),
+    "what lies at a path": ({f"{CONTENTS}/a": "e" * 64}, "the contents of /a changed"),
+    "another path": ({"model": "/b", f"{CONTENTS}/a": None, f"{CONTENTS}/b": "e"}, "--model was /a, now /b"),
+    "a setting of another release": ({"search": True}, "--search was not given, now True"),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_what_differs_is_said_in_flags(case: str, tmp_path: Path) -> None:
+    change, said = DIFFERENCES[case]
+    before = {"format": WORK, "model": "/a", "group_size": 128, "records": None, f"{CONTENTS}/a": "d" * 64}
+    now = {key: value for key, value in (before | change).items() if value is not None or key == "records"}
+    claim(tmp_path / "work", before, keep=True).close()
+    (tmp_path / "work" / "part").touch()
+    with pytest.raises(GemvgError) as caught:
+        claim(tmp_path / "work", now, keep=True)
+    assert f"belongs to a run with other settings ({said}); delete it" in str(caught.value)

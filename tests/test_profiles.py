@@ -180,8 +180,8 @@ def test_boxes_of_single_pictures_go_to_them() -> None:
 
     pictures = (Picture("a", 10, 10), Picture("b", 10, 10))
     parts = [
-        Grounding((Box(0, 1, 2, 3, 4, "mug"),), "x", "", None, Timings(), "q", pictures[:1]),
-        Grounding((Box(0, 5, 6, 7, 8, "cup"),), "y", "hm", "clipped", Timings(), "q", pictures[1:]),
+        Grounding((Box(0, 1, 2, 3, 4, label="mug"),), "x", "", None, Timings(), "q", pictures[:1]),
+        Grounding((Box(0, 5, 6, 7, 8, label="cup"),), "y", "hm", "clipped", Timings(), "q", pictures[1:]),
     ]
     merged = merge(parts, pictures, Timings())
     assert merged.boxes == (Box(0, 1, 2, 3, 4), Box(1, 5, 6, 7, 8))

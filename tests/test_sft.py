@@ -131,7 +131,10 @@ def spoilt(run: SftSettings) -> Path:
 BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, steps=0), "--steps must be at least 1, not 0"),
     (lambda run: replace(run, cot_share=2.0), "--cot-share must be between 0 and 1"),
-    (lambda run: replace(run, schedule="linear"), "--schedule must be one of wsd, cosine, not linear"),
+    (
+        lambda run: replace(run, schedule="linear"),  # type: ignore[arg-type]
+        "--schedule must be one of wsd, cosine, not linear",
+    ),
     (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
     (lambda run: replace(run, model=run.data), "data is not a checkpoint in the Hugging Face"),
     (lambda run: replace(run, data=run.model), "start has no scenes"),

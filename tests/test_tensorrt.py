@@ -297,12 +297,12 @@ def test_a_folder_is_replaced_whole_or_not_at_all(bundles: dict[str, Path], tmp_
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     for content in ("one", "two"):
-        with new_bundle_folder(target, files) as work:
+        with new_bundle_folder(target, files, overwrite=content == "two") as work:
             (work / "vision.engine").write_text(content)
             shutil.copyfile(bundles["plain-float32"] / MANIFEST, work / MANIFEST)
         (target / "README.md").write_text("mine")
     assert (target / "vision.engine").read_text() == "two"
-    with pytest.raises(OSError, match="disk"), new_bundle_folder(target, files) as work:
+    with pytest.raises(OSError, match="disk"), new_bundle_folder(target, files, overwrite=True) as work:
         raise OSError("the disk is full")
     assert {path.name for path in target.iterdir()} == {"vision.engine", MANIFEST, "README.md"}
     assert [path.name for path in tmp_path.iterdir()] == ["engines"]

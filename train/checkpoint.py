@@ -18,7 +18,7 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.familiar import Familiar
 from gemvg_edge.files import is_file, is_folder
-from gemvg_edge.images import Preprocessing, resized_sizes
+from gemvg_edge.images import EDGE_MAX_PIXELS, Preprocessing, resized_sizes
 from gemvg_edge.json_object import JsonObject, read_json_object, short
 from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
@@ -41,8 +41,8 @@ class CheckpointSettings:
     template: PromptTemplate
     answer_format: AnswerFormat
     image_token_id: int
-    familiar: Familiar = Familiar()  # the pictures that it was trained on, where that is known
-    profile: str = OWN  # whose words `template` has
+    familiar: Familiar  # the pictures that it was trained on, where that is known
+    profile: str  # whose words `template` has
 
     def resized(self, sizes: Sequence[Size]) -> list[Size]:
         """Each original picture's (width, height) -> that which the model sees, the frame of answers in pixels."""
@@ -71,6 +71,12 @@ def read_settings(folder: Path, profile: str | None = None) -> CheckpointSetting
     )
     check_tokens(settings.tokenizer, folder / TOKENIZER, settings.answer_format, settings.image_token_id, CONFIG)
     return settings
+
+
+def with_budget(settings: CheckpointSettings, max_pixels: int | None) -> CheckpointSettings:
+    """The same with another budget of pixels a picture; left out, the checkpoint's, but at most EDGE_MAX_PIXELS."""
+    numbers = settings.preprocessing
+    return replace(settings, preprocessing=numbers.within(max_pixels or min(numbers.max_pixels, EDGE_MAX_PIXELS)))
 
 
 def read_trainable(folder: Path) -> CheckpointSettings:

@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from pathlib import Path
 
 import torch
 
-from gemvg_edge.command import command, whole_number
+from gemvg_edge.command import OVERWRITE, command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import read_trainable
+from train.hub import checkpoint_folder
 from train.load import load_qwen2_vl
-from train.rewrite import RECORD, write_json, writing
+from train.rewrite import RECORD, check_out, write_json, writing
 
 
-def deepen(checkpoint: Path, out: Path, layers: int) -> None:
+def deepen(checkpoint: Path, out: Path, layers: int, *, overwrite: bool = False) -> None:
     """Write the checkpoint with `layers` decoder layers."""
     read_trainable(checkpoint)  # its errors name what is missing
-    if os.path.lexists(out):
-        raise GemvgError(f"{out} is there already; delete it or give another folder")
+    check_out(checkpoint, out, overwrite=overwrite)
     model = load_qwen2_vl(checkpoint, "auto")
     decoder, config = model.model.language_model, model.config.text_config
     old = len(decoder.layers)
@@ -45,7 +44,7 @@ def deepen(checkpoint: Path, out: Path, layers: int) -> None:
     decoder.layers = torch.nn.ModuleList(stack)
     config.layer_types = [config.layer_types[source] for source, _ in sources]
     config.num_hidden_layers = layers
-    with writing(checkpoint, out) as folder:
+    with writing(checkpoint, out, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         write_json(folder / RECORD, {"deepened": str(checkpoint), "layers": [source for source, _ in sources]})
 
@@ -63,12 +62,14 @@ def layer_sources(old: int, layers: int) -> list[tuple[int, bool]]:
 @command("train.deepen")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Give a checkpoint more decoder layers.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=whole_number, required=True)
+    parser = argparse.ArgumentParser("python -m train.deepen", description="Give a checkpoint more decoder layers.")
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint folder to read")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    layers = "how many decoder layers there are to be, more than now (required)"
+    parser.add_argument("--layers", type=whole_number, metavar="N", required=True, help=layers)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    deepen(args.checkpoint, args.out, args.layers)
+    deepen(checkpoint_folder(args.checkpoint), args.out, args.layers, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

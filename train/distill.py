@@ -36,7 +36,7 @@ from train.collate import IGNORED, collate
 from train.data.record import Record, check_output, read_records, write_records
 from train.data.samples import read_all, record_sample
 from train.load import load_qwen2_vl
-from train.output_folder import WORK, claim, fingerprint, remove
+from train.output_folder import CONTENTS, WORK, claim, fingerprint, remove
 from train.stage import run_stage
 from train.trainer import GroundingTrainer
 
@@ -48,10 +48,10 @@ MAX_NEW_TOKENS = 512
 class DistillSettings(sft.SftSettings):
     """A fine-tuning run, its teacher, and how much that one's distribution counts beside the true answers."""
 
-    teacher: Path
-    teacher_answers: Path | None = None  # .jsonl to learn from in place of --data; written first if it is not there
-    kl_weight: float = 1.0
-    temperature: float = 1.0
+    teacher: Path  # the checkpoint folder to learn from
+    teacher_answers: Path | None = None  # a .jsonl to learn from in place of --data; written first if it is not there
+    kl_weight: float = 1.0  # weight of the divergence from the teacher beside the true answers' loss; 0: answers alone
+    temperature: float = 1.0  # softens both distributions; above 1 unlikely tokens weigh more
 
 
 class DistillingTrainer(GroundingTrainer):
@@ -132,7 +132,8 @@ def write_teacher_answers(teacher: Path, data: Path, out: Path) -> None:
     check_output(out, [teacher, data])
     settings, records = read_trainable(teacher), read_all(data)
     work = out.with_name(out.name + ".work")
-    content = {"format": WORK, "teacher": fingerprint(teacher), "records": fingerprint(data), "shard": SHARD}
+    contents = {f"{CONTENTS}the teacher": fingerprint(teacher), f"{CONTENTS}the records": fingerprint(data)}
+    content = {"format": WORK, **contents, "shard": SHARD}
     try:
         lock = claim(work, content, keep=True)
     except GemvgError as error:

@@ -61,9 +61,15 @@ def main() -> None:
     )
     parser.add_argument("checkpoint", type=Path, help="the checkpoint folder to read")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
-    parser.add_argument("--data", type=Path, required=True, help="the folder of pictures that it was trained on")
     parser.add_argument(
-        "--pictures", type=whole_number, metavar="N", required=True, help="the most pictures of a question in training"
+        "--data", type=Path, required=True, help="the folder of pictures that it was trained on (required)"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=whole_number,
+        metavar="N",
+        required=True,
+        help="the most pictures of a question in training (required)",
     )
     parser.add_argument(
         "--count", type=whole_number, metavar="N", default=2000, help="pictures to measure (default: %(default)s)"
@@ -74,7 +80,7 @@ def main() -> None:
         nargs="*",
         default=[],
         metavar="FOLDER",
-        help="other pictures, of which to say how many are told apart",
+        help="other pictures, of which to say how many are told apart (default: none)",
     )
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()

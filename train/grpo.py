@@ -29,7 +29,7 @@ from dataclasses import astuple, dataclass
 from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from trl import GRPOConfig
@@ -44,6 +44,8 @@ from train.load import load_qwen2_vl
 from train.prompt_groups import END_OF_TEXT, group_dataset, group_processor
 from train.rewards import RewardWeights, score
 from train.stage import (
+    Seed,
+    Switch,
     bfloat16_pays,
     check_out,
     finish,
@@ -54,39 +56,40 @@ from train.stage import (
     working,
 )
 
-SCALES = ("group", "batch", "none")  # TRL's scale_rewards
-SCHEDULES = ("constant", "linear", "cosine")
+Scale = Literal["group", "batch", "none"]  # TRL's scale_rewards
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class GrpoSettings:
     """What a run is made of; the command line has one flag a field."""
 
-    model: Path
-    data: Path
-    out: Path
-    steps: int = 1000
+    model: Path  # the checkpoint folder to start from
+    data: Path  # a .jsonl of records to be asked about
+    out: Path  # the checkpoint folder to write
+    steps: int = 1000  # updates of the weights
     batch: int = 16  # groups a step, over all devices
-    generations: int = 8  # answers a group (UniVG-R1)
+    generations: int = 8  # answers a group, at least 2 (8: UniVG-R1)
     device_batch: int = 8  # answers that a device holds in one forward pass
-    learning_rate: float = 1e-6  # UniVG-R1, MG-Thinker
-    schedule: str = "constant"  # or "linear" or "cosine", down to nothing at the last step
-    beta: float = 0.01  # weight of the KL term (MG-Thinker); 0 needs no reference model
-    temperature: float = 1.0  # MG-Thinker
-    max_new_tokens: int = 512
-    cot_share: float = 0.5  # how many of the groups are asked to reason; ours
-    difficulty: bool = False
-    min_spread: float = 0.0  # groups whose best reward is no more than this above their worst are left out
-    reward_scale: str = "group"  # what advantages are divided by: group (GRPO), batch (PPO Lite) or none (Dr. GRPO)
+    learning_rate: float = 1e-6  # the largest step of the optimiser (1e-6: UniVG-R1, MG-Thinker)
+    schedule: Schedule = "constant"  # of the learning rate; linear and cosine end at nothing
+    beta: float = 0.01  # weight of the KL term (0.01: MG-Thinker); 0 needs no reference model
+    temperature: float = 1.0  # of the sampled answers (1: MG-Thinker)
+    max_new_tokens: int = 512  # length of an answer at most, in tokens
+    cot_share: float = 0.5  # share of the groups that are asked to reason, 0 to 1
+    difficulty: bool = False  # multiply a group's advantages by exp(1 - its mean IoU reward)
+    min_spread: float = 0.0  # leave out groups whose best reward is no more than this above their worst, 0 to 1
+    reward_scale: Scale = "group"  # whose deviation divides advantages: GRPO's, PPO Lite's, or none (Dr. GRPO)
     learn_boxes: bool = True  # off: only words are sampled and learned, boxes are the likeliest ones
-    freeze_vision: bool = True  # UniVG-R1
-    lora_rank: int = 0  # 0 trains the weights themselves
-    optimizer: str = "adamw_torch"
-    checkpointing: bool = False
-    vllm: bool = False
-    save_steps: int = 50
-    seed: int = 0
-    bf16: bool = True  # where the machine is faster in it
+    freeze_vision: bool = True  # leave the vision tower as it is (UniVG-R1)
+    lora_rank: int = 0  # rank of the adapters that are trained; 0 trains the weights themselves
+    optimizer: str = "adamw_torch"  # a name of transformers' own, such as adamw_torch or adamw_8bit
+    checkpointing: bool = False  # compute activations again rather than keep them: less memory, more time
+    vllm: bool = False  # sample the answers with vLLM, which must be installed
+    save_steps: int = 50  # steps from one checkpoint to the next, which is what a kill may cost
+    seed: Seed = 0  # what random numbers start from
+    bf16: bool = True  # compute in bfloat16 where the machine is faster in it
+    overwrite: Switch = False  # replace a finished result that is at --out
 
 
 def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[float]]]:
@@ -133,10 +136,9 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
     if not 0 <= run.min_spread < 1:
         raise GemvgError(f"--min-spread must be at least 0 and below 1, not {run.min_spread}")
-    if run.reward_scale not in SCALES:
-        raise GemvgError(f"--reward-scale must be one of {', '.join(SCALES)}, not {run.reward_scale!r}")
-    if run.schedule not in SCHEDULES:
-        raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule!r}")
+    for name, known in (("reward_scale", get_args(Scale)), ("schedule", get_args(Schedule))):
+        if (value := getattr(run, name)) not in known:
+            raise GemvgError(f"--{name.replace('_', '-')} must be one of {', '.join(known)}, not {value!r}")
     if run.vllm and not find_spec("vllm"):
         raise GemvgError("--vllm needs vllm, which is not installed: `pip install --group train-gpu`")
     check_out(run)

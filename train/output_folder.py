@@ -29,6 +29,7 @@ from gemvg_edge.json_object import parse_json, short
 MARK = ".gemvg-edge.json"  # in a folder of ours: what it is and which of its files we wrote
 STAGING = ".gemvg-edge.partial"  # inside a result's folder while it is written
 REPLACED = ".replaced"  # inside that: what was there before
+CONTENTS = "contents of "  # begins the key of a fingerprint in a run's mark
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what can only have come from writing
 RESULT, WORK = "gemvg-edge-result", "gemvg-edge-work"
 HASHED = (".json", ".jsonl", ".safetensors", ".jinja", ".txt")  # in a folder; of other files name and size count
@@ -36,14 +37,20 @@ HASHED = (".json", ".jsonl", ".safetensors", ".jinja", ".txt")  # in a folder; o
 
 @contextmanager
 def new_folder(
-    target: Path, key: str, inputs: Sequence[Path] = (), *, older: Collection[str] = (), keep_mark: bool = True
+    target: Path,
+    key: str,
+    inputs: Sequence[Path] = (),
+    *,
+    overwrite: bool = False,
+    older: Collection[str] = (),
+    keep_mark: bool = True,
 ) -> Iterator[Path]:
     """A folder to fill, whose files become those of `target` at the end; after an error nothing has changed.
 
     `older`: files of a result of ours that has no mark. Without `keep_mark` the finished folder has none either: it
     tells by itself what it consists of. GemvgError, before anything is written, for what `check_target` refuses.
     """
-    target, made = check_target(target, inputs, older), False
+    target, made = check_target(target, key, inputs, overwrite=overwrite, older=older), False
     ours = recorded(target) | set(older)
     try:
         made = not target.exists()
@@ -59,8 +66,13 @@ def new_folder(
         raise
 
 
-def check_target(target: Path, inputs: Sequence[Path] = (), older: Collection[str] = ()) -> Path:
-    """The place of a result by its real path; GemvgError for an input, and for a place that holds what is not ours."""
+def check_target(
+    target: Path, key: str, inputs: Sequence[Path] = (), *, overwrite: bool = False, older: Collection[str] = ()
+) -> Path:
+    """The place of a result by its real path; GemvgError for an input, and for a place that holds what is not ours.
+
+    Without `overwrite` it may not hold a finished result either, which is one with its key.
+    """
     real = Path(os.path.realpath(target))
     refuse_inputs(real, inputs)
     if not real.name:
@@ -78,6 +90,10 @@ def check_target(target: Path, inputs: Sequence[Path] = (), older: Collection[st
         )
     if is_folder(staging := real / STAGING) and os.listdir(staging) and not (staging / MARK).is_file():
         raise GemvgError(f"{printable(staging)} is not ours to delete; take it away or give another folder")
+    if not overwrite and os.path.lexists(real / key):
+        raise GemvgError(
+            f"{printable(target)} holds a finished result; add --overwrite to replace it, or give another place"
+        )
     return real
 
 
@@ -119,7 +135,7 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
     mark, before = folder / MARK, _read_mark(folder)
     if before.get("format") != WORK and _filled(folder):
         raise GemvgError(f"{printable(folder)} was not made by gemvg-edge to work in; move it away or give another")
-    goes_on = keep and before.get("format") == WORK and not before.get("removing") and _filled(folder)
+    goes_on = keep and left_work(folder)
     if goes_on and before != content:
         raise GemvgError(
             f"{printable(folder)} belongs to a run with other settings ({_difference(before, content)}); delete it, or "
@@ -140,6 +156,12 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
         lock.write(_as_text(content))
         lock.flush()
     return lock
+
+
+def left_work(folder: Path) -> bool:
+    """Whether a killed run left something in its folder to go on with."""
+    mark = _read_mark(folder)
+    return mark.get("format") == WORK and not mark.get("removing") and _filled(folder)
 
 
 def remove(folder: Path) -> None:
@@ -226,9 +248,24 @@ def _files_in(folder: Path) -> Iterator[str]:
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two contents of a mark, such as `bits 4, now 8`."""
-    changed = [name for name in now if before.get(name) != now[name]]
-    return "; ".join(f"{name} was {short(before.get(name))}, now {short(now[name])}" for name in changed)
+    """What differs between two contents of a mark, such as `--bits was 4, now 8`."""
+    said = []
+    for name in before | now:
+        if before.get(name) == now.get(name):
+            continue
+        if not name.startswith(CONTENTS):
+            said.append(f"--{name.replace('_', '-')} was {_said(before, name)}, now {_said(now, name)}")
+        elif name in before and name in now:  # another path is said by its flag
+            said.append(f"the {name} changed")
+    return "; ".join(said)
+
+
+def _said(settings: dict[str, Any], name: str) -> str:
+    """A setting in a sentence; releases differ in which there are."""
+    value = settings.get(name)
+    if value is None:
+        return "not given"
+    return value if isinstance(value, str) else short(value)
 
 
 def _stays_inside(name: str) -> bool:

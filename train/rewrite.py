@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from gemvg_edge.command import command
+from gemvg_edge.command import OVERWRITE, command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, same_path
 from train.checkpoint import (
@@ -35,7 +35,8 @@ from train.checkpoint import (
     text_section,
     weight_files,
 )
-from train.output_folder import new_folder
+from train.hub import checkpoint_folder
+from train.output_folder import check_target, new_folder
 
 GENERATION = "generation_config.json"
 RECORD = "training.json"
@@ -53,15 +54,22 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]
 
 
-@contextmanager
-def writing(checkpoint: Path, out: Path, others: Sequence[Path] = ()) -> Iterator[Path]:
-    """A folder with the checkpoint's texts, which becomes `out` when all went well; a failure leaves nothing of it.
-
-    What is at `out` is replaced if it was written so too, and must be neither the checkpoint nor one of `others`.
-    """
+def check_out(checkpoint: Path, out: Path, others: Sequence[Path] = (), *, overwrite: bool = False) -> None:
+    """GemvgError, to be had before any work, where `writing` would refuse to write."""
     if same_path(out, checkpoint):
         raise GemvgError(f"{out} is the checkpoint itself; give another folder to write to")
-    with new_folder(out, CONFIG, [checkpoint, *others]) as folder:
+    check_target(out, CONFIG, [checkpoint, *others], overwrite=overwrite)
+
+
+@contextmanager
+def writing(checkpoint: Path, out: Path, others: Sequence[Path] = (), *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder with the checkpoint's texts, which becomes `out` when all went well; a failure leaves nothing of it.
+
+    With `overwrite` what is at `out` is replaced if it was written so too. `out` is neither the checkpoint nor one of
+    `others`.
+    """
+    check_out(checkpoint, out, others, overwrite=overwrite)
+    with new_folder(out, CONFIG, [checkpoint, *others], overwrite=overwrite) as folder:
         for name in (*COMPANIONS, DENSE_HEAD):
             if is_file(checkpoint / name):
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -139,7 +147,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def cast(checkpoint: Path, out: Path, dtype: str) -> None:
+def cast(checkpoint: Path, out: Path, dtype: str, *, overwrite: bool = False) -> None:
     """The same checkpoint with its weights in another number format; numbers that do not fit are an error."""
     read_settings(checkpoint)
     config = read_json(checkpoint / CONFIG)
@@ -153,7 +161,7 @@ def cast(checkpoint: Path, out: Path, dtype: str) -> None:
     for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
         part.pop("torch_dtype", None)
         part["dtype"] = dtype
-    with writing(checkpoint, out) as folder:
+    with writing(checkpoint, out, overwrite=overwrite) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(checkpoint, folder, change)
         if is_file(head := folder / DENSE_HEAD):
@@ -165,12 +173,17 @@ def cast(checkpoint: Path, out: Path, dtype: str) -> None:
 @command("train.rewrite")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint in another number format.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--dtype", choices=list(DTYPES), required=True)
+    parser = argparse.ArgumentParser(
+        "python -m train.rewrite", description="Write a checkpoint in another number format."
+    )
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint folder to read")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), required=True, help="the number format of the weights (required)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    cast(args.checkpoint, args.out, args.dtype)
+    cast(checkpoint_folder(args.checkpoint), args.out, args.dtype, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

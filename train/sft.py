@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from train.dense_head import DenseHead
 from train.load import load_qwen2_vl
 from train.processor import load_processor
 from train.stage import (
+    Seed,
+    Switch,
     bfloat16_pays,
     check_out,
     finish,
@@ -51,28 +53,29 @@ SCHEDULES = {"wsd": "warmup_stable_decay", "cosine": "cosine"}
 class SftSettings:
     """What a run is made of; the command line has one flag a field."""
 
-    model: Path
-    data: Path
-    out: Path
-    steps: int = 8000
-    batch: int = 16
-    accumulate: int = 1
-    questions: int = 8  # about each set of pictures; rendered scenes only
-    cot_share: float = 0.0  # of the questions; rendered scenes only, a record says itself whether it reasons
-    brief_share: float = 0.0  # of the reasoning: the conclusion without the list of what is seen
-    learning_rate: float = 8e-4
-    schedule: str = "wsd"  # constant, then down at the end; or "cosine"
-    warmup_steps: int = 100
-    decay_share: float = 0.4  # of the steps; wsd only
-    weight_decay: float = 0.02
-    muon: bool = False
-    dense_weight: float = 0.0
-    lora_rank: int = 0  # 0: all weights are trained
-    freeze_vision: bool = False
-    checkpointing: bool = False  # activations are computed again rather than kept
-    save_steps: int = 250
-    seed: int = 0
-    bf16: bool = True  # where the machine is faster in it
+    model: Path  # the checkpoint folder to start from
+    data: Path  # a folder of rendered scenes, or a .jsonl of records
+    out: Path  # the checkpoint folder to write
+    steps: int = 8000  # updates of the weights
+    batch: int = 16  # samples that a device holds in one pass
+    accumulate: int = 1  # passes that make up a step
+    questions: int = 8  # questions about each set of pictures; rendered scenes only
+    cot_share: float = 0.0  # share of the questions that ask for reasoning, 0 to 1; rendered scenes only
+    brief_share: float = 0.0  # share of the reasoning that is the conclusion alone, 0 to 1; rendered scenes only
+    learning_rate: float = 8e-4  # the largest step of the optimiser
+    schedule: Literal["wsd", "cosine"] = "wsd"  # of the learning rate; wsd: constant, then down at the end
+    warmup_steps: int = 100  # steps until the learning rate is reached
+    decay_share: float = 0.4  # share of the steps in which it goes down, 0 to 1; wsd only
+    weight_decay: float = 0.02  # how fast weights shrink that nothing holds, in learning rates
+    muon: bool = False  # train matrices with Muon, all else with AdamW; off: AdamW alone
+    dense_weight: float = 0.0  # weight of the dense head's loss, which random weights need; 0: no dense head
+    lora_rank: int = 0  # rank of the adapters that are trained; 0 trains the weights themselves
+    freeze_vision: bool = False  # leave the vision tower as it is
+    checkpointing: bool = False  # compute activations again rather than keep them: less memory, more time
+    save_steps: int = 250  # steps from one checkpoint to the next, which is what a kill may cost
+    seed: Seed = 0  # what random numbers start from
+    bf16: bool = True  # compute in bfloat16 where the machine is faster in it
+    overwrite: Switch = False  # replace a finished result that is at --out
 
 
 def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTrainer, **extra: Any) -> None:

@@ -22,11 +22,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.command import command, seed_number
+from gemvg_edge.command import OVERWRITE, command, seed_number
 from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.tokenizer import SPLIT
 from train.checkpoint import CONFIG
-from train.output_folder import new_folder
+from train.output_folder import check_target, new_folder
 from train.rewrite import write_json
 from train.vocabulary import IMAGE_TAGS, waves
 from train.world.questions import corpus
@@ -143,15 +143,16 @@ def smooth_locations(embedding: torch.Tensor, first: int, count: int) -> None:
         embedding[first : first + count] = waves(count, embedding.shape[1]) * embedding.std()
 
 
-def write_small_model(target: Path, seed: int) -> None:
+def write_small_model(target: Path, seed: int, *, overwrite: bool = False) -> None:
     """Write a complete checkpoint folder with random weights."""
+    check_target(target, CONFIG, overwrite=overwrite)
     torch.manual_seed(seed)
     tokenizer = small_tokenizer()
     model = Qwen2VLForConditionalGeneration(small_config(tokenizer))
     smooth_locations(model.get_input_embeddings().weight, int(tokenizer.convert_tokens_to_ids("<loc_0>")), LOCATIONS)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    with new_folder(target, CONFIG) as folder:
+    with new_folder(target, CONFIG, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", PREPROCESSOR)
@@ -162,11 +163,15 @@ def write_small_model(target: Path, seed: int) -> None:
 @command("train.small_model")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Write a small Qwen2-VL checkpoint with random weights.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser = argparse.ArgumentParser(
+        "python -m train.small_model", description="Write a small Qwen2-VL checkpoint with random weights."
+    )
+    parser.add_argument("folder", type=Path, help="the checkpoint folder to write")
+    seed = "what the random weights start from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    write_small_model(args.folder, args.seed)
+    write_small_model(args.folder, args.seed, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What every training stage shares: a command line made from its settings, a folder to work in, one that comes out.
 
 A stage writes its checkpoints to `OUT.work` and OUT itself only at the end, all or nothing. Started again with the same
-settings and inputs, a killed stage goes on from its last checkpoint; with others it is refused.
+settings and inputs, a killed stage goes on from its last checkpoint; with others it is refused. tyro makes the command
+line, since it reads meaning, type, choices and default of a flag from the one place where the setting is written.
 """
 
 from __future__ import annotations
@@ -11,66 +12,102 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from gemvg_edge.command import command, finite_number, one_line, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, refuse_inputs
+from gemvg_edge.prompt import PromptTemplate
+from train.checkpoint import CONFIG
 from train.curves import draw_curves
+from train.hub import checkpoint_folder
 from train.load import DENSE_PREFIX, check_finite, load_qwen2_vl
-from train.output_folder import WORK, check_target, fingerprint, marked
+from train.output_folder import CONTENTS, WORK, check_target, fingerprint, left_work, marked
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 LOGGED = 40  # entries of the log that training.json keeps, about
-TYPES: dict[str, Callable[[str], Any]] = {
-    "int": whole_number,
-    "float": finite_number,
-    "str": str,
-    "Path": Path,
-    "Path | None": Path,
-}
+CHECKPOINTS = ("model", "teacher")  # the settings that may name a checkpoint by its hub id
+UNRECORDED = "overwrite"  # the setting that says nothing of the result
 
 Settings = TypeVar("Settings")
 
 
-def parse_settings(settings: type[Settings], description: str) -> Settings:
-    """Read the command line: one flag a field of the dataclass; a field without a default is required."""
-    parser = argparse.ArgumentParser(description=description)
-    for name, field in settings.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        flag = "--" + name.replace("_", "-")
-        if field.type == "bool":
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
-            continue
-        kind = seed_number if name == "seed" else TYPES[field.type]
-        if field.default is MISSING:
-            parser.add_argument(flag, type=kind, required=True)
-        else:
-            parser.add_argument(flag, type=kind, default=field.default)
-    return settings(**vars(parser.parse_args()))
+def _reader(read: Callable[[str], Any], shown: str) -> PrimitiveConstructorSpec[Any]:
+    """How tyro reads one word, by a function that was made for argparse."""
+
+    def from_words(words: list[str]) -> Any:
+        try:
+            return read(words[0])
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=shown,
+        instance_from_str=from_words,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    )
+
+
+# tyro's own readers take NaN, and numbers that the libraries below count wrongly.
+READERS = {
+    int: _reader(whole_number, "N"),
+    float: _reader(finite_number, "N"),
+    str: _reader(str, "NAME"),
+    Path: _reader(Path, "PATH"),
+    Path | None: _reader(Path, "PATH"),
+    int | None: _reader(whole_number, "N"),
+}
+Seed = Annotated[int, _reader(seed_number, "N")]  # what random numbers start from
+Switch = tyro.conf.FlagCreatePairsOff[bool]  # off unless its flag is given
+
+
+def parse_settings(settings: type[Settings], name: str, description: str) -> Settings:
+    """Read the command line of the command `name`: a flag a field of the dataclass, its help the comment there."""
+    readers = ConstructorRegistry()
+
+    @readers.primitive_rule
+    def read(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        return READERS.get(info.type)
+
+    return tyro.cli(settings, prog=f"python -m {name}", description=description, registry=readers)
 
 
 def run_stage(name: str, settings: type[Settings], description: str, train: Callable[[Settings], None]) -> None:
     """A stage's whole command line, as `gemvg_edge.command` has it."""
-    command(name)(lambda: train(parse_settings(settings, description)))()
+    command(name)(lambda: train(from_hub(parse_settings(settings, name, description))))()
 
 
-def check_device(name: str) -> None:
-    """GemvgError for a device that torch cannot compute on here."""
+def from_hub(run: Settings) -> Settings:
+    """The same run with the folders of checkpoints that were given by a hub id."""
+    given: dict[str, Any] = {name: value for name, value in vars(run).items() if name in CHECKPOINTS}
+    return replace(run, **{name: checkpoint_folder(path) for name, path in given.items()})  # type: ignore[type-var]
+
+
+def usable_device(name: str) -> str:
+    """What torch calls a device, `auto` too; GemvgError for one that it cannot compute on here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise GemvgError(f"--device {name} cannot be used here ({one_line(error)[:200]}); give cpu or cuda") from None
+    return name
 
 
 def settings_json(run: Any) -> dict[str, Any]:
     """A run's settings as plain JSON values."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
+    settings = {key: value for key, value in vars(run).items() if key != UNRECORDED}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
 
 
 def bfloat16_pays() -> bool:
@@ -116,9 +153,12 @@ def unwritten(out: Path, error: Exception) -> GemvgError:
 
 
 def check_out(run: Any) -> list[Path]:
-    """The paths that a run reads; GemvgError where OUT or its work folder would destroy one, or something not ours."""
+    """The paths that a run reads; GemvgError where OUT or its work folder would destroy one, or something not ours.
+
+    A finished result may be replaced with `--overwrite`. A run that left work was allowed to when it began.
+    """
     paths = [value for name, value in vars(run).items() if isinstance(value, Path) and name != "out"]
-    check_target(run.out, paths)
+    check_target(run.out, CONFIG, paths, overwrite=run.overwrite or left_work(work_folder(run.out)))
     for path in paths:
         if Path(os.path.realpath(path)) in Path(os.path.realpath(run.out)).parents:
             raise GemvgError(f"--out {run.out} lies in {path}, which is read; give a place beside it")
@@ -128,8 +168,9 @@ def check_out(run: Any) -> list[Path]:
 
 def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
     """What makes a run the same as an earlier one: settings, with whole paths, and what lies there."""
-    whole = {key: os.path.realpath(value) if isinstance(value, Path) else value for key, value in vars(run).items()}
-    return {**whole, **{f"contents of {os.path.realpath(path)}": fingerprint(path) for path in paths}}
+    settings = {key: value for key, value in vars(run).items() if key != UNRECORDED}
+    whole = {key: os.path.realpath(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    return {**whole, **{f"{CONTENTS}{os.path.realpath(path)}": fingerprint(path) for path in paths}}
 
 
 def last_checkpoint(work: Path) -> str | None:
@@ -208,7 +249,11 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
         model = load_qwen2_vl(final, "auto")
     log = [entry for entry in trainer.state.log_history if figure in entry]
     head = _tensors(final, DENSE_PREFIX)
-    with writing(run.model, run.out) as folder:
+    # Said in full, or an export would take a fine-tune of Qwen's for Qwen's own; and other pictures were seen now.
+    said = getattr(model.config, "grounding", None) or {}
+    grounding = {key: value for key, value in said.items() if key != "familiar"}
+    model.config.grounding = grounding or {"prompt": PromptTemplate().to_config()}
+    with writing(run.model, run.out, overwrite=True) as folder:  # as was asked before the first step
         model.save_pretrained(folder)
         if head:
             (folder / DENSE_HEAD).parent.mkdir(exist_ok=True)

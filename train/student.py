@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from gemvg_edge.command import command, whole_number
+from gemvg_edge.command import OVERWRITE, command, whole_number
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, read_object, read_settings, weight_files
-from train.rewrite import count_parameters, open_shard, rewrite_weights, write_json, writing
+from train.hub import checkpoint_folder
+from train.rewrite import check_out, count_parameters, open_shard, rewrite_weights, write_json, writing
 
 # Both ways of naming: the hub's `model.layers.3.` and the module's own `model.language_model.layers.3.`.
 _LAYER = re.compile(r"(?P<start>.*\b(?:layers|blocks)\.)(?P<number>\d+)(?P<rest>\..*)")
@@ -27,9 +28,16 @@ _CHANNELS = re.compile(r".*layers\.(?P<layer>\d+)\.mlp\.(?P<part>gate|up|down)_p
 
 
 def make_student(
-    teacher: Path, out: Path, decoder_layers: int | None, vision_layers: int | None, intermediate: int | None
+    teacher: Path,
+    out: Path,
+    decoder_layers: int | None,
+    vision_layers: int | None,
+    intermediate: int | None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Write the student; None keeps what the teacher has."""
+    check_out(teacher, out, overwrite=overwrite)
     read_settings(teacher)
     file = read_object(teacher / CONFIG)
     config = dict(file.content)
@@ -59,7 +67,7 @@ def make_student(
     new_text = {**text.content, **sizes}
     config = {**config, "text_config": new_text} if nested else new_text
     config["vision_config"] = {**vision.content, "depth": len(kept_vision)}
-    with writing(teacher, out) as folder:
+    with writing(teacher, out, overwrite=overwrite) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(teacher, folder, change)
         before, after = count_parameters(teacher), count_parameters(folder)
@@ -102,14 +110,21 @@ def _strongest(teacher: Path, count: int) -> dict[int, torch.Tensor]:
 @command("train.student")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Make a smaller student from a teacher checkpoint.")
-    parser.add_argument("teacher", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--decoder-layers", type=whole_number, help="default: all of the teacher's")
-    parser.add_argument("--vision-layers", type=whole_number, help="default: all of the teacher's")
-    parser.add_argument("--intermediate", type=whole_number, help="MLP channels of a decoder layer; default: all")
+    parser = argparse.ArgumentParser("python -m train.student", description="Make a smaller student from a teacher.")
+    parser.add_argument("teacher", type=Path, help="the float checkpoint folder that the student's weights come from")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
+    parser.add_argument(
+        "--decoder-layers", type=whole_number, metavar="N", help="decoder layers that are kept (default: all)"
+    )
+    parser.add_argument(
+        "--vision-layers", type=whole_number, metavar="N", help="vision layers that are kept (default: all)"
+    )
+    channels = "MLP channels that each decoder layer keeps (default: all)"
+    parser.add_argument("--intermediate", type=whole_number, metavar="N", help=channels)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    make_student(args.teacher, args.out, args.decoder_layers, args.vision_layers, args.intermediate)
+    sizes = args.decoder_layers, args.vision_layers, args.intermediate
+    make_student(checkpoint_folder(args.teacher), args.out, *sizes, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

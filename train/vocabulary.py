@@ -22,24 +22,26 @@ from tokenizers import AddedToken, Tokenizer
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import RELATIVE_FRAME
-from gemvg_edge.command import command, whole_number
+from gemvg_edge.command import OVERWRITE, command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from gemvg_edge.prompt import encode
 from train.checkpoint import CONFIG, TOKENIZER, read_json, read_settings, read_tokenizer
-from train.rewrite import GENERATION, rewrite_weights, write_json, writing
+from train.hub import checkpoint_folder
+from train.rewrite import GENERATION, check_out, rewrite_weights, write_json, writing
 
 # An answer starts one such line for each image; as one token it saves four steps.
 IMAGE_TAGS = tuple(f"Image-{n}: " for n in range(1, 10))
 ROW_MULTIPLE = 128  # a table that was padded for the hardware's sake stays so
 
 
-def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> None:
+def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path, *, overwrite: bool = False) -> None:
     """The checkpoint with another byte-level tokenizer of Qwen2-VL's make, taken from `tokenizer_folder`.
 
     A token that the old tokenizer has keeps its row; a new one starts as the mean of the rows of the pieces into
     which the old tokenizer splits its text. Token ids in config.json and generation_config.json follow by content.
     """
+    check_out(checkpoint, out, [tokenizer_folder], overwrite=overwrite)
     old, config = read_settings(checkpoint).tokenizer, read_json(checkpoint / CONFIG)
     new = read_tokenizer(tokenizer_folder / TOKENIZER)
     pieces = [_pieces(new, token, old) for token in range(_table_rows(new))]
@@ -48,7 +50,7 @@ def move_to_tokenizer(checkpoint: Path, tokenizer_folder: Path, out: Path) -> No
         return torch.stack([table[ids].float().mean(dim=0) for ids in pieces]).to(table.dtype)
 
     config = _follow(config, old, new, tokenizer_folder / TOKENIZER)
-    with writing(checkpoint, out, [tokenizer_folder]) as folder:
+    with writing(checkpoint, out, [tokenizer_folder], overwrite=overwrite) as folder:
         for name in (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
             if is_file(tokenizer_folder / name):
                 shutil.copyfile(tokenizer_folder / name, folder / name)
@@ -94,7 +96,7 @@ def _follow(content: dict[str, Any], old: Tokenizer, new: Tokenizer, file: Path)
     return {key: walked(key, value) for key, value in content.items()}
 
 
-def add_locations(checkpoint: Path, out: Path, count: int) -> None:
+def add_locations(checkpoint: Path, out: Path, count: int, *, overwrite: bool = False) -> None:
     """The checkpoint with tokens <loc_0>..<loc_{count-1}> and IMAGE_TAGS, told to answer in them.
 
     A location starts as the mean of the rows of the digits that would say the same place in 0..1000, which the model
@@ -129,18 +131,18 @@ def add_locations(checkpoint: Path, out: Path, count: int) -> None:
             grown[first_new : first_new + count] += (waves(count, table.shape[1]) * scale).to(table.dtype)
         return grown
 
-    with writing(checkpoint, out) as folder:
+    with writing(checkpoint, out, overwrite=overwrite) as folder:
         new.save(str(folder / TOKENIZER))
         _set_answer(config, answer)
         _finish(checkpoint, folder, config, rows, {"locations": count})
 
 
-def answer_in_digits(checkpoint: Path, out: Path) -> None:
+def answer_in_digits(checkpoint: Path, out: Path, *, overwrite: bool = False) -> None:
     """The checkpoint told to answer in digits. Its location tokens stay; fine-tuning teaches it the digits."""
     read_settings(checkpoint)
     config = read_json(checkpoint / CONFIG)
     _set_answer(config, AnswerFormat())
-    with writing(checkpoint, out) as folder:
+    with writing(checkpoint, out, overwrite=overwrite) as folder:
         _finish(checkpoint, folder, config, lambda table: table, {"digits": True})
 
 
@@ -195,20 +197,24 @@ def _finish(
 @command("train.vocabulary")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Change a checkpoint's vocabulary.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = argparse.ArgumentParser("python -m train.vocabulary", description="Change a checkpoint's vocabulary.")
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint folder to read")
+    parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--locations", type=whole_number, metavar="N", help="answer in N location tokens; 1000 is usual")
-    what.add_argument("--digits", action="store_true", help="answer in digits 0..1000")
-    what.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="move to the tokenizer.json of this folder")
+    locations = "answer in N location tokens, 1000 is usual (this, --digits or --tokenizer is required)"
+    what.add_argument("--locations", type=whole_number, metavar="N", help=locations)
+    what.add_argument("--digits", action="store_true", help="answer in digits, 0 to 1000")
+    tokenizer = "move to the tokenizer.json of this folder (this, --locations or --digits is required)"
+    what.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=tokenizer)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
+    checkpoint = checkpoint_folder(args.checkpoint)
     if args.digits:
-        answer_in_digits(args.checkpoint, args.out)
+        answer_in_digits(checkpoint, args.out, overwrite=args.overwrite)
     elif args.tokenizer:
-        move_to_tokenizer(args.checkpoint, args.tokenizer, args.out)
+        move_to_tokenizer(checkpoint, args.tokenizer, args.out, overwrite=args.overwrite)
     else:
-        add_locations(args.checkpoint, args.out, args.locations)
+        add_locations(checkpoint, args.out, args.locations, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gemvg_edge.command import command, seed_number, whole_number
+from gemvg_edge.command import OVERWRITE, command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from train.data.annotations import as_object, entries, find_files, read_json
@@ -37,6 +37,13 @@ from train.data.reservoir import Reservoir
 from train.data.star import read_star
 
 MG_DATA_SHARES: dict[Kind, int] = {"referential": 97_000, "semantic": 77_000, "spatial": 20_000, "temporal": 46_000}
+TITLES = {
+    "d3": "D3",
+    "coco": "COCO",
+    "ego_exo": "Ego-Exo4D",
+    "mvtrack": "MVTrack",
+    "star": "STAR",
+}  # of Folders' fields
 COCO_ROUNDS = 2  # one round of its 117K pictures may not give 77K semantic records
 
 
@@ -113,18 +120,20 @@ def report(mixture: list[Record], offered: dict[Kind, int], size: int) -> list[s
     return lines
 
 
-def compose(folders: Folders, mc_bench: Path | None, size: int, seed: int, out: Path) -> None:
+def compose(
+    folders: Folders, mc_bench: Path | None, size: int, seed: int, out: Path, *, overwrite: bool = False
+) -> None:
     """Read, draw, write and say what came of it; the last line is one JSON object."""
     if not any(vars(folders).values()):
         raise GemvgError("no data set was given; name at least one of --d3 --coco --ego-exo --mvtrack --star")
     if size < 1:
         raise GemvgError(f"--size is {size}; it must be at least 1")
-    check_output(out, [folder for folder in (*vars(folders).values(), mc_bench) if folder])
+    check_output(out, [folder for folder in (*vars(folders).values(), mc_bench) if folder], overwrite=overwrite)
     leave_out = mc_bench_pictures(mc_bench) if mc_bench else frozenset()
     tally = Tally()
     items = tqdm(read_sources(folders, leave_out, seed), desc="reading", unit=" records", disable=None)
     mixture, offered = draw_mixture(keep_good(items, tally), size, seed)
-    written = write_records(mixture, out)
+    written = write_records(mixture, out, overwrite=overwrite)
     left_out = tally.refused["a picture of a benchmark, left out"]
     lines = [*tally.lines(), *report(mixture, offered, size)]
     if mc_bench:
@@ -139,16 +148,23 @@ def compose(folders: Folders, mc_bench: Path | None, size: int, seed: int, out: 
 @command("train.data.compose")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Compose a mixture with MG-Data-240K's shares.")
-    for name in Folders.__dataclass_fields__:
-        parser.add_argument("--" + name.replace("_", "-"), type=Path)
-    parser.add_argument("--exclude-mc-bench", type=Path, help="MC-Bench's folder: its pictures are left out")
-    parser.add_argument("--size", type=whole_number, default=sum(MG_DATA_SHARES.values()))
-    parser.add_argument("--seed", type=seed_number, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(
+        "python -m train.data.compose", description="Compose a mixture with MG-Data-240K's shares."
+    )
+    for name, title in TITLES.items():
+        folder = f"the folder that {title} lies in (default: without {title})"
+        parser.add_argument("--" + name.replace("_", "-"), type=Path, metavar="FOLDER", help=folder)
+    excluded = "MC-Bench's folder, whose pictures are left out (default: none are)"
+    parser.add_argument("--exclude-mc-bench", type=Path, metavar="FOLDER", help=excluded)
+    size = "how many records the mixture has (default: %(default)s)"
+    parser.add_argument("--size", type=whole_number, metavar="N", default=sum(MG_DATA_SHARES.values()), help=size)
+    seed = "what drawing starts from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .jsonl to write (required)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    folders = Folders(**{name: getattr(args, name) for name in Folders.__dataclass_fields__})
-    compose(folders, args.exclude_mc_bench, args.size, args.seed, args.out)
+    folders = Folders(**{name: getattr(args, name) for name in TITLES})
+    compose(folders, args.exclude_mc_bench, args.size, args.seed, args.out, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

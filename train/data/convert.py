@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gemvg_edge.command import command, seed_number
+from gemvg_edge.command import OVERWRITE, command, seed_number
 from gemvg_edge.errors import GemvgError
 from train.data.coco import read_coco
 from train.data.d3 import read_d3
@@ -57,11 +57,11 @@ def read(name: str, folder: Path, seed: int) -> Iterator[Record | Fault]:
     raise GemvgError(f"{name!r} is no data set that can be read; use one of {', '.join(NAMES)}")
 
 
-def convert(name: str, folder: Path, seed: int, out: Path) -> None:
+def convert(name: str, folder: Path, seed: int, out: Path, *, overwrite: bool = False) -> None:
     """Read, write and say what came of it; the last line is one JSON object."""
     tally = Tally()
     items = tqdm(read(name, folder, seed), desc=name, unit=" records", disable=None)
-    written = write_records(keep_good(items, tally), out, [folder])
+    written = write_records(keep_good(items, tally), out, [folder], overwrite=overwrite)
     print("\n".join(tally.lines()))
     print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
 
@@ -69,13 +69,15 @@ def convert(name: str, folder: Path, seed: int, out: Path) -> None:
 @command("train.data.convert")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Convert one data set to records.")
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=seed_number, default=0, help="for data sets whose records are composed")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser("python -m train.data.convert", description="Convert one data set to records.")
+    parser.add_argument("name", choices=NAMES, help="which data set it is")
+    parser.add_argument("folder", type=Path, help="the folder that the data set lies in")
+    seed = "what chance starts from, for data sets whose records are composed (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="the .jsonl to write (required)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    convert(args.name, args.folder, args.seed, args.out)
+    convert(args.name, args.folder, args.seed, args.out, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -117,12 +117,17 @@ def inspect(file: Path, sheet: Path | None, samples: int, seed: int, overwrite: 
 @command("train.data.inspect")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Say what a record file holds.")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--sheet", type=Path, help="where to draw samples: a .html or a .png")
-    parser.add_argument("--overwrite", action="store_true", help="let --sheet replace a file that is there")
-    parser.add_argument("--samples", type=whole_number, default=24)
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser = argparse.ArgumentParser("python -m train.data.inspect", description="Say what a record file holds.")
+    parser.add_argument("file", type=Path, help="the .jsonl of records to read")
+    sheet = "where to draw samples, a .html or a .png (default: nowhere)"
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help=sheet)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="let --sheet replace a file that is there (default: say so and stop)"
+    )
+    samples = "how many records are drawn (default: %(default)s)"
+    parser.add_argument("--samples", type=whole_number, metavar="N", default=24, help=samples)
+    seed = "what the choice of them starts from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
     args = parser.parse_args()
     inspect(args.file, args.sheet, args.samples, args.seed, args.overwrite)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gemvg_edge.command import command, seed_number
+from gemvg_edge.command import OVERWRITE, command, seed_number
 from train.data.record import Record, Tally, keep_good, read_records, write_records
 from train.data.reservoir import Reservoir
 
@@ -45,14 +45,18 @@ def read_part(text: str) -> tuple[Path, int | None]:
 @command("train.data.mix")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Mix record files.")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("parts", type=read_part, nargs="+", metavar="FILE[:COUNT]")
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser = argparse.ArgumentParser("python -m train.data.mix", description="Mix record files.")
+    parser.add_argument("out", type=Path, help="the .jsonl to write")
+    parts = "a .jsonl of records, and how many of them are drawn (default: all)"
+    parser.add_argument("parts", type=read_part, nargs="+", metavar="FILE[:COUNT]", help=parts)
+    seed = "what drawing starts from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
     tally = Tally()
     inputs = [file for file, _ in args.parts]
-    count = write_records(tqdm(mix(args.parts, args.seed, tally), unit="record", disable=None), args.out, inputs)
+    mixed = tqdm(mix(args.parts, args.seed, tally), unit="record", disable=None)
+    count = write_records(mixed, args.out, inputs, overwrite=args.overwrite)
     print(f"{args.out}: {count} records written;", *tally.lines(), sep="\n  ")
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, printable, refuse_inputs, replacing, unreadable, unwritable
+from gemvg_edge.files import is_file, printable, refuse_inputs, refuse_present, replacing, unreadable, unwritable
 from gemvg_edge.json_object import parse_json
 from gemvg_edge.prompt import CONTROL_TOKENS, check_query
 
@@ -138,12 +138,14 @@ def keep_good(items: Iterable[Record | Fault], tally: Tally) -> Iterator[Record]
             tally.examples.setdefault(fault.reason, fault.where)
 
 
-def write_records(records: Iterable[Record], file: Path, inputs: Iterable[Path] = ()) -> int:
+def write_records(
+    records: Iterable[Record], file: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False
+) -> int:
     """Write JSON Lines, all or nothing, with image paths relative to the file's folder; how many were written.
 
-    GemvgError, before the first record is asked for, where `file` is one of the inputs or holds something else.
+    GemvgError, before the first record is asked for, for what `check_output` refuses.
     """
-    check_output(file, inputs)
+    check_output(file, inputs, overwrite=overwrite)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -156,8 +158,11 @@ def write_records(records: Iterable[Record], file: Path, inputs: Iterable[Path] 
     return count
 
 
-def check_output(file: Path, inputs: Iterable[Path] = ()) -> None:
-    """GemvgError where writing records to a file would destroy an input, or something that is no record file."""
+def check_output(file: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+    """GemvgError where writing records to a file would destroy an input, or something that is no record file.
+
+    A record file is replaced with `overwrite` alone.
+    """
     is_file(file)  # refuses the names that the system does
     refuse_inputs(file, inputs)
     file = Path(os.path.realpath(file))  # where it will be written: `new/../a` is not there as long as `new` is not
@@ -172,6 +177,8 @@ def check_output(file: Path, inputs: Iterable[Path] = ()) -> None:
         except ValueError:
             pass
         raise GemvgError(f"{printable(file)} exists and holds no records; give another place to write to")
+    if not overwrite:
+        refuse_present(file, "the record file")
 
 
 def read_records(file: Path) -> Iterator[Record | Fault]:

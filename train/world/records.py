@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gemvg_edge.command import command, finite_number, seed_number, whole_number
+from gemvg_edge.command import OVERWRITE, command, finite_number, seed_number, whole_number
 from train.data.record import Record, write_records
 from train.world.samples import KIND_ROLES, as_record, draw_question
 from train.world.scenes import read_scenes
@@ -33,17 +33,22 @@ def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iter
 @command("train.world.records")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Write records from rendered scenes.")
-    parser.add_argument("scenes", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=whole_number, default=4000)
-    parser.add_argument("--cot-share", type=finite_number, default=0.0, help="of the records that carry reasoning")
-    parser.add_argument("--seed", type=seed_number, default=0)
+    parser = argparse.ArgumentParser("python -m train.world.records", description="Write records from rendered scenes.")
+    parser.add_argument("scenes", type=Path, help="the folder that train.world.render wrote")
+    parser.add_argument("out", type=Path, help="the .jsonl to write")
+    count = "how many records, a question each (default: %(default)s)"
+    parser.add_argument("--count", type=whole_number, metavar="N", default=4000, help=count)
+    share = "share of the records that carry reasoning, 0 to 1 (default: %(default)s)"
+    parser.add_argument("--cot-share", type=finite_number, metavar="SHARE", default=0.0, help=share)
+    seed = "what drawing starts from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
     if args.count < 1 or not 0 <= args.cot_share <= 1:
         parser.error("--count must be at least 1 and --cot-share between 0 and 1")
     records = world_records(args.scenes, args.count, args.cot_share, args.seed)
-    write_records(tqdm(records, total=args.count, unit="record", disable=None), args.out)
+    bar = tqdm(records, total=args.count, unit="record", disable=None)
+    write_records(bar, args.out, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -295,17 +295,21 @@ def boxes_of(mask: Any, bodies: dict[int, int], count: int) -> tuple[Corners | N
 @command("train.world.render")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser(description="Render simulated tabletop scenes.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--scenes", type=whole_number, default=10_000)
-    parser.add_argument("--first-seed", type=seed_number, default=0)
-    parser.add_argument("--size", type=whole_number, default=144, help="square root of a picture's area in pixels")
-    parser.add_argument("--processes", type=whole_number, default=os.cpu_count())
+    parser = argparse.ArgumentParser("python -m train.world.render", description="Render simulated tabletop scenes.")
+    parser.add_argument("folder", type=Path, help="the folder to render into; scenes that are there are kept")
+    scenes = "how many scenes, of four pictures each (default: %(default)s)"
+    parser.add_argument("--scenes", type=whole_number, metavar="N", default=10_000, help=scenes)
+    first = "the first scene's seed; the others follow (default: %(default)s)"
+    parser.add_argument("--first-seed", type=seed_number, metavar="N", default=0, help=first)
+    size = "square root of a picture's area, in pixels (default: %(default)s)"
+    parser.add_argument("--size", type=whole_number, metavar="N", default=144, help=size)
+    processes = "how many processes render (default: one a processor core)"
+    parser.add_argument("--processes", type=whole_number, metavar="N", help=processes)
     args = parser.parse_args()
     for flag in ("scenes", "size", "processes"):
-        if getattr(args, flag) < 1:
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
             parser.error(f"--{flag} must be at least 1")
-    render(args.folder, args.first_seed, args.scenes, args.size, args.processes)
+    render(args.folder, args.first_seed, args.scenes, args.size, args.processes or os.cpu_count() or 1)
 
 
 if __name__ == "__main__":
