@@ -41,7 +41,7 @@ def check_chat_template(folder: Path, prompt: PromptTemplate) -> None:
         at = next((i for i, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b), shorter)
         raise GemvgError(
             f"{path}: the chat template writes {rendered[at : at + 40]!r}, gemvg-edge {expected[at : at + 40]!r}; "
-            "set `grounding.prompt` in config.json to what the checkpoint was trained with"
+            "give the --profile that the checkpoint was trained with, or none and `grounding.prompt` in config.json"
         )
 
 

@@ -15,12 +15,12 @@ published.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from gemvg_edge.answer_pieces import BOX_END, BOX_START, BrokenBox, NamedImage, NamedObject, WrittenBox, scan
 from gemvg_edge.boxes import (
     ABSOLUTE,
     RELATIVE,
@@ -33,31 +33,12 @@ from gemvg_edge.boxes import (
 )
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import short
-from gemvg_edge.numbering import NAMED, NUMBER, number_of
 
 NO_TARGET = "None"
-BOX_START, BOX_END = "<|box_start|>", "<|box_end|>"
-REF_START, REF_END = "<|object_ref_start|>", "<|object_ref_end|>"
-_VALUE = rf"-?{NUMBER}(?:\.\d{{1,9}})?"
-_CORNER = rf"\(\s*{_VALUE}\s*,\s*{_VALUE}\s*\)"
-_FOUR = rf"{_VALUE}(?:\s*,\s*{_VALUE}){{3}}"
-NAME_LENGTH = 200  # characters of an object's name in an answer; a longer one is cut or is none
-_PIECES = re.compile(
-    rf"(?P<image>{NAMED})"
-    rf"|{re.escape(REF_START)}(?P<name>[^<]{{0,{NAME_LENGTH}}}){re.escape(REF_END)}"
-    rf"|(?P<quad><\|quad_start\|>[^<]*)"
-    rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER}|\(\s*{_FOUR}\s*\)|\[\s*{_FOUR}\s*\])"
-    rf"|(?P<locations>(?:<loc_{NUMBER}>){{4}})"
-    rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\"(?:\s*:\s*\[[^][{{}}]*]?)?)"
-    r"|(?P<brace>\{(?=\s*\"))",
-    re.IGNORECASE | re.ASCII,
-)
 # How Qwen2.5-VL says that nothing is there.
 _EMPTY_LIST = re.compile(r"(?:```(?:json)?)?\s*\[\s*\]\s*(?:```)?")
-_DECODER = json.JSONDecoder()
 # Qwen's boxes drift past the edge, by 6 % of the side where it was seen; a box further out is not of this picture.
 DRIFT = 0.08
-OBJECT = 2000  # characters of a box in JSON: each opening brace is read so far at most, or many would take for ever
 MOST_LOCATIONS = 100_000  # tokens; a picture has fewer pixels along a side
 COORDINATES = ("digits", "locations", "pixels")
 UNNAMED = ("refuse", "query", "each")
@@ -172,16 +153,16 @@ def read_answer(
     boxes: list[Box] = []
     image = 0 if len(sizes) == 1 else unnamed
     label: str | None = None
-    for piece in _scan(body):
+    for piece in scan(body):
         fault: str | None = None
         match piece:
-            case _NamedImage(image):
+            case NamedImage(image):
                 pass
-            case _NamedObject(label):
+            case NamedObject(label):
                 pass
-            case _BrokenBox(fault):
+            case BrokenBox(fault):
                 pass
-            case _WrittenBox():
+            case WrittenBox():
                 box, fault = _read_box(piece, image, sizes, answer_format, resized)
                 boxes += [replace(box, label=piece.label or label)] if box else []
         problem = problem or fault
@@ -205,82 +186,8 @@ def _split_thinking(text: str) -> tuple[str, str, str | None]:
     return "", text, None
 
 
-class _NamedImage(NamedTuple):
-    image: int  # 0-based
-
-
-class _NamedObject(NamedTuple):
-    label: str | None
-
-
-class _BrokenBox(NamedTuple):
-    fault: str
-
-
-class _WrittenBox(NamedTuple):
-    kind: Literal["digits", "locations", "json"]
-    values: Sequence[float]  # x1, y1, x2, y2
-    image: int | None = None  # 0-based, where the box itself names it
-    label: str | None = None  # and what it says lies there
-
-
-def _scan(body: str) -> Iterator[_NamedImage | _NamedObject | _BrokenBox | _WrittenBox]:
-    """What an answer says, in its order; text inside a box of JSON, such as its label, says nothing else."""
-    at = 0
-    while piece := _PIECES.search(body, at):
-        at = piece.end()
-        values = [float(v) if "." in v else int(v) for v in re.findall(_VALUE, piece[0], re.ASCII)]
-        if piece["image"]:
-            yield _NamedImage(number_of(piece))
-        elif piece["name"] is not None:
-            yield _NamedObject(piece["name"].strip() or None)
-        elif piece["quad"]:  # Qwen's other shape, whose first two corners are no box
-            yield _BrokenBox("a quadrilateral is no box")
-        elif piece["digits"]:
-            yield _WrittenBox("digits", values)
-        elif piece["locations"]:
-            yield _WrittenBox("locations", [int(v) for v in re.findall(r"\d+", piece[0])])
-        elif piece["broken"]:
-            following = _PIECES.match(body, at)
-            if not (following and (following["digits"] or following["locations"])):
-                yield _BrokenBox("a box was started and not finished")
-        elif found := _read_object(body, piece.start()):
-            box, at = found
-            if box is not None:
-                yield box
-
-
-def _read_object(body: str, start: int) -> tuple[_BrokenBox | _WrittenBox | None, int] | None:
-    """The JSON object that starts here as a box, and where it ends; None if it is not whole or holds others.
-
-    One of other fields is no box, and its numbers are of unknown kind.
-    """
-    text = body[start : start + OBJECT]
-    if "}" not in text:
-        return None
-    try:
-        said, length = _DECODER.raw_decode(text)
-    except (ValueError, RecursionError):
-        return None
-    end = start + length
-    if "bbox_2d" not in said:
-        return None if '"bbox_2d"' in text[:length] else (None, end)
-    values, number = said["bbox_2d"], said.get("image_id", said.get("image"))
-    if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
-        return _BrokenBox("a bbox_2d is not four numbers"), end
-    if number is not None and type(number) is not int:
-        return _BrokenBox("a bbox_2d names its picture by something else than a number"), end
-    label = said.get("label")
-    label = label.strip()[:NAME_LENGTH] if isinstance(label, str) else ""
-    return _WrittenBox("json", values, None if number is None else number - 1, label or None), end
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9  # NaN is not below anything
-
-
 def _read_box(
-    written: _WrittenBox,
+    written: WrittenBox,
     image: int | None,
     sizes: Sequence[Size],
     answer_format: AnswerFormat,

@@ -20,6 +20,8 @@ def from_array(array: npt.NDArray[Any], name: str, bgr: bool) -> Image.Image:
     uint8: grey, RGB or RGBA (with `bgr` BGR or BGRA); uint16: grey of 16 bits. GemvgError for anything else.
     """
     shape = array.shape
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        array = array.astype(np.uint16)  # in this machine's order of bytes
     if 0 in shape or len(shape) not in (2, 3):
         raise GemvgError(f"{name} is an array of {array.dtype} with shape {shape}; {WANTED}")
     if len(shape) == 3 and shape[2] not in CHANNELS:
@@ -54,8 +56,10 @@ def refuse_tensor(source: Any, name: str) -> None:
     shape = tuple(getattr(source, "shape", ()))
     first = len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS
     turned = "tensor.permute(1, 2, 0)" if first else "tensor"
+    if len(shape) == 4:
+        raise GemvgError(f"{name} is a torch tensor of shape {shape}, a batch; give one picture of it, tensor[0]")
     floats = bool(getattr(source, "is_floating_point", bool)())
-    scaled = f"({turned} * 255).round().byte()" if floats else turned
+    scaled = f"({turned} * 255).round().byte()" if floats else f"{turned}.byte()"
     raise GemvgError(
         f"{name} is a torch tensor of shape {shape}; give {scaled}.cpu().numpy()"
         + (", if white is 1.0" if floats else "")

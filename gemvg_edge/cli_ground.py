@@ -9,23 +9,25 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
 from gemvg_edge.command import one_line
 from gemvg_edge.draw import draw_boxes, side_by_side
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, is_folder, printable, refuse_inputs, refuse_present, replacing, unreadable
+from gemvg_edge.files import is_folder, printable, refuse_inputs, refuse_present, replacing, unreadable
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.grounding import Grounding
 from gemvg_edge.images import load_image
 from gemvg_edge.json_object import parse_json, short
-from gemvg_edge.prompt import MAX_QUERY
+from gemvg_edge.prompt import MAX_QUERY, check_query
 from gemvg_edge.scene import Scene
 
 STDIN = "-"
 LARGEST = 2**28  # bytes of a picture on stdin
+SKIPPED = 100  # times LONGEST: a line that has not ended by then never will
+STEM = 60  # characters of a picture's name in that of its drawing
 LONGEST = 8 * MAX_QUERY  # characters of a line of queries: JSON may write a character as six
 
 
@@ -34,7 +36,6 @@ class Asked(NamedTuple):
 
     query: str
     think: bool
-    id: Any = None  # the caller's own, handed back
 
 
 def ground(options: argparse.Namespace) -> int:
@@ -50,13 +51,13 @@ def ground(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
     ) as grounder:
         scene = grounder.look(pictures, timeout=options.timeout)
-        if options.queries:
+        if options.queries is not None:
             return _answer_lines(scene, options)
         groundings = [scene.ground(query, think=options.think, timeout=options.timeout) for query in options.query]
     if targets:
         drawn = draw_boxes(pictures, groundings)
         for picture, target in zip(drawn if len(targets) > 1 else [side_by_side(drawn)], targets, strict=True):
-            _save(picture, target)
+            _save(picture, target, options.overwrite)
     for grounding in groundings:
         if options.json:
             print(grounding.to_json())
@@ -67,21 +68,33 @@ def ground(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse, before any work, arguments that do not fit each other."""
-    if options.queries and options.draw:
+    for query in options.query:
+        check_query(query)
+    if options.draw is not None and not options.draw.name:
+        raise GemvgError("--draw needs the name of a picture or a folder")
+    if options.queries is not None and options.draw:
         raise GemvgError("--draw shows the answers to --query, not those to --queries; give one of them")
     if [*options.images, options.queries].count(STDIN) > 1:
         raise GemvgError("- stands for stdin and can be given once, for one picture or for --queries")
-    if options.queries and options.queries != STDIN and not is_file(Path(options.queries)):
+    if options.queries not in (None, STDIN) and (
+        not os.path.exists(options.queries) or is_folder(Path(options.queries))
+    ):
         raise GemvgError(f"{printable(options.queries)}: no such file of queries")
 
 
 def _load(name: str) -> Image.Image:
     if name != STDIN:
         return load_image(name)
-    data = sys.stdin.buffer.read(LARGEST + 1)
+    data = _stdin().read(LARGEST + 1)
     if len(data) > LARGEST:
         raise GemvgError(f"stdin has more than {LARGEST} bytes; give the picture as a file")
     return load_image(data, "stdin")
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:  # Python's own mark of a descriptor that was closed at the start
+        raise GemvgError("stdin is closed; pipe something in, or give the name of a file")
+    return sys.stdin.buffer
 
 
 def _answer_lines(scene: Scene, options: argparse.Namespace) -> int:
@@ -91,8 +104,8 @@ def _answer_lines(scene: Scene, options: argparse.Namespace) -> int:
         asked += 1
         content: dict[str, Any] = {}
         try:
-            one = _read_line(line, number, options.think)
-            content = {"query": one.query} if one.id is None else {"id": one.id, "query": one.query}
+            one = _read_line(line, number, options.think, content)
+            content |= {"query": one.query}
             content |= scene.ground(one.query, think=one.think, timeout=options.timeout).to_dict()
         except GemvgError as error:
             refused += 1
@@ -106,7 +119,7 @@ def _answer_lines(scene: Scene, options: argparse.Namespace) -> int:
 def _lines(source: str) -> Iterator[tuple[int, str]]:
     """The lines that are not empty, with their numbers from 1; one that is too long is cut, and so no JSON."""
     if source == STDIN:
-        yield from _numbered(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors="surrogateescape"))
+        yield from _numbered(io.TextIOWrapper(_stdin(), encoding="utf-8-sig", errors="surrogateescape"))
         return
     try:
         with Path(source).open(encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -123,11 +136,16 @@ def _numbered(file: io.TextIOBase | io.TextIOWrapper) -> Iterator[tuple[int, str
         number += 1
         if line.strip():
             yield number, line
-        while len(line) == LONGEST and not line.endswith("\n"):
+        for _ in range(SKIPPED):
+            if len(line) < LONGEST or line.endswith("\n"):
+                break
             line = file.readline(LONGEST)
+        else:
+            raise GemvgError(f"line {number} of the queries does not end; give JSON Lines")
 
 
-def _read_line(line: str, number: int, think: bool) -> Asked:
+def _read_line(line: str, number: int, think: bool, told: dict[str, Any]) -> Asked:
+    """What a line asks; its id, as soon as it is known, goes into `told`."""
     if len(line) == LONGEST and not line.endswith("\n"):
         raise GemvgError(f"line {number} of the queries has more than {LONGEST} characters; shorten it")
     try:
@@ -136,6 +154,10 @@ def _read_line(line: str, number: int, think: bool) -> Asked:
         raise GemvgError(f'line {number} of the queries is not JSON ({error}); write it as "..." or {{...}}') from None
     if isinstance(content, str):
         return Asked(content, think)
+    if isinstance(content, dict) and content.get("id") is not None:
+        if type(content["id"]) not in (str, int, float):
+            raise GemvgError(f"line {number} of the queries: id is {short(content['id'])}, no text and no number")
+        told["id"] = content["id"]
     if not isinstance(content, dict) or not isinstance(content.get("query"), str):
         raise GemvgError(f"line {number} of the queries is {short(content)}; give a text, or an object with `query`")
     if unknown := sorted(set(content) - {"query", "id", "think"}):
@@ -143,9 +165,9 @@ def _read_line(line: str, number: int, think: bool) -> Asked:
             f"line {number} of the queries has the unknown field {short(unknown[0])}; known are id, query, think"
         )
     thinks = content.get("think", think)
-    if not isinstance(thinks, bool) or not isinstance(content.get("id"), (str, int, float, type(None))):
-        raise GemvgError(f"line {number} of the queries: think must be true or false, and id a text or a number")
-    return Asked(content["query"], thinks, content.get("id"))
+    if not isinstance(thinks, bool):
+        raise GemvgError(f"line {number} of the queries: think is {short(thinks)}, not true or false")
+    return Asked(content["query"], thinks)
 
 
 def _print_lines(grounding: Grounding, named: bool) -> None:
@@ -172,7 +194,7 @@ def _targets(options: argparse.Namespace) -> list[Path]:
     path: Path = options.draw
     inputs = [Path(name) for name in options.images if name != STDIN]
     if is_folder(Path(os.path.realpath(path))) and path.suffix.lower() not in Image.registered_extensions():
-        stems = [Path(name).stem if name != STDIN else "stdin" for name in options.images]
+        stems = [Path(name).stem[:STEM] if name != STDIN else "stdin" for name in options.images]
         targets = [path / f"{k}-{stem}.png" for k, stem in enumerate(stems, 1)]
     else:
         targets = [path]
@@ -202,8 +224,8 @@ def _check_target(path: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         ) from None
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    with replacing(path) as partial:
+def _save(picture: Image.Image, path: Path, overwrite: bool) -> None:
+    with replacing(path, overwrite) as partial:
         try:
             picture.save(partial)
         except Exception as error:  # each of Pillow's formats has limits and words of its own

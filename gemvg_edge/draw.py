@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounding import Grounding
-from gemvg_edge.images import NAME, ImageSource, check_aspect, load_image
+from gemvg_edge.images import NAME, ImageSource, check_aspect, check_list, load_image
 
 HEIGHT = 384  # of every picture on the sheet, in pixels
 GAP = 8  # pixels between two pictures
@@ -31,14 +31,21 @@ LABEL = 40  # characters of a label on a picture
 FINEST, SHARE = 12, 40  # a letter's least height in pixels, and how many of it a picture's shorter side has otherwise
 
 
-def draw_boxes(images: Sequence[ImageSource], groundings: Grounding | Sequence[Grounding]) -> list[Image.Image]:
-    """Copies of the pictures, as `look` takes them, with the boxes of one or several answers about them.
+def draw_boxes(
+    images: Sequence[ImageSource], groundings: Grounding | Sequence[Grounding], *, bgr: bool = False
+) -> list[Image.Image]:
+    """Copies of the pictures, given as to `look`, with the boxes of one or several answers about them.
 
     Each answer has its colour; each box its number, counted over all answers, and its label. GemvgError for a box that
-    lies in none of the pictures.
+    lies in none of the pictures, and for pictures of other sizes than those that were asked about.
     """
     answers = [groundings] if isinstance(groundings, Grounding) else list(groundings)
-    drawn = [load_image(source, f"images[{k}]") for k, source in enumerate(images)]  # upright, as boxes count
+    images = check_list(images)
+    drawn = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]  # upright, as boxes count
+    for grounding in answers:
+        asked = [(picture.width, picture.height) for picture in grounding.pictures]
+        if asked and asked != (sizes := [image.size for image in drawn]):
+            raise GemvgError(f"the pictures have sizes {sizes}, the answer is about {asked}; give the same pictures")
     pens = [ImageDraw.Draw(image) for image in drawn]
     numbered = [(k, box, grounding.query) for k, grounding in enumerate(answers) for box in grounding.boxes]
     for k, box, _ in numbered:
@@ -97,9 +104,12 @@ def _check(box: Box, pictures: int) -> None:
 
 
 def _outline(pen: ImageDraw.ImageDraw, corners: Sequence[float], colour: tuple[int, int, int], width: int) -> None:
+    # Pillow draws what lies outside too, for as long as it is large.
+    most = 2 * max(pen.im.size)
+    corners = [min(max(value, -most), most) for value in corners]
     # White under the colour keeps a box visible on any picture.
     pen.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline=_PAPER, width=width + 2)
-    pen.rectangle(list(corners), outline=colour, width=width)
+    pen.rectangle(corners, outline=colour, width=width)
 
 
 def _write(

@@ -1,6 +1,6 @@
 """Whether pictures are like those a model was trained on, by a few cheap numbers; a small model sees nothing else.
 
-The ranges are measured on training pictures (`python -m bench.familiar`) and kept in the manifest. Knows no model.
+The ranges are measured on training pictures (`python -m train.familiar`) and kept in the manifest. Knows no model.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ the new one, and the next run takes away what the killed one left. Knows paths a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -127,10 +128,11 @@ def refuse_present(output: Path, flag: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """A file to write, of the same ending, that takes the place of `path` at the end; an error changes nothing.
 
-    GemvgError where the place is a folder, a device or cannot be written. A link is followed, as `cp` does.
+    GemvgError where the place is a folder, a device or cannot be written, where another process is writing it, and
+    without `overwrite` where a file has come to be there meanwhile. A link is followed, as `cp` does.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -145,15 +147,55 @@ def replacing(path: Path) -> Iterator[Path]:
     # The name's digest, since the name itself may be as long as the system allows.
     key = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
     partial = target.with_name(f"{PARTIAL}{key}{target.suffix[:16]}")
+    lock = _own(partial, path)
     try:
         yield partial
-        os.replace(partial, target)
+        _put(partial, target, path, overwrite)
     except BaseException as error:
         with suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise unwritable(path, error) from None
         raise
+    finally:
+        os.close(lock)
+
+
+def _own(partial: Path, path: Path) -> int:
+    """A new empty file, locked until its descriptor is closed: no link that somebody else put there is followed.
+
+    What a killed process left is taken away; GemvgError where a living one is writing there.
+    """
+    with suppress(OSError):  # nothing is there, or a link or a pipe
+        old = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GemvgError(f"{printable(path)} is being written by another process; wait for it") from None
+        finally:
+            os.close(old)
+    try:
+        partial.unlink(missing_ok=True)
+        new = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return new
+
+
+def _put(partial: Path, target: Path, path: Path, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            os.link(partial, target)
+        except FileExistsError:
+            raise GemvgError(f"{printable(path)} has come to be there meanwhile, so it is left alone") from None
+        except OSError:  # a file system without hard links
+            pass
+        else:
+            partial.unlink()
+            return
+    os.replace(partial, target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,11 +15,11 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -36,6 +36,7 @@ from gemvg_edge.images import (
     Grid,
     ImageSource,
     Preprocessing,
+    check_list,
     load_image,
     patchify,
     resize,
@@ -46,7 +47,7 @@ from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.positions import mrope_positions, visual_tokens
 from gemvg_edge.prompt import check_query, encode_prefix
 from gemvg_edge.scene import OnText, Scene, Seen
-from gemvg_edge.stopping import Stopping, stopping
+from gemvg_edge.stopping import Stopping, Turn, stopping
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 
 MAX_THREADS = 1024
@@ -81,7 +82,7 @@ class Grounder:
         self.max_new_tokens = max_new_tokens
         self.preprocessing = manifest.preprocessing.within(max_pixels)
         # ONNX Runtime's sessions may run in several threads at once; TensorRT's engines share buffers and a stream.
-        self.lock: threading.Lock | None = threading.Lock() if manifest.tensorrt else None
+        self.turn = Turn() if manifest.tensorrt else None
         self._closed = False
         self._reopen: tuple[str, dict[str, Any]] | None = None
         self._told: set[str] = set()  # warnings are given once
@@ -113,7 +114,7 @@ class Grounder:
             raise GemvgError(
                 f"threads={short(threads)}; give 0 for one a physical core, or a number up to {MAX_THREADS}"
             )
-        if not isinstance(bundle, (str, os.PathLike)) or not os.fspath(bundle):
+        if not isinstance(bundle, (str, os.PathLike)) or not isinstance(name := os.fspath(bundle), str) or not name:
             raise GemvgError(f"bundle={short(bundle)}; give the path of a bundle folder")
         opened = open_bundle(Path(bundle), check_hashes)
         opened.manifest.preprocessing.within(max_pixels)  # before the engine is loaded
@@ -146,7 +147,7 @@ class Grounder:
         (height, width) of 8 or 16 bits. `max_pixels` is the budget of each picture for this scene. `timeout` (seconds)
         and `cancel` end the work between two of its phases, with TimedOut or Cancelled.
         """
-        return self._look(_checked(images), self._numbers(max_pixels), bgr, stopping(timeout, cancel))
+        return self._look(check_list(images), self._numbers(max_pixels), bgr, stopping(timeout, cancel))
 
     def ground(
         self,
@@ -163,17 +164,23 @@ class Grounder:
         """Look and ask in one go; use `look` when the same pictures get several questions. Arguments as there."""
         check_query(query)  # before the expensive half
         stop = stopping(timeout, cancel)
-        return self._look(_checked(images), self._numbers(max_pixels), bgr, stop).ask(query, think, stop, on_text)
+        return self._look(check_list(images), self._numbers(max_pixels), bgr, stop).ask(query, think, stop, on_text)
 
     def close(self) -> None:
         """Let the engine's memory go once nothing uses it; later questions raise GemvgError. Twice is no error."""
         self._closed = True
         self.vision = self.decoder = None  # type: ignore[assignment]
 
-    def check_open(self) -> None:
-        """GemvgError after `close`."""
-        if self._closed:
+    def engines(self) -> tuple[VisionTower, Decoder[Any]]:
+        """Both networks, to be kept by a request while it works; GemvgError after `close`."""
+        vision, decoder = self.vision, self.decoder
+        if self._closed or vision is None or decoder is None:
             raise GemvgError("this Grounder was closed; open one again with Grounder.open")
+        return vision, decoder
+
+    def in_turn(self, stop: Stopping) -> AbstractContextManager[None]:
+        """The engine, where only one request at a time can have it."""
+        return self.turn.taken(stop) if self.turn else nullcontext()
 
     def __enter__(self) -> Grounder:
         return self
@@ -187,7 +194,7 @@ class Grounder:
         return _open_again, self._reopen
 
     def _numbers(self, max_pixels: int | None) -> Preprocessing:
-        self.check_open()
+        self.engines()
         return self.preprocessing if max_pixels is None else self.manifest.preprocessing.within(max_pixels)
 
     def _look(self, images: Sequence[ImageSource], numbers: Preprocessing, bgr: bool, stop: Stopping) -> Scene:
@@ -197,12 +204,13 @@ class Grounder:
         stop.check()
         patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
         preprocessed = time.perf_counter()
-        with stop.holding(self.lock):
-            self.check_open()
-            visual = self.vision.encode(patches, grids)
+        with self.in_turn(stop):
+            stop.check()
+            vision, decoder = self.engines()
+            visual = vision.encode(patches, grids)
             encoded = time.perf_counter()
             stop.check()
-            seen = self.prefill_pictures(visual, grids)
+            seen = self.prefill_pictures(decoder, visual, grids)
             stop.check()
         finished = time.perf_counter()
         timings = Timings(
@@ -215,14 +223,14 @@ class Grounder:
         given = [Picture(picture.info[NAME], *picture.size) for picture in pictures]
         return Scene(self, given, seen, numbers, timings)
 
-    def prefill_pictures(self, visual: Sequence[Floats], grids: Sequence[Grid]) -> Seen:
+    def prefill_pictures(self, decoder: Decoder[Any], visual: Sequence[Floats], grids: Sequence[Grid]) -> Seen:
         """Pictures' visual tokens in a new cache, with room for a question and its answer; under the lock."""
         merge, image_token_id = self.manifest.preprocessing.merge_size, self.manifest.model.image_token_id
         ids = encode_prefix(self.tokenizer, self.manifest.prompt, grids, merge)
         positions = mrope_positions(ids, image_token_id, grids, merge)
-        embeddings = embed_prompt(self.decoder, ids, image_token_id, visual)
-        cache = self.decoder.new_cache(len(ids) + self.max_query_tokens + self.max_new_tokens)
-        prefill(self.decoder, self.rope, embeddings, positions, cache, 0)
+        embeddings = embed_prompt(decoder, ids, image_token_id, visual)
+        cache = decoder.new_cache(len(ids) + self.max_query_tokens + self.max_new_tokens)
+        prefill(decoder, self.rope, embeddings, positions, cache, 0)
         kept = (visual, grids) if len(grids) > 1 and self.manifest.answer.unnamed == "each" else ((), ())
         return Seen(cache, len(ids), int(positions.max()) + 1, *kept)
 
@@ -248,14 +256,6 @@ class Grounder:
         if "familiar" not in self._told and (why := unfamiliar(pictures, self.manifest.familiar)):
             self._told.add("familiar")
             log.warning("%s; boxes may mean nothing (the model %s)", why, self.manifest.name)
-
-
-def _checked(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
-        raise GemvgError(f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one")
-    if not images:
-        raise GemvgError("no pictures were given; a query needs at least one")
-    return images
 
 
 def _open_again(bundle: str, options: dict[str, Any]) -> Grounder:

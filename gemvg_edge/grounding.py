@@ -101,11 +101,16 @@ class Grounding:
 
     def to_json(self, indent: int | None = None) -> str:
         """The same as JSON text, on one line unless `indent` says otherwise."""
-        return json.dumps(self.to_dict(), indent=indent)
+        try:
+            return json.dumps(self.to_dict(), indent=indent, allow_nan=False, default=float)  # numpy's numbers too
+        except (TypeError, ValueError) as error:
+            raise GemvgError(f"{_JSON} has what JSON has not ({error}); give finite numbers") from None
 
     @staticmethod
     def from_json(text: str) -> Grounding:
         """Read what `to_json` wrote; GemvgError names the field that is missing or wrong."""
+        if not isinstance(text, str):
+            raise GemvgError(f"{_JSON} is a {type(text).__name__}; {_FIX}, a text")
         try:
             content = parse_json(text)
         except ValueError as error:
@@ -151,8 +156,8 @@ class Grounding:
             supervision: Any = importlib.import_module("supervision")
         except ImportError:
             raise GemvgError("supervision cannot be imported; run `pip install supervision`") from None
-        arrays, labels = self.to_numpy(), self._labels()
-        class_ids = np.array([labels.index(label) for label in arrays.labels], np.int64)
+        arrays, classes = self.to_numpy(), {label: k for k, label in enumerate(self._labels())}
+        class_ids = np.array([classes[label] for label in arrays.labels], np.int64)
         found = []
         for k in range(len(self.pictures)):
             here = arrays.images == k

@@ -90,6 +90,8 @@ class Preprocessing:
         if max_pixels is None:
             return self
         low, high = (self.patch_size * self.merge_size) ** 2, _WHOLE["max_pixels"][1]
+        if isinstance(max_pixels, np.integer):
+            max_pixels = int(max_pixels)
         if type(max_pixels) is not int or not low <= max_pixels <= high:
             raise GemvgError(
                 f"max_pixels={short(max_pixels)}; give a whole number of pixels a picture, {low} (one token) to {high}"
@@ -147,6 +149,15 @@ def _unlike(name: str, value: Any) -> GemvgError:
     return GemvgError(f"{name} is {short(value)}, not like {getattr(Preprocessing, name)!r}")
 
 
+def check_list(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    """The pictures themselves; GemvgError for one without a list around it, and for none."""
+    if isinstance(images, (str, bytes, os.PathLike, np.ndarray)) or not isinstance(images, Sequence):
+        raise GemvgError(f"images is a {type(images).__name__}; give a list of pictures, [picture] for a single one")
+    if not images:
+        raise GemvgError("no pictures were given; a query needs at least one")
+    return images
+
+
 def load_image(source: ImageSource, name: str = "image", bgr: bool = False) -> Image.Image:
     """Decode one picture to RGB with its EXIF orientation applied.
 
@@ -167,6 +178,8 @@ def load_image(source: ImageSource, name: str = "image", bgr: bool = False) -> I
     elif isinstance(source, (str, os.PathLike)) and isinstance(path := os.fspath(source), str):
         name = printable(path)
         if not is_file(Path(path)):
+            if os.path.exists(path) and not os.path.isdir(path):
+                raise GemvgError(f"{name} is no regular file; read it and give its bytes (in a shell, pipe it to -)")
             raise GemvgError(f"{name}: no such picture file")
         with open_picture(Path(path), name) as opened:
             image = upright_rgb(opened, name)

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from gemvg_edge.answer import BOX_END, BOX_START, AnswerFormat, write_box
+from gemvg_edge.answer import AnswerFormat, write_box
+from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.boxes import RELATIVE_FRAME, RELATIVE_STEPS, Box, Size, change_steps, to_steps
 from gemvg_edge.errors import GemvgError
 
@@ -29,6 +30,11 @@ def mark(box: Box, size: Size) -> str:
     if min(corners) < -PIXEL_SLACK or box.x2 > width + PIXEL_SLACK or box.y2 > height + PIXEL_SLACK:
         raise GemvgError(f"{box} ends outside its picture of {width} x {height}; give that picture's own size")
     return write_box(to_steps(box, size, RELATIVE_STEPS), AnswerFormat())
+
+
+def shows_box(query: str) -> bool:
+    """Whether a query shows a box."""
+    return _MARK.search(query) is not None
 
 
 def check_marks(query: str) -> None:

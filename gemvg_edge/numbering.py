@@ -13,10 +13,17 @@ NUMBER = r"\d{1,9}"
 NAMED = (
     rf"image[-\s](?P<number>{NUMBER})|(?P<nth>{NUMBER})(?:st|nd|rd|th) image|(?P<ordinal>{'|'.join(ORDINALS)}) image"
 )
-# "The source image" is MIG-Bench's word for the first. What stands beside a box that the query shows says where that
-# box lies, not where to look.
+# People name them in more ways than models do. "The source image" is MIG-Bench's word for the first. What stands
+# beside a box that the query shows says where that box lies, not where to look.
+_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_KIND = r"(?:image|picture|photo)"
 _IN_QUERY = re.compile(
-    rf"(?P<shown><\|box_end\|>\)?\s*(?:in|of|from)\s+(?:the\s+)?)?(?:\b(?:{NAMED})\b|(?P<source>\bsource image\b))",
+    r"(?P<shown><\|box_end\|>\)?\s*(?:in|of|from|on)\s+(?:the\s+)?)?\b(?:"
+    rf"{_KIND}(?:\s*[-#]\s*|\s+|\s+number\s+|)(?P<number>{NUMBER})"
+    rf"|{_KIND}\s+(?P<word>{'|'.join(_WORDS)})"
+    rf"|(?P<nth>{NUMBER})(?:st|nd|rd|th)\s+{_KIND}"
+    rf"|(?P<ordinal>{'|'.join(ORDINALS)})\s+{_KIND}"
+    rf"|(?P<source>source)\s+{_KIND})\b",
     re.IGNORECASE | re.ASCII,
 )
 
@@ -28,13 +35,16 @@ def number_of(found: re.Match[str]) -> int:
     return int(found["number"] or found["nth"]) - 1
 
 
-def pictures_in_query(query: str, count: int) -> list[int]:
-    """The pictures (0-based, of `count`) that a query names to look in, in its order, each once, the last one last.
+def pictures_in_query(query: str) -> list[int]:
+    """The pictures (from 0) that a query names to look in, each once, the one named last at the end.
 
     A picture that is named only as the place of a box that the query shows does not count.
     """
-    found = [
-        0 if match["source"] else number_of(match) for match in _IN_QUERY.finditer(query) if match["shown"] is None
-    ]
-    inside = [image for image in found if 0 <= image < count]
-    return list(dict.fromkeys(reversed(inside)))[::-1]
+    found = [_named_by(match) for match in _IN_QUERY.finditer(query) if match["shown"] is None]
+    return list(dict.fromkeys(reversed(found)))[::-1]
+
+
+def _named_by(found: re.Match[str]) -> int:
+    if found["source"]:
+        return 0
+    return _WORDS.index(found["word"].lower()) if found["word"] else number_of(found)

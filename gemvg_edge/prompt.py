@@ -18,6 +18,7 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
+from gemvg_edge.json_object import short
 from gemvg_edge.marks import check_marks, localise
 from gemvg_edge.positions import visual_tokens
 
@@ -105,12 +106,14 @@ def encode_query(
 
 def check_query(query: str) -> None:
     """Refuse an empty query, one that is no text and one that could rewrite the template."""
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str):
+        raise GemvgError(f"query is a {type(query).__name__}; give a text (a scene takes a list of them too)")
+    if not query.strip():
         raise GemvgError("the query is empty; say what to look for, such as 'the red mug'")
     if len(query) > MAX_QUERY:
         raise GemvgError(f"the query has {len(query)} characters, more than {MAX_QUERY}; shorten it")
     if any("\ud800" <= character <= "\udfff" for character in query):  # what Python makes of broken UTF-8 in a shell
-        raise GemvgError(f"the query {query!r} is not Unicode text; type it in UTF-8")
+        raise GemvgError(f"the query {short(query)} is not Unicode text; type it in UTF-8")
     for token in CONTROL_TOKENS:
         if token in query:
             raise GemvgError(f"the query holds the special token {token}, which would rewrite the prompt; leave it out")

@@ -17,15 +17,15 @@ from tokenizers import Tokenizer
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.decoding import decode, prefill_token
-from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.engines.protocol import Decoder, Floats
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounding import Grounding, Picture, Timings, merge
 from gemvg_edge.images import Grid, Preprocessing, resized_sizes
-from gemvg_edge.marks import mark
+from gemvg_edge.marks import mark, shows_box
 from gemvg_edge.numbering import pictures_in_query
 from gemvg_edge.positions import text_positions
 from gemvg_edge.prompt import check_query, encode_query
-from gemvg_edge.stopping import Stopping, stopping
+from gemvg_edge.stopping import Stopping, Turn, stopping
 
 if TYPE_CHECKING:
     from gemvg_edge.grounder import Grounder
@@ -58,7 +58,7 @@ class Scene:
         self._grounder = grounder
         self._seen = seen
         self._numbers = numbers
-        self._lock = threading.Lock()  # a question extends the cache in place
+        self._turn = Turn()  # a question extends the cache in place
         self._alone: list[Scene] = []  # of each picture by itself, where a question needed that
 
     def mark(self, box: Box) -> str:
@@ -122,11 +122,16 @@ class Scene:
         """As `ground`, within what is left of the time of a longer request."""
         grounder = self._grounder
         check_query(query)
-        with stop.holding(self._lock), stop.holding(grounder.lock):
-            grounder.check_open()
-            several = len(self.sizes) > 1 and not pictures_in_query(query, len(self.sizes))
-            ask = self._ask_each if several and grounder.manifest.answer.unnamed == "each" else self._ask
-            grounding = ask(query, think, stop, on_text)
+        if on_text is not None and not callable(on_text):
+            raise GemvgError(f"on_text is a {type(on_text).__name__}; give a function of one text")
+        named = self._named(query)
+        with self._turn.taken(stop), grounder.in_turn(stop):
+            _, decoder = grounder.engines()
+            alone = len(self.sizes) > 1 and grounder.manifest.answer.unnamed == "each" and named is None
+            if alone:
+                grounding = self._ask_each(decoder, query, think, stop, on_text)
+            else:
+                grounding = self._ask(decoder, query, named, think, stop, on_text)
         log.info(
             "%r: %d boxes in %.0f ms (%d + %d tokens)%s",
             query[:80],
@@ -138,23 +143,51 @@ class Scene:
         )
         return grounding
 
-    def _ask_each(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+    def _named(self, query: str) -> int | None:
+        """The picture that an answer is about where it names none itself."""
+        if self._grounder.manifest.answer.unnamed == "refuse" or len(self.sizes) == 1:
+            return None
+        named = pictures_in_query(query)
+        if far := [image for image in named if not 0 <= image < len(self.sizes)]:
+            raise GemvgError(f"the query names image {far[0] + 1}, of {len(self.sizes)} pictures; they count from 1")
+        return named[-1] if named else None
+
+    def _ask_each(
+        self, decoder: Decoder[Any], query: str, think: bool, stop: Stopping, on_text: OnText | None
+    ) -> Grounding:
         """The question to each picture alone: what a model of single pictures can answer about several."""
-        for k in range(len(self._alone), len(self.pictures)):
+        if shows_box(query):
+            raise GemvgError(
+                "the query shows a box and names no picture to look in, which this model needs; say 'in image 2'"
+            )
+        parts: list[Grounding] = []
+        for k in range(len(self.pictures)):
             stop.check()
-            seen = self._grounder.prefill_pictures(self._seen.visual[k : k + 1], self._seen.grids[k : k + 1])
-            self._alone.append(Scene(self._grounder, self.pictures[k : k + 1], seen, self._numbers, Timings()))
-        parts = [scene._ask(query, think, stop, on_text) for scene in self._alone]
+            if k == len(self._alone):
+                one, visual, grids = slice(k, k + 1), self._seen.visual, self._seen.grids
+                seen = self._grounder.prefill_pictures(decoder, visual[one], grids[one])
+                self._alone.append(Scene(self._grounder, self.pictures[one], seen, self._numbers, Timings()))
+            if on_text is not None:
+                on_text(f"Image-{k + 1}: " if k == 0 else f"\nImage-{k + 1}: ")
+            parts.append(self._alone[k]._ask(decoder, query, None, think, stop, on_text))
         sums = {
             name: sum(getattr(part.timings, name) for part in parts)
             for name in ("query_prefill_ms", "decode_ms", "query_tokens", "answer_tokens")
         }
         return merge(parts, self.pictures, replace(self.timings, **sums))
 
-    def _ask(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+    def _ask(
+        self,
+        decoder: Decoder[Any],
+        query: str,
+        named: int | None,
+        think: bool,
+        stop: Stopping,
+        on_text: OnText | None,
+    ) -> Grounding:
         grounder = self._grounder
         started = time.perf_counter()
-        manifest, decoder, rope = grounder.manifest, grounder.decoder, grounder.rope
+        manifest, rope = grounder.manifest, grounder.rope
         ids = encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
         if len(ids) > grounder.max_query_tokens:
             raise GemvgError(
@@ -166,7 +199,7 @@ class Scene:
         first = prefill_token(decoder, rope, decoder.embed(ids), positions, cache, past)
         prefilled = time.perf_counter()
         stop_ids = manifest.model.eos_token_ids
-        write = _Writer(grounder.tokenizer, stop_ids, on_text) if on_text else None
+        write = None if on_text is None else _Writer(grounder.tokenizer, stop_ids, on_text)
 
         def on_token(tokens: list[int]) -> None:
             stop.check()
@@ -189,8 +222,7 @@ class Scene:
         text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
         if write:
             write.rest(text)
-        named = pictures_in_query(query, len(self.sizes)) if manifest.answer.unnamed != "refuse" else []
-        answer = read_answer(text, self.sizes, manifest.answer, self.resized, named[-1] if named else None)
+        answer = read_answer(text, self.sizes, manifest.answer, self.resized, named)
         problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
         timings = replace(
             self.timings,

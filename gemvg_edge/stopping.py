@@ -6,6 +6,7 @@ Looked at between the phases of a request and after each token: one run of a net
 from __future__ import annotations
 
 import math
+import numbers
 import threading
 import time
 from collections.abc import Iterator
@@ -33,26 +34,34 @@ class Stopping:
         if time.monotonic() > self.deadline:
             raise TimedOut(f"no answer within timeout={self.timeout:g} s; give it longer, or fewer or smaller pictures")
 
-    @contextmanager
-    def holding(self, lock: threading.Lock | None) -> Iterator[None]:
-        """The lock, if there is one, waited for as long as the request may work."""
-        if lock is None:
-            self.check()
-            yield
-            return
-        while not lock.acquire(timeout=self._patience()):
-            self.check()
-        try:
-            self.check()
-            yield
-        finally:
-            lock.release()
-
-    def _patience(self) -> float:
+    def patience(self) -> float:
+        """Seconds to wait before the next `check`, as a lock takes them."""
         if self.cancel is not None:
             return POLL
         left = self.deadline - time.monotonic()
         return -1 if math.isinf(left) else max(0.0, left)
+
+
+class Turn:
+    """A lock that is waited for as long as a request may work, and knows a request that waits for itself."""
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), 0
+
+    @contextmanager
+    def taken(self, stop: Stopping) -> Iterator[None]:
+        """The lock; GemvgError where this thread has it, as in an `on_text` that asks the scene it is called from."""
+        if self._owner == threading.get_ident():
+            raise GemvgError("on_text asked for more of what it is called from; ask when the answer is there")
+        while not self._lock.acquire(timeout=stop.patience()):
+            stop.check()
+        self._owner = threading.get_ident()
+        try:
+            stop.check()
+            yield
+        finally:
+            self._owner = 0
+            self._lock.release()
 
 
 def stopping(timeout: float | None, cancel: threading.Event | None) -> Stopping:
@@ -61,6 +70,7 @@ def stopping(timeout: float | None, cancel: threading.Event | None) -> Stopping:
         raise GemvgError(f"cancel is a {type(cancel).__name__}; give a threading.Event, and set it to cancel")
     if timeout is None:
         return Stopping(cancel=cancel)
-    if type(timeout) not in (int, float) or not 0 < timeout <= threading.TIMEOUT_MAX:
+    number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    if not number or not 0 < timeout <= threading.TIMEOUT_MAX:
         raise GemvgError(f"timeout={short(timeout)}; give the seconds that an answer may take, above 0, or None")
-    return Stopping(timeout, time.monotonic() + timeout, cancel)
+    return Stopping(float(timeout), time.monotonic() + float(timeout), cancel)

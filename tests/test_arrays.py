@@ -28,6 +28,11 @@ READ: dict[str, tuple[npt.NDArray[Any], bool, npt.NDArray[np.uint8]]] = {
     "grey": (GREY, False, np.dstack([GREY] * 3)),
     "grey of three axes": (GREY[:, :, None], True, np.dstack([GREY] * 3)),
     "grey of 16 bits": (GREY.astype(np.uint16) * 257, False, np.dstack([GREY] * 3)),
+    "grey of 16 bits, the other order of bytes": (
+        (GREY.astype(np.uint16) * 257).astype(">u2"),
+        False,
+        np.dstack([GREY] * 3),
+    ),
     "grey of 16 bits, three axes": (GREY.astype(np.uint16)[:, :, None] * 257, False, np.dstack([GREY] * 3)),
     "a part of a larger array": (np.tile(RGB, (2, 2, 1))[3:9, 4:13], False, RGB),
     "read backwards": (RGB[::-1, ::-1], False, RGB),
@@ -58,8 +63,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
         torch.zeros(3, 6, 9),
         r"give \(tensor.permute\(1, 2, 0\) \* 255\).round\(\).byte\(\).cpu",
     ),
-    "a tensor of bytes": (torch.zeros(3, 6, 9, dtype=torch.uint8), r"give tensor.permute\(1, 2, 0\).cpu\(\).numpy\(\)"),
-    "a tensor like an array": (torch.zeros(6, 9, 3, dtype=torch.uint8), r"give tensor.cpu\(\).numpy\(\)"),
+    "a tensor of bytes": (torch.zeros(3, 6, 9, dtype=torch.uint8), r"give tensor.permute\(1, 2, 0\).byte\(\).cpu\(\)"),
+    "a tensor like an array": (torch.zeros(6, 9, 3, dtype=torch.int64), r"give tensor.byte\(\).cpu\(\).numpy\(\)"),
+    "a batch of tensors": (torch.zeros(1, 3, 6, 9), r"a batch; give one picture of it, tensor\[0\]"),
 }
 
 

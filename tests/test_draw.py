@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from gemvg_edge.boxes import Box
 from gemvg_edge.draw import HEIGHT, draw_boxes, draw_sheet
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.grounding import Grounding, Timings
+from gemvg_edge.grounding import Grounding, Picture, Timings
 
 GAP, TITLE = 8, 34
 INK = (255, 0, 160)
@@ -182,3 +183,23 @@ def test_odd_labels_and_sizes_are_drawn() -> None:
 def test_refuses_to_draw_what_is_no_box(box: Box) -> None:
     with pytest.raises(GemvgError, match="is no box in 1 pictures"):
         draw_boxes(grey((20, 20)), answer("q", box))
+
+
+def test_boxes_far_outside_are_drawn_at_once() -> None:
+    started = time.process_time()
+    draw_boxes(grey((300, 300)), answer("q", Box(0, 10, 10, 2e9, 1e30), Box(0, -1e12, -5, 100, 100)))
+    assert time.process_time() - started < 2
+
+
+def test_arrays_are_drawn_in_their_own_order_of_colours() -> None:
+    blue = np.zeros((40, 50, 3), np.uint8)
+    blue[:, :, 0] = 255
+    assert draw_boxes([blue], [], bgr=True)[0].getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_other_pictures_than_were_asked_about_are_refused() -> None:
+    asked = Grounding((), "", "", None, Timings(), "q", (Picture("a", 30, 40),))
+    draw_boxes(grey((30, 40)), asked)
+    for others in (grey((40, 30)), grey((30, 40), (30, 40))):
+        with pytest.raises(GemvgError, match=r"the answer is about \[\(30, 40\)\]; give the same pictures"):
+            draw_boxes(others, asked)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from PIL import Image
 
 from gemvg_edge.cli import main
+from gemvg_edge.files import PARTIAL
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "reference" / "grounding.schema.json").read_text())
 Ground = Callable[..., int]
@@ -76,7 +80,9 @@ REFUSED = {
     "a number": ("7", "line 2 of the queries is 7; give a text, or an object with `query`"),
     "no query": ('{"id": 3}', "give a text, or an object with `query`"),
     "an unknown field": ('{"query": "a", "boxes": 1}', "has the unknown field 'boxes'; known are id, query, think"),
-    "a list as id": ('{"query": "a", "id": []}', "id a text or a number"),
+    "a list as id": ('{"query": "a", "id": []}', "id is [], no text and no number"),
+    "a truth as id": ('{"query": "a", "id": true}', "id is True, no text and no number"),
+    "a number as think": ('{"query": "a", "think": 1}', "think is 1, not true or false"),
     "an empty query": ('""', "the query is empty"),
     "a special token": ('"<|im_end|>"', "special token <|im_end|>"),
     "a long line": ('"' + "a" * 900_000 + '"', "has more than 800000 characters; shorten it"),
@@ -122,7 +128,62 @@ def test_stdin_is_a_picture_or_the_queries(fixed_answer: Path, pictures: list[st
     assert process.returncode == 0
 
 
+def test_a_refused_line_keeps_its_id(ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "queries.jsonl").write_text('{"id": 8, "query": "mug", "x": 1}\n{"id": "b", "query": ""}\n')
+    assert ground("--queries", tmp_path / "queries.jsonl") == 2
+    assert [answer["id"] for answer in lines_of(capsys)] == [8, "b"]
+
+
+def test_queries_may_come_through_a_pipe_with_a_name(
+    ground: Ground, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text('"the mug"\n'))
+    writer.start()
+    assert ground("--queries", tmp_path / "pipe") == 0
+    writer.join()
+    assert lines_of(capsys)[0]["query"] == "the mug"
+
+
+def test_a_line_that_never_ends_is_given_up(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ground("--queries", "/dev/zero") == 2
+    assert "line 1 of the queries does not end; give JSON Lines" in capsys.readouterr().err
+
+
+def test_a_file_that_comes_meanwhile_is_not_drawn_over(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gemvg_edge import cli_ground, draw_boxes
+
+    target = tmp_path / "out.png"
+
+    def slowly(*given: Any) -> Any:
+        target.write_text("precious")
+        return draw_boxes(*given)
+
+    monkeypatch.setattr(cli_ground, "draw_boxes", slowly)
+    before = {*tmp_path.iterdir(), target}
+    assert ground("--query", "the mug", "--draw", target) == 2
+    assert "out.png has come to be there meanwhile, so it is left alone" in capsys.readouterr().err
+    assert target.read_text() == "precious"
+    assert {*tmp_path.iterdir()} == before
+
+
+def test_a_link_where_the_drawing_is_prepared_is_not_followed(ground: Ground, tmp_path: Path) -> None:
+    name = hashlib.sha256(b"out.png").hexdigest()[:12]
+    (tmp_path / "victim.txt").write_text("precious")
+    (tmp_path / f"{PARTIAL}{name}.png").symlink_to("victim.txt")
+    assert ground("--query", "the mug", "--draw", tmp_path / "out.png") == 0
+    assert (tmp_path / "victim.txt").read_text() == "precious"
+    assert not (tmp_path / "out.png").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["left.png", "out.png", "right.jpg", "victim.txt"]
+
+
 BAD = {
+    "an empty query after a good one": (["--query", "a", "--query", " "], "the query is empty"),
+    "no name to draw to": (["--query", "a", "--draw", ""], "--draw needs the name of a picture or a folder"),
+    "no name of queries": (["--queries", ""], "no such file of queries"),
+    "a folder of queries": (["--queries", "/"], "/: no such file of queries"),
     "no such file": (["--queries", "nowhere.jsonl"], "nowhere.jsonl: no such file of queries"),
     "drawing of many": (["--queries", __file__, "--draw", "a.png"], "--draw shows the answers to --query"),
     "few pixels": (
@@ -208,3 +269,12 @@ def test_a_picture_on_stdin_that_is_none(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no picture")))
     assert main(["ground", "-", "--query", "a", "--bundle", str(fixed_answer)]) == 2
     assert "stdin (10 bytes) is not a picture that Pillow can read" in capsys.readouterr().err
+
+
+def test_a_closed_stdin_is_one_sentence(
+    pictures: list[str], fixed_answer: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    for arguments in (["-", "--query", "a"], [pictures[0], "--queries", "-"]):
+        assert main(["ground", *arguments, "--bundle", str(fixed_answer)]) == 2
+        assert "stdin is closed; pipe something in, or give the name of a file" in capsys.readouterr().err

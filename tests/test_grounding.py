@@ -95,6 +95,15 @@ def test_bad_json_is_one_sentence(label: str) -> None:
         Grounding.from_json(text)
 
 
+def test_numbers_that_json_has_not_are_told() -> None:
+    box = Box(0, np.float32(1), 2, 3, 4, score=np.float64(0.5))  # type: ignore[arg-type]
+    assert Grounding.from_json(replace(ANSWER, boxes=(box,)).to_json()).boxes == (Box(0, 1, 2, 3, 4),)
+    with pytest.raises(GemvgError, match="has what JSON has not"):
+        replace(ANSWER, boxes=(Box(0, math.nan, 2, 3, 4),)).to_json()
+    with pytest.raises(GemvgError, match=r"the grounding is a NoneType; give what Grounding\.to_json wrote, a text"):
+        Grounding.from_json(None)  # type: ignore[arg-type]
+
+
 def test_numpy() -> None:
     xyxy, images, scores, labels = ANSWER.to_numpy()
     assert [str(part.dtype) for part in (xyxy, images, scores)] == ["float32", "int64", "float32"]

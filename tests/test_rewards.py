@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemvg_edge.answer import BOX_END, BOX_START, AnswerFormat, read_answer, write_answer
+from gemvg_edge.answer import AnswerFormat, read_answer, write_answer
+from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.boxes import Box, iou
 from train.data.record import MODES, Mode
 from train.rewards import RewardWeights, Terms, score, total_reward

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from gemvg_edge.errors import GemvgError
-from tests.checkpoints import edit_tensors
+from gemvg_edge.prompt import PromptTemplate
+from tests.checkpoints import edit_json, edit_tensors
 from tests.training import StopAt, weights
+from train.checkpoint import read_settings
 from train.data.record import write_records
 from train.dense_head import spread
 from train.rewrite import DENSE_HEAD
@@ -173,3 +176,17 @@ def test_spread_is_a_distribution_around_the_centre() -> None:
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(3))
     assert soft[[0, 2]].argmax(dim=1).tolist() == [0, 9]
     assert soft[1, 4] == soft[1, 5]
+
+
+@pytest.mark.parametrize("grounding", [None, {"prompt": {"number_images": True}, "familiar": {"pictures": 2}}])
+def test_what_was_trained_says_how_it_is_asked(run: SftSettings, grounding: dict[str, Any] | None) -> None:
+    """A fine-tune of Qwen's would be exported as Qwen's own; one on other pictures no longer knows the old ones."""
+    name = "of-ours" if grounding else "of-qwen"
+    start = shutil.copytree(run.model, run.model.with_name(f"start-{name}"))
+    edit_json(start / "config.json", grounding=grounding)
+    train(replace(run, model=start, out=run.out.with_name(name), steps=1, dense_weight=0.0))
+    settings = read_settings(run.out.with_name(name))
+    assert settings.profile == "own"
+    assert settings.template == PromptTemplate(number_images=bool(grounding))
+    assert settings.answer_format.unnamed == "refuse"
+    assert not settings.familiar.pictures

@@ -138,3 +138,36 @@ def test_a_grounder_is_pickled_by_its_path_and_options(grounder: Grounder) -> No
     assert again.ground(PAIR, QUERY).text == opened.ground(PAIR, QUERY).text
     with pytest.raises(GemvgError, match="a Scene holds its engine's memory and cannot be pickled"):
         pickle.dumps(grounder.look(PAIR))
+
+
+def test_on_text_cannot_ask_what_it_is_called_from(scene: Scene) -> None:
+    """It would wait for itself for ever."""
+    with pytest.raises(GemvgError, match="on_text asked for more of what it is called from"):
+        scene.ground(QUERY, on_text=lambda piece: scene.ground(QUERY))
+    assert scene.ground(QUERY).boxes
+    with pytest.raises(GemvgError, match="on_text is a int; give a function"):
+        scene.ground(QUERY, on_text=5)  # type: ignore[call-overload]
+
+
+def test_closing_lets_what_runs_finish() -> None:
+    """Whatever phase a request is in, it is answered or told that the Grounder was closed."""
+    for delay in (0.0, 0.01, 0.03, 0.06, 0.1):
+        grounder = Grounder.open(threads=1)
+        timer = threading.Timer(delay, grounder.close)
+        timer.start()
+        said = ""
+        try:
+            said = grounder.ground(PAIR, QUERY).text
+        except GemvgError as error:
+            said = str(error)
+        timer.join()
+        assert said.startswith(("this Grounder was closed", "Image-1: "))
+
+
+def test_an_on_text_that_is_empty_is_called_too(scene: Scene) -> None:
+    class Pieces(list[str]):
+        def __call__(self, piece: str) -> None:
+            self.append(piece)
+
+    pieces = Pieces()
+    assert scene.ground(QUERY, on_text=pieces).text == "".join(pieces)

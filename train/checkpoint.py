@@ -76,7 +76,8 @@ def read_settings(folder: Path, profile: str | None = None) -> CheckpointSetting
 def with_budget(settings: CheckpointSettings, max_pixels: int | None) -> CheckpointSettings:
     """The same with another budget of pixels a picture; left out, the checkpoint's, but at most EDGE_MAX_PIXELS."""
     numbers = settings.preprocessing
-    return replace(settings, preprocessing=numbers.within(max_pixels or min(numbers.max_pixels, EDGE_MAX_PIXELS)))
+    budget = min(numbers.max_pixels, EDGE_MAX_PIXELS) if max_pixels is None else max_pixels
+    return replace(settings, preprocessing=numbers.within(budget))
 
 
 def read_trainable(folder: Path) -> CheckpointSettings:

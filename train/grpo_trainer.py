@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
-from gemvg_edge.answer import BOX_END, BOX_START
+from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.images import load_image
 from train.rewards import Terms
 from train.shared_prompts import find_prompts, pack, sample_answers, unpack

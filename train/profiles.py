@@ -30,7 +30,8 @@ def guess_profile(config: JsonObject) -> str:
     """The profile of a checkpoint by its config.json: its own words, the name it goes by, or its family's."""
     if config.content.get("grounding") is not None:
         return OWN
-    known_as = f"{config.content.get('_name_or_path') or ''} {config.path.parent.resolve().name}".lower()
+    saved_from = str(config.content.get("_name_or_path") or "").rstrip("/").split("/")[-1]
+    known_as = f"{saved_from} {config.path.parent.resolve().name}".lower()
     for part, name in FINE_TUNES.items():
         if part in known_as:
             return name

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from gemvg_edge.answer import BOX_END, Answer, AnswerFormat, read_answer, write_answer
+from gemvg_edge.answer import Answer, AnswerFormat, read_answer, write_answer
+from gemvg_edge.answer_pieces import BOX_END
 from gemvg_edge.boxes import Box, Size, iou
 from train.data.record import Mode
 

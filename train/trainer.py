@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from trl import SFTTrainer
 
-from gemvg_edge.answer import BOX_END, BOX_START
+from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED

@@ -28,6 +28,8 @@ from gemvg_edge.positions import RopeTable
 try:
     import onnxruntime
 except ImportError as error:
+    if error.__cause__ and not isinstance(error.__cause__, Exception):  # a signal, which the library takes for a fault
+        raise error.__cause__ from None
     raise GemvgError(f"onnxruntime cannot be imported ({error}); run `pip install onnxruntime`") from None
 
 # Each falls back on those behind it for single nodes, as ONNX Runtime places them.

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gemvg_edge.answer import BOX_END, BOX_START
+from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.boxes import RELATIVE_STEPS, Box, to_steps
 from train.data.labelled import pick
 from train.data.masks import Corners
