@@ -11,8 +11,9 @@ OLDEST ?= $(shell for python in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.
 # Tests that need nothing of the workshop.
 RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py picture_files.py)
 # One compute thread a test process; the processes share the cores. Files with slow tests come first (tests/conftest.py),
-# or the slowest would be left for one process alone.
-TEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+# or the slowest would be left for one process alone. Large pages, where Linux has them: weights of gigabytes, zeroed
+# in small ones, take a quarter longer.
+TEST = OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1 .venv/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo workshop test lint types layers tables docs lowest check clean
 
@@ -41,7 +42,7 @@ tables: .venv/ready
 
 # The site, in ./site; --strict takes a warning or a broken link for an error.
 docs: .venv/ready
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 # The runtime alone, with the least versions that pyproject.toml names, on the oldest Python.
 lowest: .venv-lowest/ready

@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md, docs/results.md and the shipped model's card from bench/results/; none is typed.
+"""Write the tables of README.md, docs/results.md and the shipped model's card from bench/results/; none is typed.
 
     python -m bench.readme [--check]
 

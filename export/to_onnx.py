@@ -51,9 +51,9 @@ def export(
     opened = replace(opened, config=replace(opened.config, settings=settings))
     budget = settings.preprocessing.max_pixels
     other = f" (the checkpoint has {stated}; --max-pixels)" if budget != stated else ""
-    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}", file=sys.stderr)
     with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor", delay=1) as bar:
         write_bundle(opened, target, recipe, lambda name: bar.update() and None, overwrite=overwrite)
+    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}", file=sys.stderr)
 
 
 def read_recipe(given: argparse.Namespace) -> Recipe:

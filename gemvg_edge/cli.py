@@ -45,7 +45,7 @@ make a model (in a checkout, after `make workshop`; `gemvg train --help` lists t
   bench       accuracy, speed and memory
                 gemvg bench accuracy --model runs/mine.bundle
   plan        whether a model fits a device, and how fast it will be
-                gemvg plan --model qwen2-vl-2b --device orin-nano-8gb
+                gemvg plan --model qwen2-vl-2b --device jetson-orin-nano-8gb
 
 shell:
   completion  a script that completes commands and flags
@@ -103,7 +103,7 @@ def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentPar
     parser.add_argument(
         "--version", action="version", version=f"gemvg-edge {__version__}", help="print the version and exit"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=listed)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=listed, prog="gemvg")
     _add_ground(commands)
     inspect = commands.add_parser("inspect", help="check a bundle", description="Check a bundle and say what it holds.")
     inspect.add_argument(

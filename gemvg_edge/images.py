@@ -179,7 +179,7 @@ def load_image(source: ImageSource, name: str = "image", bgr: bool = False) -> I
         name = printable(path)
         if not is_file(Path(path)):
             if os.path.exists(path) and not os.path.isdir(path):
-                raise GemvgError(f"{name} is no regular file; read it and give its bytes (in a shell, pipe it to -)")
+                raise GemvgError(f"{name}: no such picture file (a pipe or a device); read it and give its bytes, or -")
             raise GemvgError(f"{name}: no such picture file")
         with open_picture(Path(path), name) as opened:
             image = upright_rgb(opened, name)

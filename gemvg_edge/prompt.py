@@ -107,7 +107,7 @@ def encode_query(
 def check_query(query: str) -> None:
     """Refuse an empty query, one that is no text and one that could rewrite the template."""
     if not isinstance(query, str):
-        raise GemvgError(f"query is a {type(query).__name__}; give a text (a scene takes a list of them too)")
+        raise GemvgError(f"the query is empty; say what to look for, as a text (it is a {type(query).__name__})")
     if not query.strip():
         raise GemvgError("the query is empty; say what to look for, such as 'the red mug'")
     if len(query) > MAX_QUERY:

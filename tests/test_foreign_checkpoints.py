@@ -278,7 +278,7 @@ def test_a_template_among_named_ones(checkpoint: Path, capsys: pytest.CaptureFix
     assert export([str(checkpoint), str(checkpoint.with_name("bundle"))]) == 0
     named[1]["template"] = CHAT_TEMPLATE.replace("assistant\n", "robot\n")
     write_json(checkpoint / "tokenizer_config.json", {"chat_template": named})
-    assert export([str(checkpoint), str(checkpoint.with_name("bundle"))]) == 2
+    assert export([str(checkpoint), str(checkpoint.with_name("bundle")), "--overwrite"]) == 2
     assert "the chat template writes" in capsys.readouterr().err
 
 

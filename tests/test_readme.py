@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.readme import PAGES, ROOT, SECTIONS, render
+from bench.readme import PAGES, REPEATED, ROOT, SECTIONS, render
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -21,6 +21,11 @@ def test_every_table_is_marked_and_filled() -> None:
     bodies = {match[1]: match[2] for page in PAGES for match in sections.finditer(page.read_text())}
     assert set(bodies) == set(SECTIONS)
     assert all("|---" in body for body in bodies.values())
+
+
+def test_a_table_stands_on_one_page() -> None:
+    standing = [name for page in PAGES for name in re.findall(r"<!-- results: ([\w ]+) -->", page.read_text())]
+    assert {name for name in standing if standing.count(name) > 1} <= set(REPEATED)
 
 
 def test_a_typed_number_is_noticed() -> None:

@@ -85,7 +85,7 @@ def check(data: bytes) -> None:
             assert [measure(path) for path in record.images] == list(record.sizes)
             assert all(path.resolve().is_relative_to(place.folder.parent.resolve()) for path in record.images)
             assert len(set(record.boxes)) == len(record.boxes)
-    assert write_records(kept, out) == len(kept)
+    assert write_records(kept, out, overwrite=True) == len(kept)
     again = [item for item in read_records(out) if isinstance(item, Record)]
     what = [(r.sizes, r.query, tuple(sorted(r.boxes)), r.words, r.thinking) for r in kept]
     assert [(r.sizes, r.query, r.boxes, r.words, r.thinking) for r in again] == what
