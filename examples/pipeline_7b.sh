@@ -2,7 +2,7 @@
 # GeM-VG's three stages on Qwen2-VL-7B, then a 2B student with location tokens, on one node of eight 80 GB GPUs.
 #
 # Not yet run on hardware. What has run is every command below at a small scale on a CPU, and two steps of each at the 7B's
-# true widths with two layers (tests marked `slow`). Numbers have their source behind them; "ours" means that no source
+# true widths with one layer (tests marked `slow`). Numbers have their source behind them; "ours" means that no source
 # says it and nobody has tuned it. GeM-VG published none of its settings (arXiv 2601.04777; AAAI-26).
 #
 # Several nodes: give accelerate --num_machines, --machine_rank, --main_process_ip and --num_processes 8 x nodes on each, put

@@ -61,15 +61,16 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 TRUE_7B_WIDTHS: dict[str, Any] = {
     "text_config": {
-        "vocab_size": 1024, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 2,
+        "vocab_size": 448, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 2,
         "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     },
     "vision_config": {"depth": 2, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16, "patch_size": 14},
 }  # fmt: skip
-# The same with one layer of the decoder: what training does at these widths it does to each alike.
-ONE_7B_LAYER: dict[str, Any] = TRUE_7B_WIDTHS | {
-    "text_config": TRUE_7B_WIDTHS["text_config"] | {"num_hidden_layers": 1}
+# The same with one layer and one block: what is done at these widths is done to each alike.
+ONE_7B_LAYER: dict[str, Any] = {
+    "text_config": TRUE_7B_WIDTHS["text_config"] | {"num_hidden_layers": 1},
+    "vision_config": TRUE_7B_WIDTHS["vision_config"] | {"depth": 1},
 }
 # Windows of 2 x 2 tokens, so that small pictures have several; the block in the middle sees the whole picture.
 TINY_2_5: dict[str, Any] = {
@@ -85,9 +86,10 @@ TINY_2_5: dict[str, Any] = {
 GROUPED, GROUPED_2_5 = (
     sizes | {"text_config": sizes["text_config"] | {"intermediate_size": 128}} for sizes in (TINY, TINY_2_5)
 )
+# The vision tower's; the decoder's own are Qwen2-VL's, so of that there is only what makes a checkpoint whole.
 TRUE_2_5_WIDTHS: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
-    "text_config": TRUE_7B_WIDTHS["text_config"],
+    "text_config": TRUE_7B_WIDTHS["text_config"] | {"intermediate_size": 128, "num_hidden_layers": 1},
     "vision_config": {
         "depth": 2, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584, "num_heads": 16,
         "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1],

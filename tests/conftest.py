@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,36 @@ settings.register_profile("gemvg", deadline=None)
 settings.load_profile("gemvg")
 
 
+SLOWEST = ("test_pipeline", "test_true_widths")
+LARGEST = 4 * 2**30  # bytes that a process may hold, or the tests would not run on a laptop of 8 GB
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: several processes share the files in this order."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.stem != "test_pipeline", item.path not in slow))
+    items.sort(key=lambda item: (item.path.stem not in SLOWEST, item.path not in slow))
+
+
+def used() -> tuple[float, int]:
+    """CPU seconds of this process and all that it started and saw end, and the bytes that the largest of them held."""
+    own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return sum(one.ru_utime + one.ru_stime for one in own), unit * max(one.ru_maxrss for one in own)
+
+
+@pytest.hookimpl(trylast=True)  # after xdist has seen its processes end
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where a process grew too large."""
+    if used()[1] > LARGEST and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the run took."""
+    seconds, held = used()
+    terminalreporter.write_line(f"{seconds / 60:.1f} CPU minutes; the largest process held {held / 2**30:.1f} GiB.")
+    if held > LARGEST:
+        terminalreporter.write_line(f"That is more than {LARGEST / 2**30:.0f} GiB: the run fails.", red=True)
 
 
 @pytest.fixture(scope="session")

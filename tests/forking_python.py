@@ -79,19 +79,22 @@ def serve(address: str) -> None:
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
-    """Run `-m MODULE ARGUMENTS` as the interpreter would, and end."""
+    """Run `-m MODULE ARGUMENTS` or `-c CODE` as the interpreter would, and end."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    assert arguments[0] == "-m"
     sys.path[0] = folder
     sys.argv = arguments[1:]
     code = 1
     try:
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        if arguments[0] == "-c":
+            exec(arguments[1], {"__name__": "__main__"})
+        else:
+            assert arguments[0] == "-m"
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 from quantize.checkpoint import open_checkpoint
 from tests import checkpoints as tiny
-from tests.checkpoints import IMAGE_TOKEN_ID, TINY, TRUE_7B_WIDTHS, torch_logits, torch_vision, write_checkpoint
+from tests.checkpoints import IMAGE_TOKEN_ID, TINY, torch_logits, torch_vision, write_checkpoint
 from tests.quantized_twin import quantize_like
 
 TOLERANCE = 1e-3
@@ -236,24 +236,3 @@ def test_a_graph_that_cannot_be_run(copied: Path) -> None:
     (copied / VISION_GRAPH).write_bytes(b"none")
     with pytest.raises(GemvgError, match=r"vision.onnx is not an ONNX graph"):
         OnnxVisionTower(bundle)
-
-
-@pytest.fixture
-def large_folder(tmp_path: Path) -> Iterator[Path]:
-    """Its 3.4 GB are not left to pytest's keeping of the last runs."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
-@pytest.mark.slow
-def test_two_layers_of_the_7b_are_transformers(large_folder: Path) -> None:
-    model = write_checkpoint(large_folder / "checkpoint", TRUE_7B_WIDTHS, bfloat16=True, max_shard_size="500MB")
-    cases = [Case.random(grids) for grids in SCENES.values()]
-    visual = [torch_vision(model, case.patches, case.grids) for case in cases]
-    expected = [torch_logits(model, case.ids, case.patches, case.grids)[np.array(case.cuts[1:]) - 1] for case in cases]
-    del model  # or two copies of the weights would be in memory
-    engine = export_and_open(large_folder, Recipe())
-    for case, features, logits in zip(cases, visual, expected, strict=True):
-        for ours, theirs in zip(engine.vision.encode(case.patches, case.grids), features, strict=True):
-            assert difference(ours, theirs) <= TOLERANCE
-        assert difference(engine.logits(case, case.cuts), logits) <= TOLERANCE
