@@ -9,53 +9,40 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from dataclasses import replace
+from typing import Any, overload
 
 from tokenizers import Tokenizer
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.decoding import decode, prefill_token
-from gemvg_edge.engines.protocol import Decoder, Floats
+from gemvg_edge.engines.protocol import Decoder
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounding import Grounding, Picture, Timings, merge
-from gemvg_edge.images import Grid, Preprocessing, resized_sizes
+from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.marks import mark, shows_box
 from gemvg_edge.numbering import pictures_in_query
+from gemvg_edge.opened import OpenedModel, Seen
 from gemvg_edge.positions import text_positions
 from gemvg_edge.prompt import check_query, encode_query
 from gemvg_edge.stopping import Stopping, Turn, stopping
 
-if TYPE_CHECKING:
-    from gemvg_edge.grounder import Grounder
-
 log = logging.getLogger("gemvg_edge")
 OnText = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Pictures in an engine's cache, and where a question goes on."""
-
-    cache: Any
-    past: int  # tokens in the cache
-    position: int  # mRoPE's next
-    visual: Sequence[Floats] = ()  # each picture's tokens, kept where it may be asked about alone
-    grids: Sequence[Grid] = ()
 
 
 class Scene:
     """Pictures that were looked at, ready for questions, from any thread: one is answered after the other."""
 
     def __init__(
-        self, grounder: Grounder, pictures: Sequence[Picture], seen: Seen, numbers: Preprocessing, timings: Timings
+        self, model: OpenedModel, pictures: Sequence[Picture], seen: Seen, numbers: Preprocessing, timings: Timings
     ) -> None:
         self.pictures = tuple(pictures)
         self.sizes = [(picture.width, picture.height) for picture in pictures]  # of each original picture
         self.resized = resized_sizes(self.sizes, numbers)  # and as the model sees it
         self.timings = timings
-        self._grounder = grounder
+        self._model = model
         self._seen = seen
         self._numbers = numbers
         self._turn = Turn()  # a question extends the cache in place
@@ -120,14 +107,14 @@ class Scene:
 
     def ask(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
         """As `ground`, within what is left of the time of a longer request."""
-        grounder = self._grounder
+        model = self._model
         check_query(query)
         if on_text is not None and not callable(on_text):
             raise GemvgError(f"on_text is a {type(on_text).__name__}; give a function of one text")
         named = self._named(query)
-        with self._turn.taken(stop), grounder.in_turn(stop):
-            _, decoder = grounder.engines()
-            alone = len(self.sizes) > 1 and grounder.manifest.answer.unnamed == "each" and named is None
+        with self._turn.taken(stop), model.in_turn(stop):
+            _, decoder = model.engines()
+            alone = len(self.sizes) > 1 and model.manifest.answer.unnamed == "each" and named is None
             if alone:
                 grounding = self._ask_each(decoder, query, think, stop, on_text)
             else:
@@ -145,7 +132,7 @@ class Scene:
 
     def _named(self, query: str) -> int | None:
         """The picture that an answer is about where it names none itself."""
-        if self._grounder.manifest.answer.unnamed == "refuse" or len(self.sizes) == 1:
+        if self._model.manifest.answer.unnamed == "refuse" or len(self.sizes) == 1:
             return None
         named = pictures_in_query(query)
         if far := [image for image in named if not 0 <= image < len(self.sizes)]:
@@ -165,8 +152,8 @@ class Scene:
             stop.check()
             if k == len(self._alone):
                 one, visual, grids = slice(k, k + 1), self._seen.visual, self._seen.grids
-                seen = self._grounder.prefill_pictures(decoder, visual[one], grids[one])
-                self._alone.append(Scene(self._grounder, self.pictures[one], seen, self._numbers, Timings()))
+                seen = self._model.prefill_pictures(decoder, visual[one], grids[one])
+                self._alone.append(Scene(self._model, self.pictures[one], seen, self._numbers, Timings()))
             if on_text is not None:
                 on_text(f"Image-{k + 1}: " if k == 0 else f"\nImage-{k + 1}: ")
             parts.append(self._alone[k]._ask(decoder, query, None, think, stop, on_text))
@@ -185,13 +172,13 @@ class Scene:
         stop: Stopping,
         on_text: OnText | None,
     ) -> Grounding:
-        grounder = self._grounder
+        model = self._model
         started = time.perf_counter()
-        manifest, rope = grounder.manifest, grounder.rope
-        ids = encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
-        if len(ids) > grounder.max_query_tokens:
+        manifest, rope = model.manifest, model.rope
+        ids = encode_query(model.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
+        if len(ids) > model.limits.query_tokens:
             raise GemvgError(
-                f"the query takes {len(ids)} tokens, more than max_query_tokens={grounder.max_query_tokens}; "
+                f"the query takes {len(ids)} tokens, more than max_query_tokens={model.limits.query_tokens}; "
                 "shorten it or open the Grounder with more"
             )
         past, position, cache = self._seen.past, self._seen.position, self._seen.cache
@@ -199,7 +186,7 @@ class Scene:
         first = prefill_token(decoder, rope, decoder.embed(ids), positions, cache, past)
         prefilled = time.perf_counter()
         stop_ids = manifest.model.eos_token_ids
-        write = None if on_text is None else _Writer(grounder.tokenizer, stop_ids, on_text)
+        write = None if on_text is None else _Writer(model.tokenizer, stop_ids, on_text)
 
         def on_token(tokens: list[int]) -> None:
             stop.check()
@@ -214,16 +201,16 @@ class Scene:
             past + len(ids),
             position + len(ids),
             stop_ids,
-            grounder.max_new_tokens,
+            model.limits.new_tokens,
             on_token,
         )
         finished = time.perf_counter()
         stopped = tokens[-1] in stop_ids
-        text: str = grounder.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        text: str = model.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
         if write:
             write.rest(text)
         answer = read_answer(text, self.sizes, manifest.answer, self.resized, named)
-        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={grounder.max_new_tokens}"
+        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={model.limits.new_tokens}"
         timings = replace(
             self.timings,
             query_prefill_ms=(prefilled - started) * 1e3,

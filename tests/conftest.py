@@ -93,6 +93,17 @@ def fixed_answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(folder)
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    """Two files, the second of 400 x 200 pixels; the model of `fixed_answer` finds a box in that one."""
+    from PIL import Image
+
+    files = [str(tmp_path / "left.png"), str(tmp_path / "right.jpg")]
+    Image.new("RGB", (80, 40), "teal").save(files[0])
+    Image.new("RGB", (400, 200), "gold").save(files[1])
+    return files
+
+
 def export_bundle(folder: Path) -> Path:
     """`folder`/checkpoint -> `folder`/bundle."""
     from export.to_onnx import main as export

@@ -22,15 +22,6 @@ QUERY = ["--query", "the red mug"]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
-    """Two files, the second of 400 x 200 pixels; the model of `fixed_answer` finds a box in that one."""
-    files = [str(tmp_path / "left.png"), str(tmp_path / "right.jpg")]
-    Image.new("RGB", (80, 40), "teal").save(files[0])
-    Image.new("RGB", (400, 200), "gold").save(files[1])
-    return files
-
-
-@pytest.fixture
 def ground(fixed_answer: Path, pictures: list[str]) -> Callable[..., int]:
     """`gemvg ground` on the two pictures, with more arguments."""
     return lambda *more: main(["ground", *pictures, *QUERY, "--bundle", str(fixed_answer), *map(str, more)])

@@ -240,7 +240,7 @@ def bundles(floats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ENGINES = {
     "unknown": ("fused", "cuda", r"engine='cuda'; give one of onnx, onnx-cuda, onnx-tensorrt, tensorrt"),
-    "CUDA": ("fused", "onnx-cuda", r"engine='onnx-cuda' needs ONNX Runtime's CUDAExecutionProvider, .*install onnxruntime-gpu`"),
+    "CUDA": ("fused", "onnx-cuda", r"needs ONNX Runtime's CUDAExecutionProvider, .*install onnxruntime-gpu`"),
     "CUDA, standard": ("standard", "onnx-cuda", r"needs ONNX Runtime's CUDAExecutionProvider"),
     "its TensorRT": ("standard", "onnx-tensorrt", r"needs ONNX Runtime's TensorrtExecutionProvider"),
     "engines": ("plain", "tensorrt", r"plain holds ONNX graphs, .*engine='tensorrt' does not run; build engines with"),

@@ -25,14 +25,6 @@ Ground = Callable[..., int]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
-    files = [str(tmp_path / "left.png"), str(tmp_path / "right.jpg")]
-    Image.new("RGB", (80, 40), "teal").save(files[0])
-    Image.new("RGB", (400, 200), "gold").save(files[1])
-    return files
-
-
-@pytest.fixture
 def ground(fixed_answer: Path, pictures: list[str]) -> Ground:
     return lambda *more: main(["ground", *pictures, "--bundle", str(fixed_answer), *map(str, more)])
 

@@ -57,9 +57,9 @@ def greedy_by_transformers(model: Any, grounder: Grounder, pictures: list[Image.
     """The plain twin: the whole sequence through transformers for every token, without a cache."""
     numbers = grounder.manifest.preprocessing
     patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
-    prefix = encode_prefix(grounder.tokenizer, grounder.manifest.prompt, grids, numbers.merge_size)
+    prefix = encode_prefix(grounder.model.tokenizer, grounder.manifest.prompt, grids, numbers.merge_size)
     manifest = grounder.manifest
-    prompt = np.concatenate([prefix, encode_query(grounder.tokenizer, manifest.prompt, manifest.answer, query)])
+    prompt = np.concatenate([prefix, encode_query(grounder.model.tokenizer, manifest.prompt, manifest.answer, query)])
     ids = prompt
     while len(ids) < len(prompt) + NEW_TOKENS:
         token = torch_logits(model, ids, list(patches), list(grids))[-1].argmax()
@@ -74,7 +74,7 @@ def test_writes_what_transformers_writes(label: str, random_model: tuple[Any, Pa
     pictures, query = SCENES[label]
     expected = greedy_by_transformers(random_model[0], grounder, pictures, query)
     grounding = grounder.ground(pictures, query)
-    assert grounding.text == grounder.tokenizer.decode(expected, skip_special_tokens=False)
+    assert grounding.text == grounder.model.tokenizer.decode(expected, skip_special_tokens=False)
     assert grounding.timings.answer_tokens == len(expected) == NEW_TOKENS
     assert grounding.problem == f"the answer was cut at max_new_tokens={NEW_TOKENS}"
 
@@ -128,9 +128,9 @@ def test_tokens_and_times_are_counted(grounder: Grounder) -> None:
     query = "the red mug"
     timings = scene.ground(query).timings
     text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + "<|vision_start|>" * 4
-    assert timings.image_tokens == 2 + 6 + len(grounder.tokenizer.encode(text).ids)
+    assert timings.image_tokens == 2 + 6 + len(grounder.model.tokenizer.encode(text).ids)
     after = f"{query}<|im_end|>\n<|im_start|>assistant\n"
-    assert timings.query_tokens == len(grounder.tokenizer.encode(after).ids)
+    assert timings.query_tokens == len(grounder.model.tokenizer.encode(after).ids)
     assert timings.answer_tokens == NEW_TOKENS
     phases = ("preprocess_ms", "vision_ms", "image_prefill_ms", "query_prefill_ms", "decode_ms")
     assert all(getattr(timings, phase) > 0 for phase in phases)

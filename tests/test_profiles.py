@@ -172,7 +172,7 @@ def test_each_picture_is_asked_alone_where_none_is_named(random_model: tuple[Any
     """What comes back is, picture by picture, what a scene of that picture alone says."""
     pictures = [Image.new("RGB", size, colour) for size, colour in (((90, 60), "teal"), ((64, 200), "gold"))]
     grounder = Grounder.open(random_model[1], max_new_tokens=12)
-    grounder.manifest = replace(grounder.manifest, answer=AnswerFormat(unnamed="each"))
+    grounder.model.manifest = replace(grounder.manifest, answer=AnswerFormat(unnamed="each"))
     scene = grounder.look(pictures)
     alone = [grounder.look([picture]).ground("the mug") for picture in pictures]
     for _ in range(2):

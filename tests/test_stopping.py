@@ -134,7 +134,7 @@ def test_a_closed_grounder_says_so() -> None:
 def test_a_grounder_is_pickled_by_its_path_and_options(grounder: Grounder) -> None:
     opened = Grounder.open(threads=1, max_pixels=4096, max_new_tokens=99)
     again = pickle.loads(pickle.dumps(opened))
-    assert (again.max_new_tokens, again.preprocessing.max_pixels) == (99, 4096)
+    assert (again.model.limits.new_tokens, again.preprocessing.max_pixels) == (99, 4096)
     assert again.ground(PAIR, QUERY).text == opened.ground(PAIR, QUERY).text
     with pytest.raises(GemvgError, match="a Scene holds its engine's memory and cannot be pickled"):
         pickle.dumps(grounder.look(PAIR))

@@ -76,8 +76,9 @@ def test_a_scene_goes_on_after_a_question_that_failed(grounder: Grounder, monkey
                 raise KeyboardInterrupt
             return plain(*arguments)  # type: ignore[arg-type]
 
-        plain = grounder.decoder.next_token
-        patch.setattr(grounder.decoder, "next_token", interrupted)
+        decoder = grounder.model.engines()[1]
+        plain = decoder.next_token
+        patch.setattr(decoder, "next_token", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scene.ground(QUERIES[0])
     assert scene.ground(QUERIES[0]).text == before
