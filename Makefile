@@ -9,7 +9,7 @@ DEMO_PICTURE ?= demo.png
 OLDEST ?= $(shell for python in python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10*/bin/python) $(PYTHON); do \
 	$$python -c '' 2>/dev/null && echo $$python && break; done)
 # Tests that need nothing of the workshop.
-RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py picture_files.py)
+RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py picture_files.py stopping.py)
 # One compute thread a test process; the processes share the cores. Files with slow tests come first (tests/conftest.py),
 # or the slowest would be left for one process alone. Large pages, where Linux has them: weights of gigabytes, zeroed
 # in small ones, take a quarter longer.
