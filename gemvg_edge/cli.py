@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemvg_edge import __version__
-from gemvg_edge.command import positive_number, run_command, whole_number
+from gemvg_edge.command import path_name, positive_number, run_command, whole_number
 from gemvg_edge.engines import ENGINES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
@@ -139,7 +139,7 @@ def _add_ground(commands: Any) -> None:
     add("--json", action="store_true", help="print one JSON object a query instead of lines")
     add(
         "--draw",
-        type=Path,
+        type=path_name,
         metavar="PATH",
         help="write the pictures with their boxes: one sheet to a picture file, or each into a folder that is there",
     )

@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 def ground(options: argparse.Namespace) -> int:
     """The command; its exit code."""
     _check(options)
-    targets = _targets(options) if options.draw else []
+    targets = _targets(options) if options.draw is not None else []
     pictures = [_load(name) for name in options.images]
     with Grounder.open(
         options.bundle,
@@ -70,9 +70,7 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse, before any work, arguments that do not fit each other."""
     for query in options.query:
         check_query(query)
-    if options.draw is not None and not options.draw.name:
-        raise GemvgError("--draw needs the name of a picture or a folder")
-    if options.queries is not None and options.draw:
+    if options.queries is not None and options.draw is not None:
         raise GemvgError("--draw shows the answers to --query, not those to --queries; give one of them")
     if [*options.images, options.queries].count(STDIN) > 1:
         raise GemvgError("- stands for stdin and can be given once, for one picture or for --queries")

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TextIO
 
@@ -118,6 +119,13 @@ def positive_number(text: str) -> float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not above zero")
     return value
+
+
+def path_name(text: str) -> Path:
+    """A path that is not empty, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give the name of a file or a folder")
+    return Path(text)
 
 
 def one_line(error: BaseException) -> str:

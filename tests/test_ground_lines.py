@@ -173,7 +173,6 @@ def test_a_link_where_the_drawing_is_prepared_is_not_followed(ground: Ground, tm
 
 BAD = {
     "an empty query after a good one": (["--query", "a", "--query", " "], "the query is empty"),
-    "no name to draw to": (["--query", "a", "--draw", ""], "--draw needs the name of a picture or a folder"),
     "no name of queries": (["--queries", ""], "no such file of queries"),
     "a folder of queries": (["--queries", "/"], "/: no such file of queries"),
     "no such file": (["--queries", "nowhere.jsonl"], "nowhere.jsonl: no such file of queries"),
@@ -205,12 +204,20 @@ def test_stdin_is_given_once(pictures: list[str], capsys: pytest.CaptureFixture[
         assert "- stands for stdin and can be given once" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "soon"])
-def test_a_timeout_is_a_time(timeout: str, ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flag", "value"), [("timeout", "0"), ("timeout", "-1"), ("timeout", "nan"), ("timeout", "soon"), ("draw", "")]
+)
+def test_wrong_values_show_the_usage(flag: str, value: str, ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        ground("--query", "a", "--timeout", timeout)
+        ground("--query", "a", f"--{flag}", value)
     assert caught.value.code == 2
-    assert "--timeout" in capsys.readouterr().err
+    assert f"--{flag}" in capsys.readouterr().err
+
+
+def test_draws_into_the_current_folder(ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ground("--query", "a", "--draw", ".") == 0
+    assert (tmp_path / "1-left.png").is_file()
 
 
 def test_each_picture_is_drawn_into_a_folder(
