@@ -43,6 +43,7 @@ tables: .venv/ready
 # The site, in ./site; --strict takes a warning or a broken link for an error.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo 'site/index.html; with search: python3 -m http.server -d site'
 
 # The runtime alone, with the least versions that pyproject.toml names, on the oldest Python.
 lowest: .venv-lowest/ready

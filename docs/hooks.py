@@ -56,7 +56,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     up = "../" * place.count("/")
     home = next((source for source, there in OUTSIDE.items() if there == place), f"docs/{place}")
     markdown = _LINK.sub(lambda link: _lead(link, home, up), markdown)
-    markdown = _NORUN.sub(r'\1 title="Not run by the tests: \2"', markdown)
+    # What stops the tests stops a reader only where something is needed.
+    markdown = _NORUN.sub(
+        lambda f: f'{f[1]} title="{f[2].capitalize()}; not run here"' if f[2].startswith("needs") else f[1], markdown
+    )
     return _MADE.sub(lambda mark: fields_of(mark[2]) if mark[1] == "fields" else MADE[mark[1]](), markdown)
 
 

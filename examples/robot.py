@@ -57,13 +57,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask two cameras several questions, round after round.")
     parser.add_argument("pictures", nargs=2, help="what the cameras see")
     parser.add_argument("--ask", action="append", required=True, metavar="TEXT", help="a question of every round")
+    parser.add_argument("--bundle", metavar="FOLDER", help="bundle folder (default: the shipped model)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=5.0, metavar="N", help="time of a round (default: %(default)s)"
     )
     args = parser.parse_args()
     cameras = [Camera(path) for path in args.pictures]
-    with Grounder.open() as grounder:
+    with Grounder.open(args.bundle) as grounder:
         for _ in range(args.rounds):
             one_round(grounder, cameras, args.ask, args.seconds)
 

@@ -56,6 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         """Say that the service is up."""
         if self.path == "/health":
             self._send(200, {"model": self.server.grounder.manifest.name})
+        elif self.path == "/ground":
+            self._send(405, {"error": "ask POST /ground"})
         else:
             self._send(404, {"error": "ask POST /ground or GET /health"})
 
@@ -94,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if status == 503:
+            self.send_header("Retry-After", "1")
         self.send_header("Connection", "close")  # a body that was refused is still in the pipe
         self.end_headers()
         self.wfile.write(data)
@@ -113,7 +117,8 @@ def read_form(headers: Message, body: bytes) -> tuple[list[bytes], str]:
         name = BytesParser().parsebytes(head.lstrip(b"\r\n")).get_param("name", header="Content-Disposition")
         (images if name == "image" else queries if name == "query" else []).append(content)
     if not 1 <= len(images) <= MOST_PICTURES or len(queries) != 1:
-        raise Refused(400, f"the form needs 1 to {MOST_PICTURES} fields `image` and one `query`")
+        got = f"this one has {len(images)} and {len(queries)}"
+        raise Refused(400, f"the form needs 1 to {MOST_PICTURES} fields `image` and one `query`; {got}")
     try:
         return images, queries[0].decode()
     except UnicodeDecodeError:
@@ -138,12 +143,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, stop)
     limits = {"most_bytes": args.most_bytes, "at_once": args.at_once, "timeout": args.timeout}
-    with Grounder.open(args.bundle) as grounder, Service((args.host, args.port), grounder, **limits) as service:
-        print(f"listening on http://{args.host}:{service.server_port}", flush=True)
+    with Grounder.open(args.bundle) as grounder:
         try:
-            service.serve_forever()
-        except KeyboardInterrupt:
-            print("stopping", flush=True)
+            service = Service((args.host, args.port), grounder, **limits)
+        except OSError as error:
+            parser.error(f"{args.host}:{args.port} cannot be listened on ({error.strerror}); give another --port")
+        with service:
+            print(f"listening on http://{args.host}:{service.server_port}", flush=True)
+            try:
+                service.serve_forever()
+            except KeyboardInterrupt:
+                print("stopping", flush=True)
 
 
 if __name__ == "__main__":

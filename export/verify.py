@@ -65,7 +65,11 @@ def verify(bundle: Bundle, checkpoint: Path) -> dict[str, Any]:
         del model
         exact, shipped = measure(bundle, cases, expected)
         tolerance = TOLERANCES[manifest.precision] if same_codes(bundle, opened) else None
-    passed = not problems and (tolerance is None or max(exact.values()) <= tolerance)
+    passed: bool | None = not problems
+    if exact:
+        largest = max(exact.values())
+        print(_verdict(largest, tolerance))
+        passed = None if tolerance is None else passed and largest <= tolerance
     return {
         **_finite(exact),
         **({} if shipped is None else {"with_8_bit_activations": _finite(shipped)}),
@@ -77,6 +81,16 @@ def verify(bundle: Bundle, checkpoint: Path) -> dict[str, Any]:
         "precision": manifest.precision,
         "weights": dict(manifest.weights),
     }
+
+
+def _verdict(largest: float, tolerance: float | None) -> str:
+    if tolerance is None:
+        return (
+            f"not judged: the codes are not this checkpoint's (largest difference {largest:.2g}); give the quantised "
+            "checkpoint that the bundle was exported from, or compare boxes with bench.accuracy"
+        )
+    verdict = "within" if largest <= tolerance else "NOT within"
+    return f"the largest difference, {largest:.2g}, is {verdict} the tolerance of {tolerance:g}"
 
 
 def check_targets(bundle: Bundle) -> list[str]:

@@ -134,6 +134,11 @@ def open_bundle(folder: str | Path, check_hashes: bool = True) -> Bundle:
         raise GemvgError(
             f"{printable(folder)}: no such bundle folder; make one with `python -m export.to_onnx CHECKPOINT BUNDLE`"
         )
+    if not is_file(folder / MANIFEST) and is_file(folder / "config.json"):
+        raise GemvgError(
+            f"{printable(folder)} is a checkpoint, no bundle (it has no {MANIFEST}); make one of it with "
+            f"`python -m export.to_onnx {printable(folder)} BUNDLE`"
+        )
     manifest = read_manifest(folder / MANIFEST)
     known = {MANIFEST, *manifest.files}
     if foreign := [name for name in list_folder(folder) if name not in known and not is_incidental(name)]:

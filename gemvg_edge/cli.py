@@ -22,7 +22,7 @@ from gemvg_edge.command import path_name, positive_number, run_command, whole_nu
 from gemvg_edge.engines import ENGINES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
-from gemvg_edge.workshop import STAGES, run_workshop
+from gemvg_edge.workshop import STAGES, commands_of, run_workshop
 
 if TYPE_CHECKING:
     from gemvg_edge.answer import AnswerFormat
@@ -39,16 +39,16 @@ make a model (in a checkout, after `make workshop`; `gemvg train --help` lists t
   train       data sets, simulated scenes, SFT, GRPO, distillation
                 gemvg train sft --model checkpoints/tabletop --data data/world/train --out runs/mine
   quantize    GPTQ and what goes before it
-                gemvg quantize gptq --model runs/mine --out runs/mine.int4
+                gemvg quantize gptq --model runs/mine --out runs/mine.gptq --group-size 32
   export      a checkpoint to a bundle, a bundle to TensorRT engines, verification
-                gemvg export to_onnx runs/mine.int4 runs/mine.bundle
+                gemvg export to_onnx runs/mine.gptq runs/mine.int4
   bench       accuracy, speed and memory
-                gemvg bench accuracy --model runs/mine.bundle
+                gemvg bench accuracy --model runs/mine.int4
   plan        whether a model fits a device, and how fast it will be
                 gemvg plan --model qwen2-vl-2b --device jetson-orin-nano-8gb
 
 shell:
-  completion  a script that completes commands and flags
+  completion  a script that completes commands, and the flags of those that find boxes
                 gemvg completion bash > ~/.local/share/bash-completion/completions/gemvg
 """
 
@@ -114,6 +114,10 @@ def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentPar
         help="complete commands in a shell",
         description="Print a script that completes commands and flags; needs the package shtab.",
     )
+    for stage in STAGES:  # `_run` has taken them already: they stand here for completion, and for who mistypes one
+        names = commands_of(stage) if listed is None else ()
+        door = commands.add_parser(stage, help=f"the workshop's {stage}")
+        door.add_argument("name", nargs="?", choices=names or None, help="one of its commands")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that the script is for")
     return parser
 
@@ -135,7 +139,13 @@ def _add_ground(commands: Any) -> None:
     asked.add_argument(
         "--queries", metavar="FILE", help="a file of queries in JSON Lines, or - for stdin; answers come as JSON Lines"
     )
-    add("--bundle", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)")
+    add(
+        "--bundle",
+        type=Path,
+        metavar="FOLDER",
+        default=DEFAULT_BUNDLE,
+        help="bundle folder (default: the shipped model)",
+    )
     add("--json", action="store_true", help="print one JSON object a query instead of lines")
     add(
         "--draw",
@@ -150,12 +160,12 @@ def _add_ground(commands: Any) -> None:
         choices=ENGINES,
         help="what runs the bundle (default: onnx, the CPU's, or tensorrt where it holds engines)",
     )
-    add("--threads", type=whole_number, default=0, help="processor threads (default: one a physical core)")
+    add("--threads", type=whole_number, metavar="N", default=0, help="processor threads (default: one a physical core)")
     add(
         "--max-pixels",
         type=whole_number,
         metavar="N",
-        help="budget of each picture, in pixels after resizing; 784 are a token (default: the bundle's)",
+        help="budget of each picture, in pixels after resizing (default: the bundle's)",
     )
     add(
         "--max-new-tokens", type=whole_number, default=256, metavar="N", help="longest answer, in tokens (default: 256)"

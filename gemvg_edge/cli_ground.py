@@ -58,11 +58,18 @@ def ground(options: argparse.Namespace) -> int:
         drawn = draw_boxes(pictures, groundings)
         for picture, target in zip(drawn if len(targets) > 1 else [side_by_side(drawn)], targets, strict=True):
             _save(picture, target, options.overwrite)
+    several = len(groundings) > 1
+    if several and not options.json:
+        t = scene.timings
+        print(
+            f"looked in {t.look_ms:.0f} ms: preprocess {t.preprocess_ms:.0f}, vision {t.vision_ms:.0f}, "
+            f"prefill {t.image_prefill_ms:.0f} ({t.image_tokens} tokens)"
+        )
     for grounding in groundings:
         if options.json:
             print(grounding.to_json())
         else:
-            _print_lines(grounding, named=len(groundings) > 1)
+            _print_lines(grounding, several)
     return 0
 
 
@@ -168,8 +175,9 @@ def _read_line(line: str, number: int, think: bool, told: dict[str, Any]) -> Ask
     return Asked(content["query"], thinks)
 
 
-def _print_lines(grounding: Grounding, named: bool) -> None:
-    if named:
+def _print_lines(grounding: Grounding, several: bool) -> None:
+    """What people read of an answer; of several, the look is told before."""
+    if several:
         print(json.dumps(grounding.query, ensure_ascii=False))
     for box in grounding.boxes:
         label = "" if box.label in (None, grounding.query) else f"  {printable(str(box.label))}"
@@ -181,6 +189,10 @@ def _print_lines(grounding: Grounding, named: bool) -> None:
     elif grounding.problem:
         print(f"note: {grounding.problem}")
     t = grounding.timings
+    if several:
+        phases = f"prefill {t.query_prefill_ms:.0f}, decode {t.decode_ms:.0f} ({t.answer_tokens} tokens)"
+        print(f"{t.answer_ms:.0f} ms: {phases}")
+        return
     print(
         f"{t.total_ms:.0f} ms: preprocess {t.preprocess_ms:.0f}, vision {t.vision_ms:.0f}, "
         f"prefill {t.image_prefill_ms + t.query_prefill_ms:.0f}, decode {t.decode_ms:.0f} ({t.answer_tokens} tokens)"

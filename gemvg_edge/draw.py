@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounding import Grounding
-from gemvg_edge.images import NAME, ImageSource, check_aspect, check_list, load_image
+from gemvg_edge.images import ImageSource, check_aspect, check_list, load_image
+from gemvg_edge.pictures import NAME
 
 HEIGHT = 384  # of every picture on the sheet, in pixels
 GAP = 8  # pixels between two pictures

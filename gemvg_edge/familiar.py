@@ -14,6 +14,7 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import short
+from gemvg_edge.pictures import NAME
 
 SIDE = 64  # pixels of the copy that is looked at
 Range = tuple[float, float]
@@ -70,11 +71,11 @@ def unfamiliar(pictures: Sequence[Image.Image], known: Familiar) -> str | None:
         return None
     if len(pictures) > known.pictures:
         return f"{len(pictures)} pictures were given, and the model was trained on at most {known.pictures} at once"
-    for k, picture in enumerate(pictures, 1):
+    for k, picture in enumerate(pictures):
         for name, value in statistics(picture).items():
             low, high = getattr(known, name)
             if not low <= value <= high:
-                return (
-                    f"picture {k} is unlike those of the training ({name} {value:.2f}, there {low:.2f} to {high:.2f})"
-                )
+                which = picture.info.get(NAME, f"images[{k}]")
+                there = f"{name} {value:.3g}, there {low:.3g} to {high:.3g}"
+                return f"{which} is unlike the pictures of the training ({there})"
     return None

@@ -27,7 +27,6 @@ from gemvg_edge.familiar import unfamiliar
 from gemvg_edge.grounding import Grounding, Picture, Timings
 from gemvg_edge.images import (
     EDGE_MAX_PIXELS,
-    NAME,
     ImageSource,
     Preprocessing,
     check_list,
@@ -39,6 +38,7 @@ from gemvg_edge.images import (
 from gemvg_edge.json_object import short
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.opened import Limits, OpenedModel, open_model
+from gemvg_edge.pictures import NAME
 from gemvg_edge.positions import visual_tokens
 from gemvg_edge.prompt import check_query
 from gemvg_edge.scene import OnText, Scene
@@ -67,7 +67,7 @@ class Grounder:
 
     @staticmethod
     def open(
-        bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+        bundle: str | os.PathLike[str] | None = None,
         *,
         engine: str | None = None,
         threads: int = 0,
@@ -76,13 +76,14 @@ class Grounder:
         max_new_tokens: int = 256,
         check_hashes: bool = True,
     ) -> Grounder:
-        """Open and verify a bundle folder; by default the small tabletop model that ships with the package.
+        """Open and verify a bundle folder; without one the small tabletop model that ships with the package.
 
         `engine` is "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt" (its other providers), or
         "tensorrt" for a folder that `export.to_tensorrt` built; left out, it is what the folder is for. `threads` is
         the CPU's (0: one a physical core). `max_pixels` is the budget of each picture, in pixels after resizing (left
         out, the bundle's); 28 x 28 of them are a token. The two token limits size the cache of every scene.
         """
+        bundle = DEFAULT_BUNDLE if bundle is None else bundle
         if not isinstance(bundle, (str, os.PathLike)) or not isinstance(name := os.fspath(bundle), str) or not name:
             raise GemvgError(f"bundle={short(bundle)}; give the path of a bundle folder")
         limits = Limits(max_query_tokens, max_new_tokens)
@@ -106,7 +107,8 @@ class Grounder:
 
         Arrays are uint8 of shape (height, width, 3) in RGB order, with `bgr` in OpenCV's, or with alpha last; or grey
         (height, width) of 8 or 16 bits. `max_pixels` is the budget of each picture for this scene. `timeout` (seconds)
-        and `cancel` end the work between two of its phases, with TimedOut or Cancelled.
+        and `cancel` end the work between two of its phases, with TimedOut or Cancelled. GemvgError names the picture
+        that cannot be read.
         """
         return self._look(check_list(images), self._numbers(max_pixels), bgr, stopping(timeout, cancel))
 
@@ -130,6 +132,9 @@ class Grounder:
     def close(self) -> None:
         """Let the engine's memory go once nothing uses it; later questions raise GemvgError. Twice is no error."""
         self.model.close()
+
+    def __repr__(self) -> str:
+        return f"<Grounder of {self.manifest.name}>"
 
     def __enter__(self) -> Grounder:
         return self
@@ -191,7 +196,13 @@ class Grounder:
                 EDGE_MAX_PIXELS,
                 EDGE_MAX_PIXELS // (side * numbers.merge_size) ** 2,
             )
-        if "familiar" not in self._told and (why := unfamiliar(pictures, self.manifest.familiar)):
+        known, most = self.manifest.familiar, self.manifest.preprocessing.max_pixels
+        if "budget" not in self._told and known.pictures and numbers.max_pixels > most:
+            self._told.add("budget")
+            log.warning(
+                "max_pixels=%d is past the %d of the training; boxes may mean nothing", numbers.max_pixels, most
+            )
+        if "familiar" not in self._told and (why := unfamiliar(pictures, known)):
             self._told.add("familiar")
             log.warning("%s; boxes may mean nothing (the model %s)", why, self.manifest.name)
 

@@ -42,9 +42,19 @@ class Timings:
     answer_tokens: int = 0
 
     @property
+    def look_ms(self) -> float:
+        """What the scene took, once for all its questions."""
+        return self.preprocess_ms + self.vision_ms + self.image_prefill_ms
+
+    @property
+    def answer_ms(self) -> float:
+        """What this question took."""
+        return self.query_prefill_ms + self.decode_ms
+
+    @property
     def total_ms(self) -> float:
         """All phases together."""
-        return self.preprocess_ms + self.vision_ms + self.image_prefill_ms + self.query_prefill_ms + self.decode_ms
+        return self.look_ms + self.answer_ms
 
 
 class Picture(NamedTuple):
@@ -78,6 +88,9 @@ class Grounding:
 
     def __iter__(self) -> Iterator[Box]:
         return iter(self.boxes)
+
+    def __getitem__(self, k: int) -> Box:
+        return self.boxes[k]
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -21,7 +21,7 @@ from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
 from gemvg_edge.json_object import short
-from gemvg_edge.pictures import open_picture, pillow_errors, upright_rgb
+from gemvg_edge.pictures import NAME, open_picture, pillow_errors, upright_rgb
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Grid = tuple[int, int, int]  # patches: time, height, width
@@ -30,7 +30,6 @@ Grid = tuple[int, int, int]  # patches: time, height, width
 # hub's Qwen2-VL allows 12,845,056; the published runs of MIG-Bench used this one (MIG-Agent's and UniVG-R1's).
 EDGE_MAX_PIXELS = 401_408
 MAX_ASPECT_RATIO = 200  # the limit in Qwen's own smart_resize
-NAME = "gemvg_edge_name"  # in a loaded picture's `info`
 
 # The ranges of a stranger's numbers: far past every model, and near enough that no picture of them fills the memory. A
 # picture of one pixel is enlarged to min_pixels, one as thin as allowed to 200 blocks of patch_size x merge_size.
@@ -180,12 +179,15 @@ def load_image(source: ImageSource, name: str = "image", bgr: bool = False) -> I
         if not is_file(Path(path)):
             if os.path.exists(path) and not os.path.isdir(path):
                 raise GemvgError(f"{name}: no such picture file (a pipe or a device); read it and give its bytes, or -")
-            raise GemvgError(f"{name}: no such picture file")
+            folder = " (it is a folder; name the files in it)" if os.path.isdir(path) else ""
+            raise GemvgError(f"{name}: no such picture file{folder}")
         with open_picture(Path(path), name) as opened:
             image = upright_rgb(opened, name)
     else:
         refuse_tensor(source, name)
-        raise GemvgError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 RGB array")
+        failed = ", and not the None of a camera that failed" if source is None else ""
+        wanted = f"give a path, bytes, a PIL image or a uint8 RGB array{failed}"
+        raise GemvgError(f"{name} is a {type(source).__name__}; {wanted}")
     image.info = {NAME: name}  # and no EXIF, which would turn the picture again where it is given once more
     return image
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+MOST = 100  # a larger number is a year, or a name: "photo 2024"
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 # Nine digits are past every frame already, and int() refuses what a model that repeats itself may write (over 4,300).
 NUMBER = r"\d{1,9}"
@@ -41,7 +42,7 @@ def pictures_in_query(query: str) -> list[int]:
     A picture that is named only as the place of a box that the query shows does not count.
     """
     found = [_named_by(match) for match in _IN_QUERY.finditer(query) if match["shown"] is None]
-    return list(dict.fromkeys(reversed(found)))[::-1]
+    return list(dict.fromkeys(image for image in reversed(found) if image < MOST))[::-1]
 
 
 def _named_by(found: re.Match[str]) -> int:

@@ -27,6 +27,7 @@ from gemvg_edge.files import printable, reason, unreadable
 # What cameras, scanners and data sets write, each with a magic number. Of Pillow's other readers EPS runs a program,
 # several take any text for a picture, and those of games and faxes fail in ways of their own.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+NAME = "gemvg_edge_name"  # in a loaded picture's `info`: what it is called in sentences
 FAINT, FAINT_OF_16 = 16, 2**12  # a grey picture whose brightest pixel is below a 16th of white is in other units
 MAX_SIDE = 2**18  # pixels; Pillow copies its buffer for every 64 KiB of a row, which takes minutes for a longer one
 MAX_SCANS = 100  # of a JPEG; encoders write about 10, and 12 bytes ask for one more pass over all pixels

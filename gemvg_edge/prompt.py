@@ -100,7 +100,7 @@ def encode_query(
     `resized`: (width, height) of each picture as the model sees it, for a box in the query of a model of pixels.
     """
     check_query(query)
-    text = query_text(template, localise(query, answer_format, resized), think)
+    text = query_text(template, localise(query.strip(), answer_format, resized), think)
     return np.asarray(encode(tokenizer, text), np.int64)
 
 

@@ -50,6 +50,8 @@ class Scene:
 
     def mark(self, box: Box) -> str:
         """A box of one of the scene's pictures as a query shows it: `f"the same object as {scene.mark(box)}"`."""
+        if not isinstance(box, Box):
+            raise GemvgError(f"box is a {type(box).__name__}; give a Box, such as one of an answer's boxes")
         if not 0 <= box.image < len(self.sizes):
             raise GemvgError(f"{box} lies in none of the scene's {len(self.sizes)} pictures; they count from 0")
         return mark(box, self.sizes[box.image])
@@ -100,6 +102,9 @@ class Scene:
             check_query(one)
         return [self.ask(one, think, stop, on_text) for one in query]
 
+    def __repr__(self) -> str:
+        return f"<Scene of {', '.join(picture.name for picture in self.pictures)}>"
+
     def __reduce__(self) -> Any:
         raise GemvgError(
             "a Scene holds its engine's memory and cannot be pickled; send the Grounder and the pictures, look there"
@@ -131,13 +136,11 @@ class Scene:
         return grounding
 
     def _named(self, query: str) -> int | None:
-        """The picture that an answer is about where it names none itself."""
-        if self._model.manifest.answer.unnamed == "refuse" or len(self.sizes) == 1:
-            return None
+        """The picture that an answer is about where it names none itself; GemvgError for one that was not given."""
         named = pictures_in_query(query)
         if far := [image for image in named if not 0 <= image < len(self.sizes)]:
             raise GemvgError(f"the query names image {far[0] + 1}, of {len(self.sizes)} pictures; they count from 1")
-        return named[-1] if named else None
+        return named[-1] if named and self._model.manifest.answer.unnamed != "refuse" else None
 
     def _ask_each(
         self, decoder: Decoder[Any], query: str, think: bool, stop: Stopping, on_text: OnText | None

@@ -26,7 +26,7 @@ def run_workshop(stage: str, arguments: list[str]) -> int:
     """Run one of the workshop's commands in this process; its exit code."""
     if not (ROOT / stage.replace("plan", "bench") / "__init__.py").is_file() or not (ROOT / "Makefile").is_file():
         raise GemvgError(
-            f"gemvg {stage} is part of the workshop, which is a checkout of gemvg-edge; clone it, {SET_UP}"
+            f"`{stage}` is part of the workshop, which is gemvg-edge's repository and no part of its wheel; {SET_UP}"
         )
     if stage == "plan":
         module, rest = "bench.plan", arguments
@@ -36,7 +36,7 @@ def run_workshop(stage: str, arguments: list[str]) -> int:
     else:
         module, rest = f"{stage}.{arguments[0].replace('-', '_')}", arguments[1:]
         if module not in commands(stage):
-            raise GemvgError(f"gemvg {stage} has no command {arguments[0]!r}; `gemvg {stage}` lists them")
+            raise GemvgError(f"`{stage}` has no command {arguments[0]!r}; `gemvg {stage}` lists them")
     _check_ours(module)
     sys.argv = [f"python -m {module}", *rest]
     try:
@@ -58,6 +58,11 @@ def commands(stage: str) -> dict[str, str]:
         if '\nif __name__ == "__main__":' in text and module not in HIDDEN:
             found[module] = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
     return found
+
+
+def commands_of(stage: str) -> list[str]:
+    """What may follow `gemvg STAGE`; nothing where the checkout is missing."""
+    return [module.removeprefix(f"{stage}.") for module in commands(stage)] if stage in FOLDERS else []
 
 
 def _listing(stage: str) -> str:

@@ -41,7 +41,7 @@ def test_photographs_and_too_many_pictures_are_told_once(
     assert main(["ground", photograph, "--query", "the hat", "--query", "the man"]) == 0
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.startswith("gemvg: picture 1 is unlike those of the training (")
+    assert said.startswith(f"gemvg: {photograph} is unlike the pictures of the training (")
     assert said.endswith("boxes may mean nothing (the model tabletop)\n")
     assert main(["ground", *map(str, IMAGES[:3]), "--query", "all balls"]) == 0
     assert "3 pictures were given, and the model was trained on at most 2 at once" in capsys.readouterr().err
@@ -62,7 +62,7 @@ def test_a_model_that_says_nothing_knows_all() -> None:
     pictures = [Image.new("RGB", (9, 9))] * 50
     assert unfamiliar(pictures, Familiar()) is None
     assert unfamiliar(pictures[:2], Familiar(2, brightness=(0.5, 1.0))) == (
-        "picture 1 is unlike those of the training (brightness 0.00, there 0.50 to 1.00)"
+        "images[0] is unlike the pictures of the training (brightness 0, there 0.5 to 1)"
     )
 
 

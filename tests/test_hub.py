@@ -63,8 +63,11 @@ def test_an_id_that_is_not_there_is_one_sentence(cache: Path, capsys: pytest.Cap
     assert export(["Qwen/Qwen2-VL-3B", "bundle"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "Qwen/Qwen2-VL-3B is no folder here, and the hub does not give it (LocalEntryNotFoundError" in said
-    assert "hf download Qwen/Qwen2-VL-3B --include '*.safetensors' '*.json' --local-dir Qwen2-VL-3B" in said
+    assert (
+        "Qwen/Qwen2-VL-3B is no folder here, and the hub does not give it (LocalEntryNotFoundError: no connection"
+        in said
+    )
+    assert "hf download Qwen/Qwen2-VL-3B --include '*.safetensors' '*.json' 'chat_template.jinja' --local-dir" in said
 
 
 def test_without_the_package_the_sentence_says_the_command(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def test_runs_a_command_with_its_arguments(capsys: pytest.CaptureFixture[str]) -
 def test_an_unknown_command_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("sfft", "../x", "checkpoint", ""):
         assert main(["train", name]) == 2
-        assert f"gemvg train has no command {name!r}; `gemvg train` lists them" in capsys.readouterr().err
+        assert f"`train` has no command {name!r}; `gemvg train` lists them" in capsys.readouterr().err
 
 
 def test_without_the_checkout_the_sentence_says_how_to_get_it(
@@ -43,8 +43,9 @@ def test_without_the_checkout_the_sentence_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(workshop, "ROOT", tmp_path)
     assert main(["train", "sft"]) == 2
-    assert "gemvg train is part of the workshop, which is a checkout of gemvg-edge; clone it, run `make workshop`" in (
-        capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "`train` is part of the workshop, which is gemvg-edge's repository and no part of its wheel; run" in said
     )
 
 
@@ -72,6 +73,17 @@ def test_completion_is_a_script_of_the_shell(shell: str, capsys: pytest.CaptureF
         asked = f'{script}\nCOMP_WORDS=(gemvg ground --max); COMP_CWORD=2; _shtab_gemvg; echo "${{COMPREPLY[@]}}"'
         done = subprocess.run(["bash"], input=asked, text=True, capture_output=True, check=True)
         assert done.stdout.split() == ["--max-pixels", "--max-new-tokens"]
+        asked = f'{script}\nCOMP_WORDS=(gemvg quantize g); COMP_CWORD=2; _shtab_gemvg; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash"], input=asked, text=True, capture_output=True, check=True)
+        assert done.stdout.split() == ["gptq"]
+
+
+def test_a_mistyped_command_is_told_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["trian"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert all(f"'{name}'" in said for name in ("ground", "train", "export", "plan"))
 
 
 def test_completion_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Size
+from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.familiar import Familiar
 from gemvg_edge.files import is_file, is_folder
@@ -148,6 +149,10 @@ def read_object(file: Path) -> JsonObject:
     """A JSON object from a checkpoint's file, its fields checked as they are read."""
     if not is_folder(file.parent):
         raise GemvgError(f"{file.parent}: no such checkpoint folder; give one with {CONFIG} and safetensors")
+    if file.name == CONFIG and not is_file(file) and is_file(file.with_name(MANIFEST)):
+        raise GemvgError(
+            f"{file.parent} is a bundle, no checkpoint (it has {MANIFEST}); give what it was exported from"
+        )
     if file.name == CONFIG and not is_file(file) and is_file(file.with_name(ADAPTER)):
         raise GemvgError(
             f"{file.parent} is an adapter (it has {ADAPTER}), no checkpoint; merge it into its model first, with "

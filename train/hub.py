@@ -13,6 +13,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder
 
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError")
 WANTED = ("*.safetensors", "*.json", "chat_template.jinja")  # the template is text, rendered within bounds
 
 
@@ -21,7 +22,8 @@ def checkpoint_folder(given: Path) -> Path:
     name = str(given)
     if is_folder(given) or given.exists() or not _ID.fullmatch(name) or is_folder(given.parent):
         return given  # a wrong path has its own sentence, where it is read
-    by_hand = f"hf download {name} --include '*.safetensors' '*.json' --local-dir {given.name}"
+    wanted = " ".join(f"'{pattern}'" for pattern in WANTED)
+    by_hand = f"hf download {name} --include {wanted} --local-dir {given.name}"
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -31,8 +33,9 @@ def checkpoint_folder(given: Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(WANTED)))
     except (OSError, ValueError) as error:  # its own errors are kinds of these: no such id, no access, no connection
-        reason = one_line(error).split(". ")[0][:200]
+        kind = type(error).__name__
+        reason = "no connection, and not in its cache" if kind in UNREACHED else one_line(error).split(". ")[0][:200]
         raise GemvgError(
-            f"{name} is no folder here, and the hub does not give it ({type(error).__name__}: {reason}); check the id "
-            f"and the connection, or bring it by hand: `{by_hand}`"
+            f"{name} is no folder here, and the hub does not give it ({kind}: {reason}); check the id and the "
+            f"connection, or bring it by hand: `{by_hand}`"
         ) from None

@@ -62,6 +62,9 @@ def convert(name: str, folder: Path, seed: int, out: Path, *, overwrite: bool = 
     tally = Tally()
     items = tqdm(read(name, folder, seed), desc=name, unit=" records", disable=None)
     written = write_records(keep_good(items, tally), out, [folder], overwrite=overwrite)
+    if not written:
+        out.unlink()
+        raise GemvgError(f"{folder} gave no record ({tally.refused.total()} were refused); {'; '.join(tally.lines())}")
     print("\n".join(tally.lines()))
     print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
 
