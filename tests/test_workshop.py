@@ -44,9 +44,7 @@ def test_without_the_checkout_the_sentence_says_how_to_get_it(
     monkeypatch.setattr(workshop, "ROOT", tmp_path)
     assert main(["train", "sft"]) == 2
     said = capsys.readouterr().err
-    assert (
-        "`train` is part of the workshop, which is gemvg-edge's repository and no part of its wheel; run" in said
-    )
+    assert "`train` is part of the workshop, which is gemvg-edge's repository and no part of its wheel; run" in said
 
 
 def test_a_folder_of_the_same_name_is_not_run(tmp_path: Path) -> None:
