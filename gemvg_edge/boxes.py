@@ -24,11 +24,11 @@ class Box:
     Two are equal where they lie in one place, whatever they are called. Iterates over its four numbers.
     """
 
-    image: int
-    x1: float
-    y1: float
-    x2: float
-    y2: float
+    image: int  # from 0
+    x1: float  # left
+    y1: float  # top
+    x2: float  # right
+    y2: float  # bottom
     # What was asked for, or the name that the model wrote.
     label: str | None = field(default=None, compare=False, kw_only=True)
     score: float | None = field(default=None, compare=False, kw_only=True)  # 0..1; None where nothing gave one

@@ -48,11 +48,11 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 class VisionShape:
     """What the runtime must know of the vision tower."""
 
-    depth: int
-    embed_dim: int
+    depth: int  # layers
+    embed_dim: int  # width of a patch
     heads: int
-    head_dim: int
-    rope_theta: float
+    head_dim: int  # width of a head
+    rope_theta: float  # base of the rotary frequencies
     window: int = 0  # merged tokens a side of an attention window; 0: all blocks attend to the whole picture
 
 
@@ -60,17 +60,17 @@ class VisionShape:
 class ModelShape:
     """What the runtime must know of the model."""
 
-    model_type: str
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    mrope_section: tuple[int, int, int]
-    vocab_size: int
-    image_token_id: int
-    eos_token_ids: tuple[int, ...]
+    model_type: str  # one of MODEL_TYPES
+    hidden_size: int  # width of a token
+    layers: int  # of the decoder
+    heads: int  # of queries
+    kv_heads: int  # of keys and values
+    head_dim: int  # width of a head
+    rope_theta: float  # base of the rotary frequencies
+    mrope_section: tuple[int, int, int]  # frequencies that follow time, height and width
+    vocab_size: int  # rows of the embedding table
+    image_token_id: int  # the token in whose place a visual token goes
+    eos_token_ids: tuple[int, ...]  # those that end an answer
     vision: VisionShape
 
 
@@ -78,8 +78,8 @@ class ModelShape:
 class FileRecord:
     """One file of the bundle, as it was written."""
 
-    bytes: int
-    sha256: str
+    bytes: int  # its size
+    sha256: str  # its digest, in hexadecimal
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,19 @@ class EngineBuild:
 class Manifest:
     """`manifest.json`, checked and typed."""
 
-    name: str
-    model: ModelShape
-    preprocessing: Preprocessing
-    answer: AnswerFormat
-    prompt: PromptTemplate
+    name: str  # the folder's, when it was written
+    model: ModelShape  # the networks' widths
+    preprocessing: Preprocessing  # how a picture becomes patches
+    answer: AnswerFormat  # how boxes are written
+    prompt: PromptTemplate  # the words around pictures and query
     familiar: Familiar  # the pictures that it was trained on, where that is known
     profile: str  # whose words the prompt has: one of the files of train/profiles, or the checkpoint's own
     coordinate_frame: Mapping[str, Any]  # one of boxes.FRAMES
-    dialect: str
+    dialect: str  # whose ops the graphs are made of, one of DIALECTS
     precision: str  # what the graphs compute in
     weights: Mapping[str, str]  # part -> what was done to it, such as "int4-rtn-g32"
-    files: Mapping[str, FileRecord]
-    tensorrt: EngineBuild | None = None
+    files: Mapping[str, FileRecord]  # every file of the bundle but the manifest
+    tensorrt: EngineBuild | None = None  # of a folder of engines
 
 
 @dataclass(frozen=True)

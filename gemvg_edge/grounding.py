@@ -32,14 +32,14 @@ _FIX = "give what Grounding.to_json wrote"
 class Timings:
     """Milliseconds of each phase, and how many tokens went through it; the first three belong to the scene."""
 
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    image_prefill_ms: float = 0.0
-    query_prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-    image_tokens: int = 0
-    query_tokens: int = 0
-    answer_tokens: int = 0
+    preprocess_ms: float = 0.0  # reading and resizing
+    vision_ms: float = 0.0  # the vision tower
+    image_prefill_ms: float = 0.0  # the decoder over the pictures
+    query_prefill_ms: float = 0.0  # the decoder over the query, to the first token of the answer
+    decode_ms: float = 0.0  # the rest of the answer
+    image_tokens: int = 0  # of the pictures and the words before them
+    query_tokens: int = 0  # of the query and the words around it
+    answer_tokens: int = 0  # that the model wrote
 
     @property
     def look_ms(self) -> float:
@@ -60,8 +60,8 @@ class Timings:
 class Picture(NamedTuple):
     """A picture as it was given: its file's name, or its place in the list, and its size in pixels."""
 
-    name: str
-    width: int
+    name: str  # as a sentence or a COCO file shows it
+    width: int  # pixels, once it is upright
     height: int
 
 
