@@ -65,11 +65,12 @@ def verify(bundle: Bundle, checkpoint: Path) -> dict[str, Any]:
         del model
         exact, shipped = measure(bundle, cases, expected)
         tolerance = TOLERANCES[manifest.precision] if same_codes(bundle, opened) else None
-    passed: bool | None = not problems
+    passed: bool | None = False if problems else None
     if exact:
         largest = max(exact.values())
         print(_verdict(largest, tolerance))
-        passed = None if tolerance is None else passed and largest <= tolerance
+        if tolerance is not None:
+            passed = not problems and largest <= tolerance
     return {
         **_finite(exact),
         **({} if shipped is None else {"with_8_bit_activations": _finite(shipped)}),
@@ -288,7 +289,7 @@ def _finite(differences: Differences) -> dict[str, float | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; 1 where the bundle fails, 2 for bad input."""
+    """The command; 1 where the bundle fails or could not be judged, 2 for bad input."""
     return run_command("export.verify", lambda: _run(arguments))
 
 

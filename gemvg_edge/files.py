@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -131,67 +132,84 @@ def refuse_present(output: Path, flag: str) -> None:
 def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """A file to write, of the same ending, that takes the place of `path` at the end; an error changes nothing.
 
-    GemvgError where the place is a folder, a device or cannot be written, where another process is writing it, and
-    without `overwrite` where a file has come to be there meanwhile. A link is followed, as `cp` does.
+    GemvgError where the place is a folder, a device or cannot be written, and without `overwrite` where a file has come
+    to be there meanwhile. A link is followed, as `cp` does. Each writer has a file of its own: the last one counts.
     """
-    target = Path(os.path.realpath(path))
-    try:
-        if not stat.S_ISREG(os.stat(target).st_mode):
-            raise GemvgError(
-                f"{printable(path)} cannot be written (it is a folder or a device); give the name of a file"
-            )
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise unwritable(path, error) from None
+    target, mode = _place(path)
     # The name's digest, since the name itself may be as long as the system allows.
-    key = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
-    partial = target.with_name(f"{PARTIAL}{key}{target.suffix[:16]}")
-    lock = _own(partial, path)
+    begin = f"{PARTIAL}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}"
+    partial = target.with_name(f"{begin}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix[:16]}")
     try:
+        _clear(target.parent, begin)
+        lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        _lock(lock)
+        if mode is not None:
+            os.fchmod(lock, mode)
         yield partial
         _put(partial, target, path, overwrite)
     except BaseException as error:
         with suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, GemvgError):
             raise unwritable(path, error) from None
         raise
     finally:
         os.close(lock)
 
 
-def _own(partial: Path, path: Path) -> int:
-    """A new empty file, locked until its descriptor is closed: no link that somebody else put there is followed.
-
-    What a killed process left is taken away; GemvgError where a living one is writing there.
-    """
-    with suppress(OSError):  # nothing is there, or a link or a pipe
-        old = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GemvgError(f"{printable(path)} is being written by another process; wait for it") from None
-        finally:
-            os.close(old)
+def _place(path: Path) -> tuple[Path, int | None]:
+    """Where a path leads, and the permissions of the file that is there."""
     try:
-        partial.unlink(missing_ok=True)
-        new = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as error:
+        target = Path(os.path.realpath(path))
+        there = os.stat(target).st_mode
+    except FileNotFoundError:
+        return target, None
+    except (OSError, ValueError) as error:
         raise unwritable(path, error) from None
+    if not stat.S_ISREG(there):
+        raise GemvgError(f"{printable(path)} cannot be written (it is a folder or a device); give the name of a file")
+    return target, stat.S_IMODE(there)
+
+
+def _clear(folder: Path, begin: str) -> None:
+    """Take away what killed writers of a file left; a living one's has its process, and here or elsewhere its lock."""
+    for name in os.listdir(folder):
+        if name.startswith(begin) and not _is_alive(name.removeprefix(f"{begin}-").split("-")[0]):
+            with suppress(OSError):  # a link, a pipe, somebody else's, or gone by now
+                old = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(folder / name)
+                finally:
+                    os.close(old)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _lock(file: int) -> None:
     with suppress(OSError):  # a file system without locks
-        fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return new
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _put(partial: Path, target: Path, path: Path, overwrite: bool) -> None:
     if not overwrite:
         try:
             os.link(partial, target)
-        except FileExistsError:
-            raise GemvgError(f"{printable(path)} has come to be there meanwhile, so it is left alone") from None
-        except OSError:  # a file system without hard links
-            pass
+        except OSError:
+            if os.path.lexists(target):
+                raise GemvgError(f"{printable(path)} has come to be there meanwhile, so it is left alone") from None
+            # A file system without hard links: what comes in this moment is lost.
         else:
             partial.unlink()
             return

@@ -137,7 +137,7 @@ class Scene:
 
     def _named(self, query: str) -> int | None:
         """The picture that an answer is about where it names none itself; GemvgError for one that was not given."""
-        named = pictures_in_query(query)
+        named = pictures_in_query(query) if len(self.sizes) > 1 else []
         if far := [image for image in named if not 0 <= image < len(self.sizes)]:
             raise GemvgError(f"the query names image {far[0] + 1}, of {len(self.sizes)} pictures; they count from 1")
         return named[-1] if named and self._model.manifest.answer.unnamed != "refuse" else None

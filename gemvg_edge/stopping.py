@@ -9,6 +9,7 @@ import math
 import numbers
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,34 +35,48 @@ class Stopping:
         if time.monotonic() > self.deadline:
             raise TimedOut(f"no answer within timeout={self.timeout:g} s; give it longer, or fewer or smaller pictures")
 
-    def patience(self) -> float:
-        """Seconds to wait before the next `check`, as a lock takes them."""
+    def patience(self) -> float | None:
+        """Seconds to wait before the next `check`; None for as long as it takes."""
         if self.cancel is not None:
             return POLL
         left = self.deadline - time.monotonic()
-        return -1 if math.isinf(left) else max(0.0, left)
+        return None if math.isinf(left) else max(0.0, left)
 
 
 class Turn:
-    """A lock that is waited for as long as a request may work, and knows a request that waits for itself."""
+    """What one request at a time has, in the order in which they came; knows a request that waits for itself."""
 
     def __init__(self) -> None:
-        self._lock, self._owner = threading.Lock(), 0
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._owner = 0
 
     @contextmanager
     def taken(self, stop: Stopping) -> Iterator[None]:
-        """The lock; GemvgError where this thread has it, as in an `on_text` that asks the scene it is called from."""
+        """One's turn, waited for as long as the request may work.
+
+        GemvgError where this thread has it, as in an `on_text` that asks the scene it is called from.
+        """
         if self._owner == threading.get_ident():
             raise GemvgError("on_text asked for more of what it is called from; ask when the answer is there")
-        while not self._lock.acquire(timeout=stop.patience()):
-            stop.check()
-        self._owner = threading.get_ident()
+        ticket = object()
+        with self._changed:
+            self._waiting.append(ticket)
+            try:
+                while self._owner or self._waiting[0] is not ticket:
+                    self._changed.wait(stop.patience())
+                    stop.check()
+                self._owner = threading.get_ident()
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
         try:
             stop.check()
             yield
         finally:
-            self._owner = 0
-            self._lock.release()
+            with self._changed:
+                self._owner = 0
+                self._changed.notify_all()
 
 
 def stopping(timeout: float | None, cancel: threading.Event | None) -> Stopping:

@@ -74,11 +74,9 @@ def _listing(stage: str) -> str:
 
 def _check_ours(module: str) -> None:
     """GemvgError where Python would run somebody else's module of the same name, such as the user's own `train`."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:
-        spec = None
-    if spec is None or spec.origin is None:
+    top = module.split(".")[0]
+    spec = importlib.util.find_spec(top)  # of the folder alone: looking for what is in it would run it
+    if spec is None:
         raise GemvgError(f"{module} is not installed with this gemvg-edge; {SET_UP}")
-    if not Path(spec.origin).resolve().is_relative_to(ROOT):
-        raise GemvgError(f"{module} is found at {spec.origin}, not in {ROOT}; start from another folder")
+    if spec.origin is None or Path(spec.origin).resolve() != ROOT / top / "__init__.py":
+        raise GemvgError(f"{top} is found at {spec.origin}, not in {ROOT}; start from another folder")

@@ -123,7 +123,7 @@ def quantize(run: Settings) -> None:
             "seconds_a_layer": round(seconds, 2),
         }
         quantization = {"quantization_config": _describe(run, checkpoint)}
-        write_checkpoint(checkpoint, work, run.out, quantization, record, own_head=run.head_bits < UNTOUCHED)
+        write_checkpoint(checkpoint, work, run, quantization, record, own_head=run.head_bits < UNTOUCHED)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"out": str(run.out), "seconds_a_layer": round(seconds, 2), "peak_gib": round(peak, 3)}))
 

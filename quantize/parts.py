@@ -26,7 +26,7 @@ from quantize.stream import HEAD, block_names
 from quantize.tensors import expected_tensors
 from train.checkpoint import CONFIG, INDEX, SINGLE, read_json
 from train.rewrite import DENSE_HEAD, write_json, writing
-from train.stage import unwritten
+from train.stage import may_replace, unwritten
 
 START = "start"  # the part of what comes before the first block and between vision tower and decoder
 SHARD_BYTES = 10**9
@@ -61,7 +61,7 @@ def as_stored(checkpoint: Checkpoint, name: str, values: npt.NDArray[np.float32]
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, work: Path, out: Path, changes: dict[str, Any], record: dict[str, Any], own_head: bool
+    checkpoint: Checkpoint, work: Path, run: Any, changes: dict[str, Any], record: dict[str, Any], own_head: bool
 ) -> None:
     """Put the parts together in shards, with config (changed), tokenizer and a record of what was done.
 
@@ -72,7 +72,7 @@ def write_checkpoint(
         for section in (config, config.get("text_config", {})):
             section["tie_word_embeddings"] = False
     parts = [_part_file(work, name) for name in (START, *block_names(checkpoint))]
-    with writing(checkpoint.folder, out, overwrite=True) as folder:  # as was asked before the first part
+    with writing(checkpoint.folder, run.out, overwrite=may_replace(run)) as folder:
         write_json(folder / CONFIG, config)
         write_json(folder / RECORD, record)
         shutil.rmtree(folder / Path(DENSE_HEAD).parent, ignore_errors=True)  # of use to training only

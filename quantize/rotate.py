@@ -54,7 +54,7 @@ def rotate(run: Settings) -> None:
     with writing_parts(run.out), working(run) as work:
         for name in tqdm([START, *block_names(checkpoint)], unit="block"):
             write_part(checkpoint, work, name, rotated_part(checkpoint, name, rotation))
-        write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=True)
+        write_checkpoint(checkpoint, work, run, {}, settings_json(run), own_head=True)
     print(json.dumps({"out": str(run.out), "seed": run.seed}))
 
 

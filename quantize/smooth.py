@@ -108,7 +108,7 @@ def smooth(run: Settings) -> None:
             changed = smooth_block(block, folds(checkpoint, block.name), run.alpha)
             stored = {name: as_stored(checkpoint, name, values) for name, values in changed.items()}
             write_part(checkpoint, work, block.name, stored)
-        write_checkpoint(checkpoint, work, run.out, {}, settings_json(run), own_head=False)
+        write_checkpoint(checkpoint, work, run, {}, settings_json(run), own_head=False)
     print(json.dumps({"out": str(run.out), "alpha": run.alpha}))
 
 

@@ -45,14 +45,14 @@ def test_settings_are_read(folder: Path) -> None:
     assert settings.image_token_id == CONFIG["image_token_id"]
 
 
-@pytest.mark.parametrize("grounding", [{}, {"prompt": None, "answer": {}}])
+@pytest.mark.parametrize("grounding", [{"prompt": {}}, {"prompt": None, "answer": {}}])
 def test_settings_that_are_left_out_are_the_usual_ones(folder: Path, grounding: Any) -> None:
     set_field("config.json", "grounding", to=grounding)(folder)
     settings = read_settings(folder)
     assert (settings.template, settings.answer_format) == (PromptTemplate(), AnswerFormat())
 
 
-@pytest.mark.parametrize("grounding", [{}, {"answer": None}, {"answer": {}}])
+@pytest.mark.parametrize("grounding", [{"prompt": {}}, {"answer": None}, {"answer": {}}])
 def test_qwen2_5_answers_in_pixels_unless_it_says_otherwise(folder: Path, grounding: Any) -> None:
     set_field("config.json", "model_type", to="qwen2_5_vl")(folder)
     assert read_settings(folder).answer_format == AnswerFormat("locations", LOCATIONS)

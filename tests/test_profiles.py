@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,14 +52,17 @@ GUESSES: dict[str, tuple[dict[str, Any], str, str]] = {
     "the hub's": ({}, "Qwen2-VL-2B-Instruct", "qwen2-vl"),
     "by the name of its folder": ({}, "Migician-7B", "migician"),
     "by the name it was saved from": ({"_name_or_path": "AMAP-ML/UniVG-R1"}, "mine", "univg-r1"),
-    "its own words": ({"grounding": {}}, "Migician", "own"),
+    "its own words": ({"grounding": {"prompt": {}}}, "Migician", "own"),
+    "as it was told": ({"grounding": {"profile": "migician"}}, "mine", "migician"),
+    "nothing said": ({"grounding": {"familiar": {}}}, "Migician", "migician"),
+    "in the hub's cache": ({}, "models--Michael4933--Migician/snapshots/895c3a49", "migician"),
 }
 
 
 @pytest.mark.parametrize("label", GUESSES)
 def test_a_profile_is_guessed(label: str, stock: Path, tmp_path: Path) -> None:
     changes, name, expected = GUESSES[label]
-    (tmp_path / name).mkdir()
+    (tmp_path / name).mkdir(parents=True)
     for file in stock.glob("*.json"):
         (tmp_path / name / file.name).write_bytes(file.read_bytes())
     edit_json(tmp_path / name / "config.json", **changes)
@@ -142,24 +146,42 @@ def test_every_published_answer_is_read_to_the_same_box(model: str, file: str) -
 QUERIES = {
     "the red mug": [],
     "the object in the 2th image": [1],
-    "the object in image-1, find it in Image-2": [0, 1],
-    "the mug in the third image and the first image": [2, 0],
+    "the object of image-1, find it in Image-2": [0, 1],
+    "the mug in the third image and the cup in the first image": [2, 0],
     "locate the 1th region picture in the source image": [0],
     "the object in the 9th image": [8],
-    "image 2, then image 1, then image 2 again": [0, 1],
+    "in image 2, then in image 1, then in image 2 again": [0, 1],
+    "image 2: the mug": [],
     "the same as <|box_start|>(1,2),(3,4)<|box_end|> in image 1": [],
     "the same as (<|box_start|>(1,2),(3,4)<|box_end|>) in the first image, in image 3": [2],
-    "an imagery 2 of image 22": [21],
+    "find the mug of image 1, <|box_start|>(1,2),(3,4)<|box_end|>, in the other images": [],
+    "an imagery 2 in image 22": [21],
     "the mug in picture 2": [1],
-    "the second picture": [1],
-    "image2": [1],
-    "photo #3": [2],
-    "the second  image": [1],
-    "picture number 4": [3],
-    "image two": [1],
-    "both pictures": [],
+    "the mug on the second picture": [1],
+    "the mug in image2": [1],
+    "the mug in photo #3": [2],
+    "the mug in the second  image": [1],
+    "within picture number 4": [3],
+    "the mug in image two": [1],
+    "the mug in image 2020": [],
+    "the mug in both pictures": [],
     "2 images": [],
-    "the images 2 people took": [],
+    "the mug in images 1 and 2": [],
+    "the mug in image 1 or image 2": [],
+    "the mug in image 1 and 2": [],
+    "the mug in the first or the third image": [],
+    "in image 1-2": [],
+    # Pictures that are things to find.
+    "the third picture from the left": [],
+    "the third photo on the wall": [],
+    "the poster with image 12 written on it": [],
+    "picture 10 mugs": [],
+    "photo 3 by 4": [],
+    "the woman in the first picture frame": [],
+    "photo 16:9": [],
+    'the book "in Picture 51"': [],
+    "the second image stabilizer": [],
+    "an open source image viewer": [],
 }
 
 
@@ -227,3 +249,16 @@ def test_names_that_a_model_writes_are_labels(label: str) -> None:
     answer = read_answer(text, [(1000, 1000)], answer_format, [(1000, 1000)])
     assert [box.label for box in answer.boxes] == expected
     assert query_text(PromptTemplate(), "a").startswith("a<|im_end|>")
+
+
+def test_a_profile_goes_with_what_is_made_of_a_checkpoint(stock: Path, tmp_path: Path) -> None:
+    """A Migician that only its folder's name tells: in another number format and quantised, under other names."""
+    from quantize.gptq import Settings, quantize
+    from train.rewrite import cast
+
+    shutil.copytree(stock, tmp_path / "Migician-7B")
+    cast(tmp_path / "Migician-7B", tmp_path / "half", "bfloat16")
+    quantize(Settings(tmp_path / "half", tmp_path / "codes", method="rtn", group_size=-1, device="cpu"))
+    for name in ("half", "codes"):
+        settings = read_settings(tmp_path / name)
+        assert (settings.profile, settings.answer_format.unnamed) == ("migician", "query")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gemvg_edge import Cancelled, GemvgError, Grounder, Scene, TimedOut
+from gemvg_edge.stopping import Stopping, Turn, stopping
 
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
 PAIR = [IMAGES / "scene1-a.png", IMAGES / "scene1-b.png"]
@@ -49,10 +50,10 @@ def test_a_deadline_is_looked_at_between_tokens(scene: Scene) -> None:
 
     def slow(piece: str) -> None:
         pieces.append(piece)
-        time.sleep(0.4)
+        time.sleep(1.5)
 
     with pytest.raises(TimedOut):
-        scene.ground(QUERY, timeout=0.5, on_text=slow)
+        scene.ground(QUERY, timeout=2, on_text=slow)
     assert 1 <= len(pieces) <= 3
 
 
@@ -162,6 +163,8 @@ def test_closing_lets_what_runs_finish() -> None:
             said = str(error)
         timer.join()
         assert said.startswith(("this Grounder was closed", "Image-1: "))
+        with pytest.raises(GemvgError, match="this Grounder was closed"):
+            grounder.look(PAIR)
 
 
 def test_an_on_text_that_is_empty_is_called_too(scene: Scene) -> None:
@@ -171,3 +174,25 @@ def test_an_on_text_that_is_empty_is_called_too(scene: Scene) -> None:
 
     pieces = Pieces()
     assert scene.ground(QUERY, on_text=pieces).text == "".join(pieces)
+
+
+def test_turns_go_in_the_order_of_coming() -> None:
+    """One that may be cancelled looks up all the time and keeps its place all the same."""
+    turn, order = Turn(), []
+
+    def work(name: int) -> None:
+        cancel = threading.Event() if name % 2 else None
+        with turn.taken(stopping(30, cancel)):
+            order.append(name)
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    with turn.taken(Stopping()):
+        for k, thread in enumerate(threads):
+            thread.start()
+            while len(turn._waiting) <= k:
+                time.sleep(0.001)
+        time.sleep(0.2)  # some look up several times
+    for thread in threads:
+        thread.join()
+    assert order == list(range(8))

@@ -50,7 +50,7 @@ def test_without_the_checkout_the_sentence_says_how_to_get_it(
 def test_a_folder_of_the_same_name_is_not_run(tmp_path: Path) -> None:
     """Python would find the user's own `train` first where it starts in his folder."""
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "__init__.py").write_text("")
+    (tmp_path / "train" / "__init__.py").write_text("print('somebody else'); raise SystemExit(0)")
     (tmp_path / "train" / "mix.py").write_text("print('somebody else')")
     (tmp_path / "train" / "sft.py").write_text("print('somebody else')")
     done = subprocess.run(

@@ -22,6 +22,7 @@ from gemvg_edge.familiar import STATISTICS, Familiar, statistics, unfamiliar
 from gemvg_edge.files import is_folder
 from gemvg_edge.images import load_image
 from train.checkpoint import CONFIG, read_json, read_settings
+from train.hub import checkpoint_folder
 from train.rewrite import rewrite_weights, write_json, writing
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -86,14 +87,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.pictures < 1 or args.count < 1:
         parser.error("--pictures and --count must be at least 1")
-    read_settings(args.checkpoint)
+    checkpoint = checkpoint_folder(args.checkpoint)
+    read_settings(checkpoint)
     known = measure(tqdm(find_pictures(args.data, args.count), desc="pictures", delay=1), args.pictures)
     shares = {str(folder): round(outside(find_pictures(folder, args.count), known), 4) for folder in args.against}
-    config = read_json(args.checkpoint / CONFIG)
+    config = read_json(checkpoint / CONFIG)
     config["grounding"] = {**(config.get("grounding") or {}), "familiar": known.to_config()}
-    with writing(args.checkpoint, args.out, overwrite=args.overwrite) as folder:
+    with writing(checkpoint, args.out, overwrite=args.overwrite) as folder:
         write_json(folder / CONFIG, config)
-        rewrite_weights(args.checkpoint, folder, lambda name, tensor: (name, tensor))
+        rewrite_weights(checkpoint, folder, lambda name, tensor: (name, tensor))
     print(json.dumps({"out": str(args.out), **known.to_config(), "outside": shares}))
 
 

@@ -29,6 +29,7 @@ from gemvg_edge.json_object import parse_json, short
 MARK = ".gemvg-edge.json"  # in a folder of ours: what it is and which of its files we wrote
 STAGING = ".gemvg-edge.partial"  # inside a result's folder while it is written
 REPLACED = ".replaced"  # inside that: what was there before
+REPLACES = "replaces"  # in a work folder's mark: the fingerprint of the result that its run may replace
 CONTENTS = "contents of "  # begins the key of a fingerprint in a run's mark
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what can only have come from writing
 RESULT, WORK = "gemvg-edge-result", "gemvg-edge-work"
@@ -136,7 +137,7 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
     if before.get("format") != WORK and _filled(folder):
         raise GemvgError(f"{printable(folder)} was not made by gemvg-edge to work in; move it away or give another")
     goes_on = keep and left_work(folder)
-    if goes_on and before != content:
+    if goes_on and _given(before) != _given(content):
         raise GemvgError(
             f"{printable(folder)} belongs to a run with other settings ({_difference(before, content)}); delete it, or "
             f"give it what {mark} says"
@@ -156,6 +157,17 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
         lock.write(_as_text(content))
         lock.flush()
     return lock
+
+
+def replaced_by(folder: Path) -> str:
+    """The fingerprint of the result that the killed run in a work folder was told to replace; "" where it was not."""
+    mark = _read_mark(folder) if left_work(folder) else {}
+    return str(mark.get(REPLACES) or "")
+
+
+def _given(content: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same; a release may have settings that another lacks."""
+    return {name: value for name, value in content.items() if value is not None and name != REPLACES}
 
 
 def left_work(folder: Path) -> bool:
@@ -250,7 +262,7 @@ def _files_in(folder: Path) -> Iterator[str]:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two contents of a mark, such as `--bits was 4, now 8`."""
     said = []
-    for name in before | now:
+    for name in _given(before | now):
         if before.get(name) == now.get(name):
             continue
         if not name.startswith(CONTENTS):

@@ -1,7 +1,8 @@
 """How published checkpoints are asked and how they answer: one small JSON file each in `profiles/`.
 
 A checkpoint of ours says it itself, under `grounding` of its config.json. One of somebody else's gets the profile that
-its config points to, or the one that `export.to_onnx --profile` names. Knows no weights.
+its config or its name points to, which is written into what is made of it, or the one that `export.to_onnx --profile`
+names. Knows no weights.
 """
 
 from __future__ import annotations
@@ -28,10 +29,16 @@ def read_profile(name: str) -> JsonObject:
 
 def guess_profile(config: JsonObject) -> str:
     """The profile of a checkpoint by its config.json: its own words, the name it goes by, or its family's."""
-    if config.content.get("grounding") is not None:
+    grounding = config.object("grounding", default={})
+    if {"prompt", "answer"} & set(grounding.content):
         return OWN
+    if named := grounding.value("profile", str, ""):
+        return named
     saved_from = str(config.content.get("_name_or_path") or "").rstrip("/").split("/")[-1]
-    known_as = f"{saved_from} {config.path.parent.resolve().name}".lower()
+    folder = config.path.parent.resolve()
+    if folder.parent.name == "snapshots":  # of the hub's cache, whose own folders are named by a hash
+        folder = folder.parent.parent
+    known_as = f"{saved_from} {folder.name}".lower()
     for part, name in FINE_TUNES.items():
         if part in known_as:
             return name

@@ -37,6 +37,7 @@ from train.checkpoint import (
 )
 from train.hub import checkpoint_folder
 from train.output_folder import check_target, new_folder
+from train.profiles import OWN, guess_profile
 
 GENERATION = "generation_config.json"
 RECORD = "training.json"
@@ -76,8 +77,18 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = (), *, overwri
                 shutil.copyfile(checkpoint / name, folder / name)
         try:
             yield folder
+            _keep_profile(checkpoint, folder)
         except SafetensorError as error:  # reading has its own sentence: this is a full disk
             raise GemvgError(f"{out} cannot be written ({error}); make room there or give another place") from None
+
+
+def _keep_profile(checkpoint: Path, folder: Path) -> None:
+    """Whose words a stranger's checkpoint knows goes with what is made of it, which may have another name."""
+    config = read_json(folder / CONFIG)
+    grounding = config.get("grounding") or {}
+    name = guess_profile(read_object(checkpoint / CONFIG))
+    if name != OWN and not {"prompt", "answer"} & set(grounding):
+        write_json(folder / CONFIG, config | {"grounding": {**grounding, "profile": name}})
 
 
 def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:

@@ -30,7 +30,7 @@ from train.checkpoint import CONFIG
 from train.curves import draw_curves
 from train.hub import checkpoint_folder
 from train.load import DENSE_PREFIX, check_finite, load_qwen2_vl
-from train.output_folder import CONTENTS, WORK, check_target, fingerprint, left_work, marked
+from train.output_folder import CONTENTS, REPLACES, WORK, check_target, fingerprint, left_work, marked, replaced_by
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 LOGGED = 40  # entries of the log that training.json keeps, about
@@ -135,7 +135,9 @@ def working(run: Any) -> Iterator[Path]:
     if os.environ.get("RANK", "0") != "0":
         yield work
         return
-    with marked(work, {"format": WORK, **_identity(run, check_out(run))}, keep=True):
+    paths = check_out(run)
+    replaces = {REPLACES: fingerprint(run.out)} if run.overwrite else {}
+    with marked(work, {"format": WORK, **_identity(run, paths), **replaces}, keep=True):
         try:
             yield work
         except (SafetensorError, RuntimeError) as error:
@@ -155,15 +157,29 @@ def unwritten(out: Path, error: Exception) -> GemvgError:
 def check_out(run: Any) -> list[Path]:
     """The paths that a run reads; GemvgError where OUT or its work folder would destroy one, or something not ours.
 
-    A finished result may be replaced with `--overwrite`. A run that left work was allowed to when it began.
+    A finished result may be replaced with `--overwrite`, and where it is this run's own, which was killed after it.
     """
     paths = [value for name, value in vars(run).items() if isinstance(value, Path) and name != "out"]
-    check_target(run.out, CONFIG, paths, overwrite=run.overwrite or left_work(work_folder(run.out)))
+    check_target(run.out, CONFIG, paths, overwrite=may_replace(run))
     for path in paths:
         if Path(os.path.realpath(path)) in Path(os.path.realpath(run.out)).parents:
             raise GemvgError(f"--out {run.out} lies in {path}, which is read; give a place beside it")
     refuse_inputs(work_folder(run.out), paths)
     return paths
+
+
+def may_replace(run: Any) -> bool:
+    """Whether what is at OUT may go: it was said so when the run began, or this very run wrote it before a kill."""
+    if run.overwrite or not left_work(work := work_folder(run.out)):
+        return bool(run.overwrite)
+    if (named := replaced_by(work)) and named == fingerprint(run.out):
+        return True
+    try:
+        record = json.loads((run.out / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    mine = {key: value for key, value in settings_json(run).items() if key != "device"}  # `auto` is resolved meanwhile
+    return isinstance(record, dict) and all(record.get(key) == value for key, value in mine.items())
 
 
 def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
@@ -253,7 +269,7 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
     said = getattr(model.config, "grounding", None) or {}
     grounding = {key: value for key, value in said.items() if key != "familiar"}
     model.config.grounding = grounding or {"prompt": PromptTemplate().to_config()}
-    with writing(run.model, run.out, overwrite=True) as folder:  # as was asked before the first step
+    with writing(run.model, run.out, overwrite=may_replace(run)) as folder:
         model.save_pretrained(folder)
         if head:
             (folder / DENSE_HEAD).parent.mkdir(exist_ok=True)

@@ -9,15 +9,15 @@ set -euo pipefail
 GEMVG=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$1" && cd "$1"
 
-gemvg quantize gptq --model $GEMVG/checkpoints/tabletop --out tabletop.gptq --group-size 32 \
+gemvg quantize gptq --model "$GEMVG"/checkpoints/tabletop --out tabletop.gptq --group-size 32 \
     --vision-bits 8 --head-bits 8 --embedding-bits 8 --samples "${SAMPLES:-128}" --scenes calibration
 
 gemvg export to_onnx tabletop.gptq tabletop.int4
 
 gemvg export verify tabletop.int4 --against tabletop.gptq
 
-gemvg bench accuracy --model $GEMVG/checkpoints/tabletop tabletop.int4 --limit "${QUESTIONS:-500}" --data questions
+gemvg bench accuracy --model "$GEMVG"/checkpoints/tabletop tabletop.int4 --limit "${QUESTIONS:-500}" --data questions
 
 gemvg inspect tabletop.int4
-gemvg ground $GEMVG/examples/images/scene1-a.png $GEMVG/examples/images/scene1-b.png \
+gemvg ground "$GEMVG"/examples/images/scene1-a.png "$GEMVG"/examples/images/scene1-b.png \
     --bundle tabletop.int4 --query "all balls"

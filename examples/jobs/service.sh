@@ -10,10 +10,10 @@ GEMVG=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "$1" && cd "$1"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-cp $GEMVG/examples/images/scene1-a.png left.png
-cp $GEMVG/examples/images/scene1-b.png right.png
+cp "$GEMVG"/examples/images/scene1-a.png left.png
+cp "$GEMVG"/examples/images/scene1-b.png right.png
 
-python $GEMVG/examples/service.py --port "${PORT:-8080}" &
+python "$GEMVG"/examples/service.py --port "${PORT:-8080}" &
 curl --silent --retry 20 --retry-connrefused --retry-delay 1 http://127.0.0.1:"${PORT:-8080}"/health
 
 curl --silent -F image=@left.png -F image=@right.png -F query="all balls" \

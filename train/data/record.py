@@ -151,7 +151,7 @@ def write_records(
     except (OSError, ValueError) as error:
         raise unwritable(file.parent, error) from None
     count, relative = 0, _relative_to(file.parent)
-    with replacing(file) as partial, partial.open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(file, overwrite) as partial, partial.open("w", encoding="utf-8", newline="\n") as lines:
         for record in records:
             lines.write(json.dumps(_to_json(record, relative)) + "\n")
             count += 1
