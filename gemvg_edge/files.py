@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from gemvg_edge.errors import GemvgError
 
 PARTIAL = ".gemvg-edge-partial-"  # begins the name of a file that is being written
+_beginning = threading.Lock()  # between a file's making and its locking no other thread may clear
 STEP = 2**20  # bytes that are hashed at a time
 
 
@@ -140,12 +142,13 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     begin = f"{PARTIAL}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}"
     partial = target.with_name(f"{begin}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix[:16]}")
     try:
-        _clear(target.parent, begin)
-        lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with _beginning:
+            _clear(target.parent, begin)
+            lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            _lock(lock)
     except OSError as error:
         raise unwritable(path, error) from None
     try:
-        _lock(lock)
         if mode is not None:
             os.fchmod(lock, mode)
         yield partial
@@ -175,7 +178,7 @@ def _place(path: Path) -> tuple[Path, int | None]:
 
 
 def _clear(folder: Path, begin: str) -> None:
-    """Take away what killed writers of a file left; a living one's has its process, and here or elsewhere its lock."""
+    """Take away what killed writers of a file left; a living one's is locked, or its process is about to lock it."""
     for name in os.listdir(folder):
         if name.startswith(begin) and not _is_alive(name.removeprefix(f"{begin}-").split("-")[0]):
             with suppress(OSError):  # a link, a pipe, somebody else's, or gone by now
@@ -188,7 +191,10 @@ def _clear(folder: Path, begin: str) -> None:
 
 
 def _is_alive(process: str) -> bool:
+    """Whether another process has this number; of this one's files the locks tell."""
     try:
+        if int(process) == os.getpid():
+            return False
         os.kill(int(process), 0)
     except (ValueError, OverflowError, ProcessLookupError):
         return False
