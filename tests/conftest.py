@@ -45,9 +45,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what the run took."""
     seconds, held = used()
-    terminalreporter.write_line(f"{seconds / 60:.1f} CPU minutes; the largest process held {held / 2**30:.1f} GiB.")
+    terminalreporter.write_line(f"{seconds / 60:.1f} CPU minutes; the largest process held {held / 1e9:.2f} GB.")
     if held > LARGEST:
-        terminalreporter.write_line(f"That is more than {LARGEST / 2**30:.0f} GiB: the run fails.", red=True)
+        terminalreporter.write_line(f"That is more than {LARGEST / 1e9:.2f} GB: the run fails.", red=True)
 
 
 @pytest.fixture(scope="session")
