@@ -12,6 +12,8 @@ import pytest
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from tests.test_data_coco import good, paint
+from train.data.convert import convert
+from train.data.record import Record, write_records
 from train.data.refcoco import read_refcoco
 from train.data.voc_labelme import read_labelme, read_voc
 
@@ -262,3 +264,15 @@ def test_voc_files_of_strangers(tmp_path: Path, text: str) -> None:
     assert [record.images[0].name for record in records] == ["b.jpg"]
     assert list(tally.refused.values()) == [1]
     assert next(iter(tally.refused)).startswith("not laid out as Pascal VOC (")
+
+
+def test_a_folder_that_gives_nothing_leaves_the_older_records(tmp_path: Path) -> None:
+    paint(tmp_path / "shop" / "a.jpg")
+    (tmp_path / "shop" / "a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": "none"}))
+    older = Record((tmp_path / "shop" / "a.jpg",), ((64, 48),), "the mug", (), "referential", "us")
+    write_records([older], tmp_path / "shop.jsonl")
+    before = (tmp_path / "shop.jsonl").read_bytes()
+    with pytest.raises(GemvgError, match=r"shop gave no record \(1 were refused\)"):
+        convert("labelme", tmp_path / "shop", 0, tmp_path / "shop.jsonl", overwrite=True)
+    assert (tmp_path / "shop.jsonl").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shop", "shop.jsonl"]

@@ -7,7 +7,9 @@ names. Knows no weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import JsonObject, read_json_object
@@ -23,14 +25,18 @@ def read_profile(name: str) -> JsonObject:
     """One of NAMES: `about`, and `prompt` and `answer` as `grounding` has them; GemvgError for another."""
     if name not in NAMES:
         raise GemvgError(f"no profile {name!r} is known; give one of {', '.join(NAMES)}")
-    whole = read_json_object(FOLDER / f"{name}.json", "mend it", "no such profile")
-    return whole
+    return read_json_object(FOLDER / f"{name}.json", "mend it", "no such profile")
+
+
+def says_itself(grounding: Mapping[str, Any]) -> bool:
+    """Whether a config's `grounding` has words of the checkpoint's own."""
+    return "prompt" in grounding or "answer" in grounding
 
 
 def guess_profile(config: JsonObject) -> str:
     """The profile of a checkpoint by its config.json: its own words, the name it goes by, or its family's."""
     grounding = config.object("grounding", default={})
-    if {"prompt", "answer"} & set(grounding.content):
+    if says_itself(grounding.content):
         return OWN
     if named := grounding.value("profile", str, ""):
         return named

@@ -37,7 +37,7 @@ from train.checkpoint import (
 )
 from train.hub import checkpoint_folder
 from train.output_folder import check_target, new_folder
-from train.profiles import OWN, guess_profile
+from train.profiles import OWN, guess_profile, says_itself
 
 GENERATION = "generation_config.json"
 RECORD = "training.json"
@@ -87,7 +87,7 @@ def _keep_profile(checkpoint: Path, folder: Path) -> None:
     config = read_json(folder / CONFIG)
     grounding = config.get("grounding") or {}
     name = guess_profile(read_object(checkpoint / CONFIG))
-    if name != OWN and not {"prompt", "answer"} & set(grounding):
+    if name != OWN and not says_itself(grounding):
         write_json(folder / CONFIG, config | {"grounding": {**grounding, "profile": name}})
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -61,12 +61,18 @@ def convert(name: str, folder: Path, seed: int, out: Path, *, overwrite: bool = 
     """Read, write and say what came of it; the last line is one JSON object."""
     tally = Tally()
     items = tqdm(read(name, folder, seed), desc=name, unit=" records", disable=None)
-    written = write_records(keep_good(items, tally), out, [folder], overwrite=overwrite)
-    if not written:
-        out.unlink()
-        raise GemvgError(f"{folder} gave no record ({tally.refused.total()} were refused); {'; '.join(tally.lines())}")
+    written = write_records(_some(keep_good(items, tally), folder, tally), out, [folder], overwrite=overwrite)
     print("\n".join(tally.lines()))
     print(json.dumps({"records": written, "refused": tally.refused.total(), "out": str(out)}))
+
+
+def _some(records: Iterable[Record], folder: Path, tally: Tally) -> Iterator[Record]:
+    """The records; GemvgError where there are none, while an older file is still in its place."""
+    count = 0
+    for count, record in enumerate(records, 1):  # noqa: B007  (counted for the check below)
+        yield record
+    if not count:
+        raise GemvgError(f"{folder} gave no record ({tally.refused.total()} were refused); {'; '.join(tally.lines())}")
 
 
 @command("train.data.convert")
