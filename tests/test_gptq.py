@@ -226,17 +226,12 @@ def test_a_run_with_other_settings_is_refused(tiny: tuple[Any, Path], monkeypatc
         quantize(replace(settings(folder, "other"), overwrite=True, **other))
 
 
-def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of one model and half of another would be a checkpoint like any."""
-    folder = tiny[1].parent / "changed"
-    shutil.copytree(tiny[1] / "checkpoint", folder / "checkpoint")
-    for path in tiny[1].glob("*.png"):
-        shutil.copy(path, folder)
-    shutil.copy(tiny[1] / "records.jsonl", folder)
-    plain, run = gptq.quantize_block, settings(folder, "out")
+def quantize_until(name: str, run: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is interrupted at the block of this name."""
+    plain = gptq.quantize_block
 
     def stop_late(block: Any, run: Settings) -> Any:
-        if block.name == "model.layers.1":
+        if block.name == name:
             raise KeyboardInterrupt
         return plain(block, run)
 
@@ -244,6 +239,17 @@ def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeyp
         patch.setattr(gptq, "quantize_block", stop_late)
         with pytest.raises(KeyboardInterrupt):
             quantize(run)
+
+
+def test_a_run_is_not_resumed_with_other_weights(tiny: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of one model and half of another would be a checkpoint like any."""
+    folder = tiny[1].parent / "changed"
+    shutil.copytree(tiny[1] / "checkpoint", folder / "checkpoint")
+    for path in tiny[1].glob("*.png"):
+        shutil.copy(path, folder)
+    shutil.copy(tiny[1] / "records.jsonl", folder)
+    run = settings(folder, "out")
+    quantize_until("model.layers.1", run, monkeypatch)
     weights, records = folder / "checkpoint" / "model.safetensors", folder / "records.jsonl"
     for file, change in ((weights, lambda b: b[:-1] + bytes([b[-1] ^ 1])), (records, lambda b: b + b"\n")):
         before = file.read_bytes()

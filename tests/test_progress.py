@@ -12,7 +12,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.gptq import quantize
 from quantize.progress import QUANTISED
 from quantize.stream import HEAD, MERGER, block_names
-from tests.test_gptq import prompts_of, settings, tiny
+from tests.test_gptq import prompts_of, quantize_until, settings, tiny
 
 __all__ = ["tiny"]
 
@@ -89,17 +89,8 @@ def test_work_of_an_earlier_run_is_no_part_of_the_rate(
     tiny: tuple[Any, Path], bars: list[Bar], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = tiny
-    plain, run = gptq.quantize_block, settings(folder, "bar-again", head_bits=8)
-
-    def stop_late(block: Any, run: Any) -> Any:
-        if block.name == "model.layers.1":
-            raise KeyboardInterrupt
-        return plain(block, run)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(gptq, "quantize_block", stop_late)
-        with pytest.raises(KeyboardInterrupt):
-            quantize(run)
+    run = settings(folder, "bar-again", head_bits=8)
+    quantize_until("model.layers.1", run, monkeypatch)
     quantize(run)
     first, again = bars
     assert first.total == again.total
