@@ -32,12 +32,12 @@ _IN_QUERY = re.compile(
 )
 # "image 1 and 2", "the first image or the third": no one picture is meant.
 _SEVERAL = re.compile(
-    rf"\b(?:{_KIND}\s*[-#]?\s*{NUMBER}|(?:{'|'.join(ORDINALS)}|{NUMBER}(?:st|nd|rd|th))(?:\s+{_KIND})?)"
+    rf"\b(?:{_KIND}\s*(?:[-#]\s*)?{NUMBER}|(?:{'|'.join(ORDINALS)}|{NUMBER}(?:st|nd|rd|th))(?:\s+{_KIND})?)"
     rf"\s*(?:,|(?:,\s*)?(?:and|or|&)\s+(?:(?:in|of|from|on)\s+)?)\s*(?:the\s+)?"
-    rf"(?:{_KIND}\s*[-#]?\s*{NUMBER}|{NUMBER}\b|(?:{'|'.join(ORDINALS)}|{NUMBER}(?:st|nd|rd|th))\s+{_KIND})",
+    rf"(?:{_KIND}\s*(?:[-#]\s*)?{NUMBER}|{NUMBER}\b|(?:{'|'.join(ORDINALS)}|{NUMBER}(?:st|nd|rd|th))\s+{_KIND})",
     re.IGNORECASE | re.ASCII,
 )
-_QUOTED = re.compile('"[^"]*"|\u201c[^\u201d]*\u201d')
+_QUOTED = re.compile('"[^"]*"|\u201c[^\u201c\u201d]*\u201d')
 
 
 def number_of(found: re.Match[str]) -> int:

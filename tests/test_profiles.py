@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -262,3 +263,21 @@ def test_a_profile_goes_with_what_is_made_of_a_checkpoint(stock: Path, tmp_path:
     for name in ("half", "codes"):
         settings = read_settings(tmp_path / name)
         assert (settings.profile, settings.answer_format.unnamed) == ("migician", "query")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "in image" + " " * 99_000,
+        "in image 1," + " " * 99_000,
+        "\u201c" * 99_000,
+        '"' * 99_000,
+        "1st " * 24_000,
+        "in image 1," * 9_000,
+    ],
+    ids=["spaces", "spaces after a comma", "quotes that open", "quotes", "ordinals", "names"],
+)
+def test_a_long_query_takes_no_longer_than_its_length(query: str) -> None:
+    started = time.process_time()
+    pictures_in_query(query)
+    assert time.process_time() - started < 2
