@@ -15,17 +15,27 @@ RUNTIME_TESTS = $(addprefix tests/test_,answer.py boxes.py decoding.py draw.py p
 # in small ones, take a quarter longer.
 TEST = OMP_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1 .venv/bin/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo workshop test lint types layers tables docs lowest check clean
+NATIVE = gemvg_edge/engines/native
+
+.PHONY: demo workshop native test lint types layers tables docs lowest check clean
 
 demo: .venv-demo/ready
 	.venv-demo/bin/python examples/demo.py $(DEMO_PICTURE)
 
 # What `make test` sets up, without its tests: training, quantising, exporting, benchmarks, and `gemvg` as a door to them.
-workshop: .venv/ready
+workshop: .venv/ready $(NATIVE)/.built
 	@echo 'ready: .venv/bin/gemvg --help'
 
-test: .venv/ready
+test: .venv/ready $(NATIVE)/.built
 	$(TEST) $(ARGS)
+
+# Our own engine on the CPU. Without a compiler everything runs on ONNX Runtime, and its tests skip.
+native: .venv/ready $(NATIVE)/.built
+
+$(NATIVE)/.built: $(wildcard $(NATIVE)/src/*) $(NATIVE)/compiling.py | .venv/ready
+	if command -v $(CXX) > /dev/null; then .venv/bin/python -m gemvg_edge.engines.native.build --compiler $(CXX); \
+		else echo 'no $(CXX) here (apt-get install g++): ONNX Runtime alone'; fi
+	touch $@
 
 lint: .venv/ready
 	.venv/bin/ruff check .
@@ -56,7 +66,7 @@ lowest: .venv-lowest/ready
 check: lint types layers tables lowest test
 
 clean:
-	rm -rf .venv .venv-demo .venv-lowest site demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(NATIVE)/*.so $(NATIVE)/.built .venv .venv-demo .venv-lowest site demo.png .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # A set-up that was cut off leaves `unfinished` behind and starts over; pip's cache keeps what it had fetched. A finished
 # one is brought up to date in place when its requirements change.

@@ -6,9 +6,9 @@ A bundle may be a stranger's, and a loop in its graph may never end. Reads ONNX'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
+from gemvg_edge.engines.protobuf import contents
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, read_bytes
 
@@ -41,50 +41,16 @@ def check_operators(path: Path) -> None:
 def _operators(model: bytes) -> set[str]:
     """Names of all operators, those of other domains than ONNX's with their domain; ValueError says what is wrong."""
     found = set()
-    for number, graph in _fields(model):
+    for number, graph in contents(model):
         if number == _FUNCTIONS:
             raise ValueError("it has functions of its own")
-        for _, node in (field for field in _fields(graph) if field[0] == _NODE) if number == _GRAPH else ():
-            parts = list(_fields(node))
+        for _, node in (field for field in contents(graph) if field[0] == _NODE) if number == _GRAPH else ():
+            parts = list(contents(node))
             for _, attribute in (part for part in parts if part[0] == _ATTRIBUTE):
-                if any(inner in (_SUBGRAPH, _SUBGRAPHS) for inner, _ in _fields(attribute)):
+                if any(inner in (_SUBGRAPH, _SUBGRAPHS) for inner, _ in contents(attribute)):
                     raise ValueError("it has a graph within its graph")
             names = {number: bytes(value).decode() for number, value in parts if number in (_OP_TYPE, _DOMAIN)}
             domain = names.get(_DOMAIN, "")
             kind = names.get(_OP_TYPE, "")
             found.add(kind if domain in ("", "ai.onnx") else f"{domain}.{kind}")
     return found
-
-
-def _fields(message: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of each field; a field that is a number has no content here."""
-    view, at = memoryview(message), 0
-    while at < len(view):
-        key, at = _varint(view, at)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            size, (_, at) = 0, _varint(view, at)
-        elif kind == 2:
-            size, at = _varint(view, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"a field of kind {kind}")
-        if at + size > len(view):
-            raise ValueError("it is cut short")
-        yield number, view[at : at + size]
-        at += size
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(view):
-            raise ValueError("it is cut short")
-        byte = view[at]
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-    raise ValueError("a number without end")

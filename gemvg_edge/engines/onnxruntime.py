@@ -19,11 +19,11 @@ from gemvg_edge.engines.embedding import EmbeddingTable
 from gemvg_edge.engines.finite import check_finite
 from gemvg_edge.engines.graph_contract import check_contract, decoder_contract, vision_contract
 from gemvg_edge.engines.graph_ops import check_operators
-from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.engines.protocol import Floats, Step
+from gemvg_edge.engines.steps import check_copy, check_step, pick
 from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
-from gemvg_edge.positions import RopeTable
 
 try:
     import onnxruntime
@@ -87,11 +87,14 @@ class OnnxCache:
         self.keys_values = {name: np.zeros(dims, stored_as) for name in names}
         self.bytes = sum(array.nbytes for array in self.keys_values.values()) + self.logits.nbytes
         self.bytes += 0 if self.rotary is None else self.rotary.nbytes
+        self.on_device: list[Any] = []  # the same, in the same order, where the device has them
         for name, array in self.keys_values.items():
             buffer = _ort_value(array, element_type, device)
             self.binding.bind_ortvalue_input(f"past_{name}", buffer)
             if manifest.dialect != "plain":  # written in place where past and present are one buffer
                 self.binding.bind_ortvalue_output(f"present_{name}", buffer)
+            if device != "cpu":
+                self.on_device.append(buffer)
         self.binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self.logits))
         self.binding.bind_ortvalue_output("best", onnxruntime.OrtValue.ortvalue_from_numpy(self.best))
         if device != "cpu":
@@ -100,6 +103,8 @@ class OnnxCache:
 
 class OnnxDecoder:
     """The decoder graph of any dialect, and the embedding table. `session`: the graph, opened otherwise."""
+
+    batches = False  # a graph holds one sequence's cache, and gives the logits of its last token
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:
         self._path = bundle.path(DECODER_GRAPH)
@@ -123,37 +128,43 @@ class OnnxDecoder:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
         return self._table.rows(ids)
 
-    def forward(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> Floats:
-        """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one."""
-        self._run(embeddings, cache, past, table)
-        logits: Floats = cache.logits[0].copy()
-        return logits
+    def forward(self, steps: Sequence[Step[OnnxCache]]) -> list[Floats]:
+        """Run the steps one after the other -> (1, vocab) or (1, k) logits of each one's last token."""
+        return [self._run(step) for step in steps]
 
-    def next_token(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> int:
-        """The same, but the likeliest token after the last one."""
-        self._run(embeddings, cache, past, table)
-        return int(cache.best[0])
+    def copy(self, source: OnnxCache, target: OnnxCache, tokens: int) -> None:
+        """Put the first `tokens` of one cache into another; what a device holds goes through the host."""
+        check_copy(tokens, source.capacity, target.capacity)
+        for name, array in source.keys_values.items():
+            target.keys_values[name][:, :, :tokens] = array[:, :, :tokens]
+        for there, here in zip(source.on_device, target.on_device, strict=True):
+            held = here.numpy()  # ONNX Runtime's Python copies whole buffers only
+            held[:, :, :tokens] = there.numpy()[:, :, :tokens]
+            here.update_inplace(held)
+        if source.rotary is not None and target.rotary is not None:
+            target.rotary[:, :tokens] = source.rotary[:, :tokens]
 
-    def _run(self, embeddings: Floats, cache: OnnxCache, past: int, table: RopeTable) -> None:
-        total = past + len(embeddings)
-        if total > cache.capacity:
-            raise GemvgError(f"{total} tokens do not fit a cache of {cache.capacity}; give fewer or smaller pictures")
-        inputs: dict[str, npt.NDArray[Any]] = {"inputs_embeds": np.ascontiguousarray(embeddings[None], np.float32)}
+    def _run(self, step: Step[OnnxCache]) -> Floats:
+        cache, past, tokens = step.cache, step.past, len(step.embeddings)
+        total = past + tokens
+        check_step(step)
+        inputs: dict[str, npt.NDArray[Any]] = {"inputs_embeds": np.ascontiguousarray(step.embeddings[None], np.float32)}
         if cache.rotary is not None:
-            cache.rotary[:, past:total] = table
+            cache.rotary[:, past:total] = step.table
             inputs |= {"cos": cache.rotary[0], "sin": cache.rotary[1]}
             inputs |= {"seqlens_k": np.array([total - 1], np.int32), "total": np.array(total, np.int32)}
         else:
-            inputs |= {"cos": table.cos[None], "sin": table.sin[None], "slots": cache.slots}
-            inputs |= {"places": np.arange(past, total)[None], "rows": np.array([len(embeddings) - 1])}
+            inputs |= {"cos": step.table.cos[None], "sin": step.table.sin[None], "slots": cache.slots}
+            inputs |= {"places": np.arange(past, total)[None], "rows": np.array([tokens - 1])}
         for name, array in inputs.items():  # `inputs` outlives the run, which the binding needs: it does not own them
             cache.binding.bind_cpu_input(name, array)
-        with _running(self._path, f"{len(embeddings)} tokens after {past}"):
+        with _running(self._path, f"{tokens} tokens after {past}"):
             if self._manifest.dialect == "plain":
                 self._run_plain(cache, past, total)
             else:
                 self._session.run_with_iobinding(cache.binding)
         check_finite(cache.logits, self._path, "the logits are", self._manifest.precision)
+        return pick(cache.logits, step.legal)
 
     def _run_plain(self, cache: OnnxCache, past: int, total: int) -> None:
         """Run a graph that gives the new keys and values alone, and put them into their places."""

@@ -6,6 +6,7 @@ Knows no engine; `grounder.py` picks one and imports it only then.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from gemvg_edge.images import Grid
 from gemvg_edge.positions import RopeTable
 
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 
 class KeyValueCache(Protocol):
@@ -39,20 +41,36 @@ class VisionTower(Protocol):
 CacheT = TypeVar("CacheT", bound=KeyValueCache)
 
 
+@dataclass(frozen=True)
+class Step(Generic[CacheT]):
+    """Tokens of one sequence that go through the decoder together: a prefill, or a token with what rides along."""
+
+    embeddings: Floats  # (tokens, hidden)
+    cache: CacheT  # extended in place; a smaller `past` later rewinds it
+    past: int  # tokens in the cache before these
+    table: RopeTable  # the tokens' own rotary rows
+    rows: int = 1  # of how many of its last tokens logits are wanted
+    legal: Ids | None = None  # (k,) the token ids whose logits are wanted; None: all of the vocabulary
+
+
 class Decoder(Protocol, Generic[CacheT]):
     """The language model, with one graph for prefill and decoding; `CacheT` is the engine's own cache."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether several steps, or several rows of one, cost little more than one: drafts and batches pay then."""
 
     def new_cache(self, capacity: int) -> CacheT:
         """An empty cache for `capacity` tokens."""
 
-    def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
+    def copy(self, source: CacheT, target: CacheT, tokens: int) -> None:
+        """Put the first `tokens` of one cache into another, which holds them at the same places then."""
+
+    def embed(self, ids: Ids) -> Floats:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
 
-    def forward(self, embeddings: Floats, cache: CacheT, past: int, table: RopeTable) -> Floats:
-        """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one.
+    def forward(self, steps: Sequence[Step[CacheT]]) -> list[Floats]:
+        """Run steps of different caches -> logits of each: (rows, vocab), or (rows, k) of its `legal` ids in order.
 
-        `table` holds the tokens' own rotary rows. The cache is extended in place; a smaller `past` later rewinds it.
+        NotFiniteError for NaN and infinity. An engine that does not batch runs one step after the other.
         """
-
-    def next_token(self, embeddings: Floats, cache: CacheT, past: int, table: RopeTable) -> int:
-        """The same, but only the likeliest token: no engine need hand over the logits of the whole vocabulary."""

@@ -1,7 +1,7 @@
 """TensorRT: a bundle of engines on the GPU that `python -m export.to_tensorrt` built them for.
 
-Everything is preallocated and happens in one stream: the cache is updated in place, a decode step is one CUDA graph for
-each cache, and no more than the likeliest token comes back from it. Knows engines and buffers, neither text nor
+Everything is preallocated and happens in one stream: the cache is updated in place, and a decode step is one CUDA graph
+for each cache. Knows engines and buffers, neither text nor
 pictures. Needs TensorRT and cuda-python.
 """
 
@@ -18,8 +18,9 @@ from gemvg_edge.bundle import DECODER_ENGINE, HEAD_ENGINE, VISION_ENGINE, Bundle
 from gemvg_edge.engines.cuda_memory import DeviceBlock, Graph, HostBlock, Stream, current_gpu
 from gemvg_edge.engines.embedding import EmbeddingTable
 from gemvg_edge.engines.finite import check_finite
-from gemvg_edge.engines.placement import cache_copies, choose_profile, new_plane_bytes, offsets, whole_slots
-from gemvg_edge.engines.protocol import Floats
+from gemvg_edge.engines.placement import Copy2D, cache_copies, choose_profile, new_plane_bytes, offsets, whole_slots
+from gemvg_edge.engines.protocol import Floats, Step
+from gemvg_edge.engines.steps import check_copy, check_step, pick
 from gemvg_edge.engines.tensorrt_execution import Execution, Shared, load_engine, trt
 from gemvg_edge.engines.tensorrt_library import check_build, new_log
 from gemvg_edge.engines.vision_inputs import vision_runs
@@ -124,6 +125,8 @@ class TensorRTCache:
 class TensorRTDecoder:
     """The decoder engine, and the head's where it is one of its own; the embedding table stays in its file."""
 
+    batches = False  # an engine holds one sequence's cache, and gives the logits of its last token
+
     def __init__(self, bundle: Bundle, engine: Any, head: Any, shared: Shared) -> None:
         manifest, shape = bundle.manifest, bundle.manifest.model
         self._path, self._engine, self._shared, self._shape = bundle.path(DECODER_ENGINE), engine, shared, shape
@@ -162,30 +165,34 @@ class TensorRTDecoder:
         """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
         return self._table.rows(ids)
 
-    def forward(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> Floats:
-        """Embeddings (tokens, hidden) after the `past` tokens in the cache -> logits (vocab,) of the last one."""
-        self._run(embeddings, cache, past, table)
-        return self._logits().copy()
+    def forward(self, steps: Sequence[Step[TensorRTCache]]) -> list[Floats]:
+        """Run the steps one after the other -> (1, vocab) or (1, k) logits of each one's last token."""
+        return [self._run(step) for step in steps]
 
-    def next_token(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> int:
-        """As `forward`, but the likeliest token alone, which the GPU finds."""
-        self._run(embeddings, cache, past, table)
-        return int(self._results.view(self._best_at, (1,), np.int64)[0])
+    def copy(self, source: TensorRTCache, target: TensorRTCache, tokens: int) -> None:
+        """Put the first `tokens` of one cache into another, on the device."""
+        check_copy(tokens, source.capacity, target.capacity)
+        if tokens:
+            row, rows = self._row_bytes, self._planes * self._shape.kv_heads
+            part = Copy2D(0, target.slots * row, 0, source.slots * row, tokens * row, rows)
+            self._shared.stream.copy(target.block, source.block, [part])
+            self._shared.stream.wait()
 
     def _logits(self) -> Floats:
-        """The last pass's, as they lie on the host."""
-        return self._results.view(self._logits_at, (self._shape.vocab_size,), np.float32)
+        """The last pass's (1, vocab), as they lie on the host."""
+        return self._results.view(self._logits_at, (1, self._shape.vocab_size), np.float32)
 
-    def _run(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> None:
-        total, most = past + len(embeddings), max(self._most)
-        if total > cache.capacity:
-            raise GemvgError(f"{total} tokens do not fit a cache of {cache.capacity}; give fewer or smaller pictures")
-        for start in range(0, len(embeddings), most):
+    def _run(self, step: Step[TensorRTCache]) -> Floats:
+        check_step(step)
+        table, most = step.table, max(self._most)
+        for start in range(0, len(step.embeddings), most):
             part = slice(start, start + most)
-            self._pass(embeddings[part], cache, past + start, RopeTable(table.cos[part], table.sin[part]))
+            rotary = RopeTable(table.cos[part], table.sin[part])
+            self._pass(step.embeddings[part], step.cache, step.past + start, rotary)
+        return pick(self._logits(), step.legal)
 
     def _pass(self, embeddings: Floats, cache: TensorRTCache, past: int, table: RopeTable) -> None:
-        """Up to `max(self._most)` tokens; the last one's logits and likeliest successor are on the GPU and the host."""
+        """Up to `max(self._most)` tokens; the last one's logits are on the GPU and the host."""
         tokens = len(embeddings)
         places = np.arange(past, past + tokens)
         values = (embeddings, table.cos, table.sin, places, tokens - 1)
@@ -222,8 +229,8 @@ class TensorRTDecoder:
         execution.enqueue()
         if self._head is not None:
             self._head.enqueue()
-        # The logits as well, to see that they are numbers: 0.6 MB of the 7B's vocabulary, against gigabytes a step.
-        size = self._best_at + 8 - start
+        # All logits, to see that they are numbers: 0.6 MB of the 7B's vocabulary, against gigabytes a step.
+        size = 4 * self._shape.vocab_size
         stream.download(self._results.address + start, self._device_results.address + start, size)
 
     def _layout(self, tokens: int) -> tuple[list[tuple[str, tuple[int, ...], str, int]], int]:
