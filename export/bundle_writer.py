@@ -193,6 +193,7 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
             "head": _weights_name(checkpoint, "lm_head", recipe.decoder.name(precision)),
             "embedding": _weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),
         },
+        "calibration": None,  # measured on the bundle itself, by bench.calibration
     }
 
 

@@ -16,11 +16,11 @@ published.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from gemvg_edge.answer_pieces import BOX_END, BOX_START, BrokenBox, NamedImage, NamedObject, WrittenBox, scan
+from gemvg_edge.answer_pieces import BOX_END, BOX_START, BrokenBox, NamedImage, NamedObject, Span, WrittenBox, scan
 from gemvg_edge.boxes import (
     ABSOLUTE,
     RELATIVE,
@@ -139,15 +139,17 @@ def read_answer(
     answer_format: AnswerFormat,
     resized: Sequence[Size] | None = None,
     unnamed: int | None = None,
+    score: Callable[[Sequence[Span]], float] | None = None,
 ) -> Answer:
     """A model's text, with each image's (width, height), as boxes in original pixels.
 
     Never raises: what cannot be read is left out and named in `problem`. An answer to one picture need not number it;
     to several it must, since a box in the wrong picture is worse than none; `unnamed` is the picture (from 0) that one
     which names none is about, where that is known. `resized`: each image's (width, height) as the model sees it, which
-    answers in pixels need. A box's label is the name that the model wrote for it, if it did.
+    answers in pixels need. A box's label is the name that the model wrote for it, if it did, and its score what `score`
+    makes of the spans of characters that say it.
     """
-    thinking, body, problem = _split_thinking(text)
+    thinking, body, start, problem = _split_thinking(text)
     if answer_format.coordinates == "pixels" and resized is None:
         return Answer((), thinking, problem or "the resized pictures' sizes are not known, so pixels have no meaning")
     boxes: list[Box] = []
@@ -164,26 +166,28 @@ def read_answer(
                 pass
             case WrittenBox():
                 box, fault = _read_box(piece, image, sizes, answer_format, resized)
-                boxes += [replace(box, label=piece.label or label)] if box else []
+                if box:
+                    spans = [(start + first, start + last) for first, last in piece.spans]
+                    boxes.append(replace(box, label=piece.label or label, score=score(spans) if score else None))
         problem = problem or fault
     if not boxes and problem is None and not _says_none(body.strip(), answer_format):
         problem = "no box and no 'None' in the answer"
     return Answer(tuple(sorted(boxes)), thinking, problem)
 
 
-def _split_thinking(text: str) -> tuple[str, str, str | None]:
-    """(reasoning, answer, problem) of a text that may wrap them in <think> and <answer>."""
+def _split_thinking(text: str) -> tuple[str, str, int, str | None]:
+    """(reasoning, answer, where it starts, problem) of a text that may wrap them in <think> and <answer>."""
     for token in ("<|im_end|>", "<|endoftext|>"):
         text = text.split(token)[0]
     thinking = re.search(r"<think>(.*?)(</think>|$)", text, re.DOTALL)
     body = re.search(r"<answer>(.*?)(</answer>|$)", text, re.DOTALL)
     if thinking and not thinking[2]:
-        return thinking[1].strip(), "", "the reasoning was not finished"
+        return thinking[1].strip(), "", len(text), "the reasoning was not finished"
+    reasoning = thinking[1].strip() if thinking else ""
     if body:
-        return (thinking[1].strip() if thinking else ""), body[1], None if body[2] else "the answer was not closed"
-    if thinking:
-        return thinking[1].strip(), text[thinking.end() :], None
-    return "", text, None
+        return reasoning, body[1], body.start(1), None if body[2] else "the answer was not closed"
+    start = thinking.end() if thinking else 0
+    return reasoning, text[start:], start, None
 
 
 def _read_box(

@@ -32,6 +32,9 @@ _PIECES = re.compile(
 _DECODER = json.JSONDecoder()
 
 
+Span = tuple[int, int]  # of characters of a text: the first, and the one after the last
+
+
 class NamedImage(NamedTuple):
     """Boxes that follow lie in it, unless they say otherwise."""
 
@@ -57,27 +60,34 @@ class WrittenBox(NamedTuple):
     values: Sequence[float]  # x1, y1, x2, y2
     image: int | None = None  # 0-based, where the box itself names it
     label: str | None = None  # and what it says lies there
+    spans: Sequence[Span] = ()  # the characters that say that it is there, and where
 
 
 def scan(body: str) -> Iterator[NamedImage | NamedObject | BrokenBox | WrittenBox]:
     """What an answer says, in its order; text inside a box of JSON, such as its label, says nothing else."""
     at = 0
+    opening: list[Span] = []  # of what opened the next box: the line of its picture, and the token before it
     while piece := _PIECES.search(body, at):
         at = piece.end()
         values = [float(v) if "." in v else int(v) for v in re.findall(_VALUE, piece[0], re.ASCII)]
+        spans = [*opening, piece.span()]
+        opening = []
         if piece["image"]:
+            opening = [(piece.start() - body[: piece.start()].endswith("\n"), at)]
             yield NamedImage(number_of(piece))
         elif piece["name"] is not None:
             yield NamedObject(piece["name"].strip() or None)
         elif piece["quad"]:  # Qwen's other shape, whose first two corners are no box
             yield BrokenBox("a quadrilateral is no box")
         elif piece["digits"]:
-            yield WrittenBox("digits", values)
+            yield WrittenBox("digits", values, spans=spans)
         elif piece["locations"]:
-            yield WrittenBox("locations", [int(v) for v in re.findall(r"\d+", piece[0])])
+            yield WrittenBox("locations", [int(v) for v in re.findall(r"\d+", piece[0])], spans=spans)
         elif piece["broken"]:
             following = _PIECES.match(body, at)
-            if not (following and (following["digits"] or following["locations"])):
+            if following and (following["digits"] or following["locations"]):
+                opening = spans
+            else:
                 yield BrokenBox("a box was started and not finished")
         elif found := _read_object(body, piece.start()):
             box, at = found
@@ -107,7 +117,8 @@ def _read_object(body: str, start: int) -> tuple[BrokenBox | WrittenBox | None, 
         return BrokenBox("a bbox_2d names its picture by something else than a number"), end
     label = said.get("label")
     label = label.strip()[:NAME_LENGTH] if isinstance(label, str) else ""
-    return WrittenBox("json", values, None if number is None else number - 1, label or None), end
+    image = None if number is None else number - 1
+    return WrittenBox("json", values, image, label or None, [(start, end)]), end
 
 
 def _is_number(value: Any) -> bool:

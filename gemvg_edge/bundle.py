@@ -23,9 +23,10 @@ from gemvg_edge.files import is_file, is_folder, list_folder, printable, sha256,
 from gemvg_edge.images import Preprocessing
 from gemvg_edge.json_object import LARGEST, JsonObject, read_json_object
 from gemvg_edge.prompt import PromptTemplate
+from gemvg_edge.scores import Calibration
 
 FORMAT = "gemvg-edge-bundle"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
@@ -112,6 +113,7 @@ class Manifest:
     precision: str  # what the graphs compute in
     weights: Mapping[str, str]  # part -> what was done to it, such as "int4-rtn-g32"
     files: Mapping[str, FileRecord]  # every file of the bundle but the manifest
+    calibration: Calibration | None = None  # what a box's probability means; None: scores are the probabilities
     tensorrt: EngineBuild | None = None  # of a folder of engines
 
 
@@ -175,7 +177,7 @@ def read_manifest(path: Path) -> Manifest:
         fix = "update gemvg-edge" if version > FORMAT_VERSION else "export the bundle again"
         raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; {fix}")
     tensorrt = _read_build(manifest.object("tensorrt")) if "tensorrt" in manifest.content else None
-    answer = manifest.object("answer").settings(AnswerFormat)
+    answer, fit = manifest.object("answer").settings(AnswerFormat), manifest.content.get("calibration")
     read = Manifest(
         name=manifest.value("name", str),
         model=_read_model(manifest.object("model")),
@@ -189,6 +191,7 @@ def read_manifest(path: Path) -> Manifest:
         precision=_one_of(manifest, "precision", PRECISIONS),
         weights=_read_weights(manifest.object("weights")),
         files=_read_files(manifest.object("files"), _expected_files(tensorrt)),
+        calibration=None if fit is None else manifest.object("calibration").settings(Calibration),
         tensorrt=tensorrt,
     )
     manifest.only("format", "format_version", *(field.name for field in fields(Manifest)), SEAL)

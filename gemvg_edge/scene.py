@@ -10,26 +10,29 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 from tokenizers import Tokenizer
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
-from gemvg_edge.decoding import decode, prefill_token
+from gemvg_edge.decoding import Writing, advance, decode
 from gemvg_edge.engines.protocol import Decoder
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.grammar import Grammar, answer_grammar, free
 from gemvg_edge.grounding import Grounding, Picture, Timings, merge
 from gemvg_edge.images import Preprocessing, resized_sizes
 from gemvg_edge.marks import mark, shows_box
 from gemvg_edge.numbering import pictures_in_query
 from gemvg_edge.opened import OpenedModel, Seen
-from gemvg_edge.positions import text_positions
-from gemvg_edge.prompt import check_query, encode_query
+from gemvg_edge.prompt import TokenIds, check_query, encode_query
+from gemvg_edge.scores import box_scores
 from gemvg_edge.stopping import Stopping, Turn, stopping
 
 log = logging.getLogger("gemvg_edge")
 OnText = Callable[[str], Any]
+TOGETHER = 8  # questions that are decoded at once, each in a cache as large as the scene's
 
 
 class Scene:
@@ -62,6 +65,7 @@ class Scene:
         query: str,
         *,
         think: bool = False,
+        constrained: bool = True,
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
@@ -73,6 +77,7 @@ class Scene:
         query: list[str] | tuple[str, ...],
         *,
         think: bool = False,
+        constrained: bool = True,
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
@@ -83,24 +88,30 @@ class Scene:
         query: str | list[str] | tuple[str, ...],
         *,
         think: bool = False,
+        constrained: bool = True,
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
     ) -> Grounding | list[Grounding]:
         """Ask for something; an answer that names nothing, or nothing readable, has no boxes. A list gives a list.
 
-        With `think` the model reasons before it answers, if it was trained to: slower, and not always better.
+        With `think` the model reasons before it answers, if it was trained to: slower, and not always better. Only what
+        an answer's grammar allows is decoded; without `constrained` every token competes, as in other runtimes: slower,
+        and an answer may be unreadable. Where it is not, both are the same.
         `timeout` is in seconds and for the whole call; after it, or once `cancel` is set, TimedOut or Cancelled is
         raised, at the latest one token later. `on_text` is called with each piece of text as the model writes it.
         """
         stop = stopping(timeout, cancel)
         if isinstance(query, str):
-            return self.ask(query, think, stop, on_text)
+            return self.ask(query, think, stop, on_text, constrained)
         if not isinstance(query, (list, tuple)):
             raise GemvgError(f"query is a {type(query).__name__}; give a text, or a list of texts")
         for one in query:  # all, before the work for the first
             check_query(one)
-        return [self.ask(one, think, stop, on_text) for one in query]
+        together = on_text is None and self._model.engines()[1].batches  # pieces of several answers would be mixed
+        size = TOGETHER if together else 1
+        groups = [query[k : k + size] for k in range(0, len(query), size)]
+        return [grounding for group in groups for grounding in self._ask(group, think, stop, on_text, constrained)]
 
     def __repr__(self) -> str:
         return f"<Scene of {', '.join(picture.name for picture in self.pictures)}>"
@@ -110,30 +121,45 @@ class Scene:
             "a Scene holds its engine's memory and cannot be pickled; send the Grounder and the pictures, look there"
         )
 
-    def ask(self, query: str, think: bool, stop: Stopping, on_text: OnText | None) -> Grounding:
+    def ask(
+        self, query: str, think: bool, stop: Stopping, on_text: OnText | None, constrained: bool = True
+    ) -> Grounding:
         """As `ground`, within what is left of the time of a longer request."""
+        (grounding,) = self._ask([query], think, stop, on_text, constrained)
+        return grounding
+
+    def _ask(
+        self, queries: Sequence[str], think: bool, stop: Stopping, on_text: OnText | None, constrained: bool
+    ) -> list[Grounding]:
         model = self._model
-        check_query(query)
+        for query in queries:
+            check_query(query)
         if on_text is not None and not callable(on_text):
             raise GemvgError(f"on_text is a {type(on_text).__name__}; give a function of one text")
-        named = self._named(query)
+        named = [self._named(query) for query in queries]
+        alone = len(self.sizes) > 1 and model.manifest.answer.unnamed == "each"
+        about_all = [k for k, picture in enumerate(named) if picture is not None or not alone]
         with self._turn.taken(stop), model.in_turn(stop):
             _, decoder = model.engines()
-            alone = len(self.sizes) > 1 and model.manifest.answer.unnamed == "each" and named is None
-            if alone:
-                grounding = self._ask_each(decoder, query, think, stop, on_text)
-            else:
-                grounding = self._ask(decoder, query, named, think, stop, on_text)
-        log.info(
-            "%r: %d boxes in %.0f ms (%d + %d tokens)%s",
-            query[:80],
-            len(grounding),
-            grounding.timings.query_prefill_ms + grounding.timings.decode_ms,
-            grounding.timings.query_tokens,
-            grounding.timings.answer_tokens,
-            f"; {grounding.problem}" if grounding.problem else "",
-        )
-        return grounding
+            questions = [_Question(queries[k], named[k], think, constrained) for k in about_all]
+            said = self._answer(decoder, questions, stop, on_text) if questions else []
+            answers = dict(zip(about_all, said, strict=True))
+            for k, query in enumerate(queries):
+                if k not in answers:
+                    question = _Question(query, None, think, constrained)
+                    answers[k] = self._answer_each(decoder, question, stop, on_text)
+        for k, query in enumerate(queries):
+            grounding = answers[k]
+            log.info(
+                "%r: %d boxes in %.0f ms (%d + %d tokens)%s",
+                query[:80],
+                len(grounding),
+                grounding.timings.query_prefill_ms + grounding.timings.decode_ms,
+                grounding.timings.query_tokens,
+                grounding.timings.answer_tokens,
+                f"; {grounding.problem}" if grounding.problem else "",
+            )
+        return [answers[k] for k in range(len(queries))]
 
     def _named(self, query: str) -> int | None:
         """The picture that an answer is about where it names none itself; GemvgError for one that was not given."""
@@ -142,11 +168,11 @@ class Scene:
             raise GemvgError(f"the query names image {far[0] + 1}, of {len(self.sizes)} pictures; they count from 1")
         return named[-1] if named and self._model.manifest.answer.unnamed != "refuse" else None
 
-    def _ask_each(
-        self, decoder: Decoder[Any], query: str, think: bool, stop: Stopping, on_text: OnText | None
+    def _answer_each(
+        self, decoder: Decoder[Any], question: _Question, stop: Stopping, on_text: OnText | None
     ) -> Grounding:
         """The question to each picture alone: what a model of single pictures can answer about several."""
-        if shows_box(query):
+        if shows_box(question.query):
             raise GemvgError(
                 "the query shows a box and names no picture to look in, which this model needs; say 'in image 2'"
             )
@@ -159,70 +185,100 @@ class Scene:
                 self._alone.append(Scene(self._model, self.pictures[one], seen, self._numbers, Timings()))
             if on_text is not None:
                 on_text(f"Image-{k + 1}: " if k == 0 else f"\nImage-{k + 1}: ")
-            parts.append(self._alone[k]._ask(decoder, query, None, think, stop, on_text))
+            parts += self._alone[k]._answer(decoder, [question], stop, on_text)
         sums = {
             name: sum(getattr(part.timings, name) for part in parts)
             for name in ("query_prefill_ms", "decode_ms", "query_tokens", "answer_tokens")
         }
         return merge(parts, self.pictures, replace(self.timings, **sums))
 
-    def _ask(
-        self,
-        decoder: Decoder[Any],
-        query: str,
-        named: int | None,
-        think: bool,
-        stop: Stopping,
-        on_text: OnText | None,
-    ) -> Grounding:
-        model = self._model
+    def _answer(
+        self, decoder: Decoder[Any], questions: Sequence[_Question], stop: Stopping, on_text: OnText | None
+    ) -> list[Grounding]:
+        """Questions about all pictures, decoded in step."""
+        model, seen = self._model, self._seen
         started = time.perf_counter()
-        manifest, rope = model.manifest, model.rope
-        ids = encode_query(model.tokenizer, manifest.prompt, manifest.answer, query, think, self.resized)
+        prompts = [self._encode(question) for question in questions]
+        caches = [seen.cache]  # the others hold the pictures too, each for one question
+        for _ in questions[1:]:
+            caches.append(decoder.new_cache(seen.cache.capacity))
+            decoder.copy(seen.cache, caches[-1], seen.past)
+        stop_ids, most = model.manifest.model.eos_token_ids, model.limits.new_tokens
+        writings = [
+            Writing(
+                ids,
+                cache,
+                seen.past,
+                seen.position,
+                stop_ids,
+                most,
+                self._grammar(question.think) if question.constrained else free(),
+            )
+            for question, ids, cache in zip(questions, prompts, caches, strict=False)
+        ]
+        finished = [0.0] * len(writings)
+        write = None if on_text is None else _Writer(model.tokenizer, stop_ids, on_text)
+
+        def on_step() -> None:
+            now = time.perf_counter()
+            for k, writing in enumerate(writings):
+                finished[k] = finished[k] or (now if writing.done else 0.0)
+            stop.check()
+            if write:
+                write(writings[0].tokens)
+
+        advance(decoder, model.rope, writings)
+        prefilled = time.perf_counter()
+        on_step()
+        decode(decoder, model.rope, writings, on_step)
+        groundings = []
+        for question, ids, writing, end in zip(questions, prompts, writings, finished, strict=True):
+            timings = replace(
+                self.timings,
+                query_prefill_ms=(prefilled - started) * 1e3,
+                decode_ms=(end - prefilled) * 1e3,
+                query_tokens=len(ids),
+                answer_tokens=len(writing.tokens),
+            )
+            groundings.append(self._read(question, writing, timings, write))
+        return groundings
+
+    def _encode(self, question: _Question) -> TokenIds:
+        model = self._model
+        template, answer = model.manifest.prompt, model.manifest.answer
+        ids = encode_query(model.tokenizer, template, answer, question.query, question.think, self.resized)
         if len(ids) > model.limits.query_tokens:
             raise GemvgError(
                 f"the query takes {len(ids)} tokens, more than max_query_tokens={model.limits.query_tokens}; "
                 "shorten it or open the Grounder with more"
             )
-        past, position, cache = self._seen.past, self._seen.position, self._seen.cache
-        positions = text_positions(position, len(ids))
-        first = prefill_token(decoder, rope, decoder.embed(ids), positions, cache, past)
-        prefilled = time.perf_counter()
-        stop_ids = manifest.model.eos_token_ids
-        write = None if on_text is None else _Writer(model.tokenizer, stop_ids, on_text)
+        return ids
 
-        def on_token(tokens: list[int]) -> None:
-            stop.check()
-            if write:
-                write(tokens)
+    @cached_property
+    def _grammar(self) -> Grammar:
+        model = self._model
+        stop_ids = model.manifest.model.eos_token_ids
+        return answer_grammar(model.tokenizer, model.manifest.answer, self.resized, stop_ids)
 
-        tokens = decode(
-            decoder,
-            rope,
-            first,
-            cache,
-            past + len(ids),
-            position + len(ids),
-            stop_ids,
-            model.limits.new_tokens,
-            on_token,
-        )
-        finished = time.perf_counter()
-        stopped = tokens[-1] in stop_ids
+    def _read(self, question: _Question, writing: Writing[Any], timings: Timings, write: _Writer | None) -> Grounding:
+        model = self._model
+        manifest, tokens = model.manifest, writing.tokens
+        stopped = tokens[-1] in manifest.model.eos_token_ids
         text: str = model.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
         if write:
             write.rest(text)
-        answer = read_answer(text, self.sizes, manifest.answer, self.resized, named)
+        score = box_scores(model.tokenizer, tokens, writing.log_probs, text, manifest.calibration)
+        answer = read_answer(text, self.sizes, manifest.answer, self.resized, question.named, score)
         problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={model.limits.new_tokens}"
-        timings = replace(
-            self.timings,
-            query_prefill_ms=(prefilled - started) * 1e3,
-            decode_ms=(finished - prefilled) * 1e3,
-            query_tokens=len(ids),
-            answer_tokens=len(tokens),
-        )
-        boxes = tuple(replace(box, label=box.label or query) for box in answer.boxes)
-        return Grounding(boxes, text, answer.thinking, problem, timings, query, self.pictures)
+        boxes = tuple(replace(box, label=box.label or question.query) for box in answer.boxes)
+        return Grounding(boxes, text, answer.thinking, problem, timings, question.query, self.pictures)
+
+
+class _Question(NamedTuple):
+    query: str
+    named: int | None  # the picture that it names, where an answer need not
+    think: bool
+    constrained: bool
 
 
 class _Writer:

@@ -17,8 +17,10 @@ from export.weights import Scheme
 from gemvg_edge.bundle import DIALECTS, EMBEDDING, VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.onnxruntime import OnnxCache, OnnxDecoder, OnnxVisionTower
+from gemvg_edge.engines.protocol import Step
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
+from gemvg_edge.positions import mrope_table, text_positions
 from quantize.checkpoint import open_checkpoint
 from tests import checkpoints as tiny
 from tests.checkpoints import IMAGE_TOKEN_ID, TINY, torch_logits, torch_vision, write_checkpoint
@@ -185,6 +187,31 @@ def test_a_rewound_cache_is_a_fresh_one(engine: Engine) -> None:
     assert np.array_equal(second[0], fresh[1])
     assert np.array_equal(first[1:], again)
     assert difference(first[-1], second[-1]) > TOLERANCE
+
+
+def test_a_copied_cache_goes_on_as_the_first(engine: Engine) -> None:
+    case = Case.random(TWO)
+    prefix, total = len(case.ids) - STEPS, len(case.ids)
+    cache, longer = engine.decoder.new_cache(total), engine.decoder.new_cache(total + 30)
+    engine.logits(case, [0, prefix], cache)
+    engine.decoder.copy(cache, longer, prefix)
+    first = engine.logits(case, list(range(prefix, total + 1)), cache)
+    assert difference(engine.logits(case, list(range(prefix, total + 1)), longer), first) <= 1e-5  # sums of more zeros
+    with pytest.raises(GemvgError, match=f"{total + 1} tokens cannot be copied between caches of {total} and"):
+        engine.decoder.copy(cache, longer, total + 1)
+
+
+def test_legal_tokens_are_rows_of_the_logits(engine: Engine) -> None:
+    decoder, legal = engine.decoder, np.array([3, 7, 9])
+    cache, embeddings = decoder.new_cache(20), decoder.embed(np.arange(6))
+    table = mrope_table(text_positions(0, 6), *engine.rope)
+    (whole,) = decoder.forward([Step(embeddings, cache, 0, table)])
+    (few,) = decoder.forward([Step(embeddings, cache, 0, table, legal=legal)])
+    assert whole.shape == (1, 448)
+    assert np.array_equal(few, whole[:, legal])
+    assert not decoder.batches
+    with pytest.raises(GemvgError, match=r"rows=2, and this engine gives the last token's logits only"):
+        decoder.forward([Step(embeddings, cache, 0, table, rows=2)])
 
 
 def test_two_scenes_do_not_mix(engine: Engine) -> None:

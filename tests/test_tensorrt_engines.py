@@ -163,14 +163,23 @@ def test_engines_rewind_and_keep_scenes_apart(pair: tuple[Engine, Engine]) -> No
 
 @pytest.mark.gpu
 @needs_gpu
-def test_the_likeliest_token_is_the_largest_logit(pair: tuple[Engine, Engine]) -> None:
+def test_legal_tokens_are_rows_of_the_logits_and_a_copy_goes_on_alike(pair: tuple[Engine, Engine]) -> None:
     from gemvg_edge.decoding import embed_prompt
+    from gemvg_edge.engines.protocol import Step
     from gemvg_edge.positions import mrope_table, text_positions
 
     decoder, rope = pair[0].decoder, pair[0].rope
-    cache = decoder.new_cache(64)
-    for past, ids in ((0, np.arange(40)), (40, np.array([7])), (41, np.array([9]))):
+    caches = [decoder.new_cache(64), decoder.new_cache(200)]
+    legal = np.array([3, 7, 9])
+    for past, ids in ((0, np.arange(40)), (40, np.array([7])), (41, np.array([9, 2]))):
         table = mrope_table(text_positions(past, len(ids)), rope.head_dim, rope.theta, rope.sections)
         embeddings = embed_prompt(decoder, ids, -1, [])
-        token = decoder.next_token(embeddings, cache, past, table)
-        assert token == int(decoder.forward(embeddings, cache, past, table).argmax())
+        decoder.copy(caches[0], caches[1], past)
+        whole, again = decoder.forward([Step(embeddings, cache, past, table) for cache in caches])
+        (few,) = decoder.forward([Step(embeddings, caches[0], past, table, legal=legal)])
+        assert np.array_equal(whole, again)
+        assert np.array_equal(few, whole[:, legal])
+    with pytest.raises(GemvgError, match=r"rows=2, and this engine gives the last token's logits only"):
+        decoder.forward([Step(embeddings, caches[0], 41, table, rows=2)])
+    with pytest.raises(GemvgError, match="65 tokens cannot be copied between caches of 64 and 200"):
+        decoder.copy(caches[0], caches[1], 65)

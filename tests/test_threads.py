@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gemvg_edge import Grounder, Scene
+from gemvg_edge.engines.protocol import Floats, Step
 
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
 THREADS, ANSWERS = 8, 1000
@@ -70,15 +73,15 @@ def test_a_scene_goes_on_after_a_question_that_failed(grounder: Grounder, monkey
     with monkeypatch.context() as patch:
         calls: list[int] = []
 
-        def interrupted(*arguments: object) -> int:
+        def interrupted(steps: Sequence[Step[Any]]) -> list[Floats]:
             calls.append(1)
             if len(calls) > 3:
                 raise KeyboardInterrupt
-            return plain(*arguments)  # type: ignore[arg-type]
+            return plain(steps)
 
         decoder = grounder.model.engines()[1]
-        plain = decoder.next_token
-        patch.setattr(decoder, "next_token", interrupted)
+        plain = decoder.forward
+        patch.setattr(decoder, "forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scene.ground(QUERIES[0])
     assert scene.ground(QUERIES[0]).text == before
