@@ -106,6 +106,11 @@ def write_random_checkpoint(
 
 def _write_random(folder: Path, config: dict[str, Any], dtype: str) -> None:
     write_settings(folder, config)
+    write_weights(folder, dtype)
+
+
+def write_weights(folder: Path, dtype: str = "bfloat16") -> None:
+    """Random weights of every tensor that the folder's config.json asks for, a shard at a time."""
     shapes = list(expected_tensors(read_config(folder)))
     noise = np.random.default_rng(0).standard_normal(2**22, dtype=np.float32) * 0.02
     weight_map: dict[str, str] = {}
@@ -125,7 +130,7 @@ def _write_random(folder: Path, config: dict[str, Any], dtype: str) -> None:
 
 def _write_shard(folder: Path, shard: dict[str, npt.NDArray[Any]], number: int, weight_map: dict[str, str]) -> int:
     file = f"model-{number + 1:05d}.safetensors"
-    save_file(shard, folder / file)
+    save_file(shard, folder / file, {"format": "pt"})  # as others' loaders want it said
     weight_map |= dict.fromkeys(shard, file)
     shard.clear()
     return number + 1
