@@ -55,14 +55,17 @@ def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     return records[:limit]
 
 
-def open_model(folder: Path, think: bool = False, max_pixels: int | None = None) -> Ask:
+def open_model(
+    folder: Path, think: bool = False, max_pixels: int | None = None, engine: str | None = None
+) -> Ask:
     """A function that answers with a checkpoint or a bundle, whichever the folder (or the hub id) is.
 
     `max_pixels` is the budget of each picture; left out, a bundle's own, or what an export of the checkpoint has.
+    `engine` runs a bundle; left out, the fastest that does.
     """
     folder = checkpoint_folder(folder)
     if (folder / MANIFEST).is_file():
-        grounder = Grounder.open(folder, max_pixels=max_pixels)
+        grounder = Grounder.open(folder, engine=engine, max_pixels=max_pixels)
 
         def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
             grounding = grounder.ground(images, query, think=think)

@@ -16,9 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.answer_tables import calibration, constrained
 from bench.markdown import table
 from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
+from bench.speed.tradeoff_report import front_table
 from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent
@@ -164,6 +166,25 @@ def vision_layout(result: Result) -> str:
     return table(["pictures", "grouped, ms", "ragged, ms", "ragged / grouped"], rows) + "\n\n" + _machine(result)
 
 
+def pruning(result: Result) -> str:
+    """What fewer visual tokens cost in boxes, each way at each share."""
+    rows = [
+        [
+            f"`{row['name']}`",
+            f"{row['share']:g}",
+            f"{row['tokens']:.0f}",
+            _with_interval(row, "f1"),
+            "" if row["share"] == 1 else gain_text(row["f1_gain"], row["f1_gain_interval"]),
+            f"{row['mean_iou']:.3f}",
+            f"{row['image_accuracy']:.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["way", "share", "visual tokens", "F1@0.5", "less all tokens [95 %]", "mean IoU"]
+    note = f"`{result['model']}`, {result['questions']} questions; `random` is over {result['seeds']} seeds. "
+    return table([*head, "image accuracy"], rows) + "\n\n" + note + _machine(result)
+
+
 def dialects(result: Result) -> str:
     """The largest difference to PyTorch of each output, and what a target's parser would refuse."""
     rows = [
@@ -208,13 +229,17 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "kinds": ("accuracy.json", kinds),
     "stages": ("stages.json", stages),
     "sampled": ("sampled.json", sampled),
+    "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),
+    "calibration": ("calibration.json", lambda result: calibration(result) + _machine(result)),
     "compression": ("compression.json", compression),
     "interchange": ("interchange.json", interchange),
     "memory": ("memory.json", memory),
+    "pruning": ("pruning.json", pruning),
     "dialects": ("dialects.json", dialects),
     "export speed": ("export_speed.json", export_speed),
     "plan": ("plan.json", plan),
     "plan 7b": ("plan_qwen2_vl_7b_orin_nano.json", plan_7b),
+    "tradeoff": ("tradeoff.json", front_table),
     "vision layout": ("vision_layout.json", vision_layout),
 }
 

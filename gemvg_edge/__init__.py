@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gemvg_edge.grounder import Grounder
     from gemvg_edge.grounding import Grounding
     from gemvg_edge.marks import mark
+    from gemvg_edge.queueing import Request
     from gemvg_edge.scene import Scene
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ __all__ = [
     "GemvgError",
     "Grounder",
     "Grounding",
+    "Request",
     "Scene",
     "TimedOut",
     "__version__",
@@ -44,6 +46,7 @@ _HOMES = {
     "GemvgError": "errors",
     "Grounder": "grounder",
     "Grounding": "grounding",
+    "Request": "queueing",
     "Scene": "scene",
     "TimedOut": "errors",
     "draw_boxes": "draw",

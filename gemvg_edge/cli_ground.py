@@ -49,6 +49,7 @@ def ground(options: argparse.Namespace) -> int:
         threads=options.threads,
         max_pixels=options.max_pixels,
         max_new_tokens=options.max_new_tokens,
+        cache_bytes=0,  # one look in all
     ) as grounder:
         scene = grounder.look(pictures, timeout=options.timeout)
         if options.queries is not None:

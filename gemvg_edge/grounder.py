@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,25 +22,26 @@ from typing import Any
 from PIL import Image
 
 from gemvg_edge.bundle import Manifest
+from gemvg_edge.cache import CACHE_BYTES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.familiar import unfamiliar
-from gemvg_edge.grounding import Grounding, Picture, Timings
+from gemvg_edge.grounding import Grounding, Timings
 from gemvg_edge.images import (
     EDGE_MAX_PIXELS,
     ImageSource,
     Preprocessing,
     check_list,
     load_image,
-    patchify,
-    resize,
     resized_sizes,
 )
 from gemvg_edge.json_object import short
+from gemvg_edge.looking import Resized, encode, recall, resize_all
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.opened import Limits, OpenedModel, open_model
-from gemvg_edge.pictures import NAME
 from gemvg_edge.positions import visual_tokens
 from gemvg_edge.prompt import check_query
+from gemvg_edge.pruning import PRUNING, Pruning, check_pruning
+from gemvg_edge.queueing import Request, in_turn
 from gemvg_edge.scene import OnText, Scene
 from gemvg_edge.stopping import Stopping, stopping
 
@@ -75,22 +76,30 @@ class Grounder:
         max_query_tokens: int = 256,
         max_new_tokens: int = 256,
         check_hashes: bool = True,
+        cache_bytes: int = CACHE_BYTES,
     ) -> Grounder:
         """Open and verify a bundle folder; without one the small tabletop model that ships with the package.
 
-        `engine` is "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt" (its other providers), or
-        "tensorrt" for a folder that `export.to_tensorrt` built; left out, it is what the folder is for. `threads` is
-        the CPU's (0: one a physical core). `max_pixels` is the budget of each picture, in pixels after resizing (left
-        out, the bundle's); 28 x 28 of them are a token. The two token limits size the cache of every scene.
+        `engine` is "native" (our own, on the CPU), "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt"
+        (its other providers), or "tensorrt" for a folder that `export.to_tensorrt` built; left out, the fastest that
+        runs the folder here. `threads` is the CPU's (0: one a physical core). `max_pixels` is the budget of each
+        picture, in pixels after resizing (left out, the bundle's); 28 x 28 of them are a token. The two token limits
+        size the cache of every scene. `cache_bytes` bounds what is kept of earlier looks, for those that show some of
+        the same pictures (256 MiB unless given, some scenes of a 2B model; 0 keeps nothing); answers are the same with
+        and without.
         """
         bundle = DEFAULT_BUNDLE if bundle is None else bundle
         if not isinstance(bundle, (str, os.PathLike)) or not isinstance(name := os.fspath(bundle), str) or not name:
             raise GemvgError(f"bundle={short(bundle)}; give the path of a bundle folder")
         limits = Limits(max_query_tokens, max_new_tokens)
-        grounder = Grounder(open_model(Path(bundle), engine, threads, limits, check_hashes), max_pixels)
+        model = open_model(Path(bundle), engine, threads, limits, check_hashes, cache_bytes)
+        grounder = Grounder(model, max_pixels)
         options: dict[str, Any] = {"engine": engine, "threads": threads, "max_pixels": max_pixels}
         options |= {"max_query_tokens": max_query_tokens, "max_new_tokens": max_new_tokens}
-        grounder._reopen = (os.path.abspath(bundle), options | {"check_hashes": check_hashes})
+        grounder._reopen = (
+            os.path.abspath(bundle),
+            options | {"check_hashes": check_hashes, "cache_bytes": cache_bytes},
+        )
         log.info("opened %s: %s", bundle, grounder.manifest.name)
         return grounder
 
@@ -100,17 +109,22 @@ class Grounder:
         *,
         max_pixels: int | None = None,
         bgr: bool = False,
+        keep: float | None = None,
+        pruning: str = PRUNING,
         timeout: float | None = None,
         cancel: threading.Event | None = None,
     ) -> Scene:
         """Encode and prefill the pictures; each is a path, encoded bytes, a PIL image or an array of pixels.
 
         Arrays are uint8 of shape (height, width, 3) in RGB order, with `bgr` in OpenCV's, or with alpha last; or grey
-        (height, width) of 8 or 16 bits. `max_pixels` is the budget of each picture for this scene. `timeout` (seconds)
-        and `cancel` end the work between two of its phases, with TimedOut or Cancelled. GemvgError names the picture
-        that cannot be read.
+        (height, width) of 8 or 16 bits. `max_pixels` is the budget of each picture for this scene. `keep` is the share
+        of its visual tokens that the decoder is given (left out, all), chosen by `pruning`: "diverse", "merge" or
+        "random"; boxes may be lost, and docs/howto/pixels.md says how many. `timeout` (seconds) and `cancel` end the
+        work between two of its phases, with TimedOut or Cancelled. GemvgError names the picture that cannot be read.
         """
-        return self._look(check_list(images), self._numbers(max_pixels), bgr, stopping(timeout, cancel))
+        fewer = check_pruning(keep, pruning)
+        stop = stopping(timeout, cancel)
+        return self._look(self._resize(check_list(images), max_pixels, bgr, fewer, stop), stop)
 
     def ground(
         self,
@@ -118,16 +132,34 @@ class Grounder:
         query: str,
         *,
         think: bool = False,
+        constrained: bool = True,
         max_pixels: int | None = None,
         bgr: bool = False,
+        keep: float | None = None,
+        pruning: str = PRUNING,
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
     ) -> Grounding:
-        """Look and ask in one go; use `look` when the same pictures get several questions. Arguments as there."""
+        """Look and ask in one go; use `look` when the same pictures get several questions.
+
+        Arguments as there and in `Scene.ground`.
+        """
         check_query(query)  # before the expensive half
+        fewer = check_pruning(keep, pruning)
         stop = stopping(timeout, cancel)
-        return self._look(check_list(images), self._numbers(max_pixels), bgr, stop).ask(query, think, stop, on_text)
+        resized = self._resize(check_list(images), max_pixels, bgr, fewer, stop)
+        return self._look(resized, stop).ask(query, think, stop, on_text, constrained)
+
+    def ground_all(
+        self, requests: Iterable[Request], *, ahead: int = 1
+    ) -> Generator[Grounding | GemvgError, None, None]:
+        """Answer a `Request` after the other, in their order; one that fails brings its GemvgError and ends nothing.
+
+        The pictures of the next `ahead` requests are read and resized in a thread while the model works, and requests
+        are drawn there: a generator of them may wait for a camera. An exception of its own is raised here, in its turn.
+        """
+        return in_turn(requests, self._prepare, self._answer, ahead)
 
     def close(self) -> None:
         """Let the engine's memory go once nothing uses it; later questions raise GemvgError. Twice is no error."""
@@ -147,35 +179,55 @@ class Grounder:
             raise GemvgError("this Grounder was not made by Grounder.open, so it cannot be opened again elsewhere")
         return _open_again, self._reopen
 
-    def _numbers(self, max_pixels: int | None) -> Preprocessing:
-        self.model.engines()
-        return self.preprocessing if max_pixels is None else self.manifest.preprocessing.within(max_pixels)
+    def _prepare(self, request: Request, stop: Stopping) -> Resized:
+        check_query(request.query)
+        fewer = check_pruning(request.keep, request.pruning)
+        return self._resize(check_list(request.images), request.max_pixels, request.bgr, fewer, stop)
 
-    def _look(self, images: Sequence[ImageSource], numbers: Preprocessing, bgr: bool, stop: Stopping) -> Scene:
+    def _answer(self, request: Request, resized: Resized, stop: Stopping) -> Grounding:
+        return self._look(resized, stop).ask(request.query, request.think, stop, None, request.constrained)
+
+    def _resize(
+        self, images: Sequence[ImageSource], max_pixels: int | None, bgr: bool, pruning: Pruning | None, stop: Stopping
+    ) -> Resized:
+        """The first half of a look, which needs no engine and may be done ahead of its turn."""
+        self.model.engines()
+        numbers = self.preprocessing if max_pixels is None else self.manifest.preprocessing.within(max_pixels)
         started = time.perf_counter()
         pictures = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]
         self._warn(pictures, numbers)
         stop.check()
-        patches, grids = zip(*(patchify(resize(picture, numbers), numbers) for picture in pictures), strict=True)
-        preprocessed = time.perf_counter()
+        return resize_all(pictures, numbers, pruning, started)
+
+    def _look(self, resized: Resized, stop: Stopping) -> Scene:
+        """The other half: what of these pictures no earlier look left goes through both networks."""
+        started = time.perf_counter()
+        recalled = recall(resized, self.model.cache, self.model.asks_alone and len(resized.keys) > 1)
+        patched = time.perf_counter()
         with self.model.in_turn(stop):
             stop.check()
             vision, decoder = self.model.engines()
-            visual = vision.encode(patches, grids)
+            turn = time.perf_counter()
+            visual = encode(resized, recalled, self.model.cache, vision)
             encoded = time.perf_counter()
             stop.check()
-            seen = self.model.prefill_pictures(decoder, visual, grids)
+            seen = self.model.prefill_pictures(decoder, visual, resized.grids, recalled.prefix)
             stop.check()
         finished = time.perf_counter()
         timings = Timings(
-            preprocess_ms=(preprocessed - started) * 1e3,
-            vision_ms=(encoded - preprocessed) * 1e3,
+            preprocess_ms=resized.ms + (patched - started) * 1e3,
+            vision_ms=(encoded - turn) * 1e3,
             image_prefill_ms=(finished - encoded) * 1e3,
             image_tokens=seen.past,
         )
-        log.info("looked at %d pictures, %d tokens, in %.0f ms", len(pictures), seen.past, timings.total_ms)
-        given = [Picture(picture.info[NAME], *picture.size) for picture in pictures]
-        return Scene(self.model, given, seen, numbers, timings)
+        log.info(
+            "looked at %d pictures, %d tokens (%d of them known), in %.0f ms",
+            len(resized.pictures),
+            seen.past,
+            seen.cached,
+            timings.total_ms,
+        )
+        return Scene(self.model, resized.pictures, seen, resized.numbers, timings)
 
     def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing) -> None:
         """Say once what a look of this many pixels costs, and once that pictures are not what the model knows."""

@@ -45,7 +45,8 @@ def test_the_shipped_model_finds_things(questions: list) -> None:
 def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path: Path) -> None:
     assert export([str(CHECKPOINT), str(tmp_path / "float32")]) == 0
     reference, expected = evaluate(open_model(CHECKPOINT), questions, "PyTorch")
-    scores, texts = evaluate(open_model(tmp_path / "float32"), questions, "float32")
+    # ONNX Runtime is the exact one; the native engine's attention is in bfloat16 where the processor has it.
+    scores, texts = evaluate(open_model(tmp_path / "float32", engine="onnx"), questions, "float32")
     assert texts == expected
     assert scores["f1"] == reference["f1"]
 
@@ -56,7 +57,7 @@ def test_every_dialect_writes_the_same(tmp_path_factory: pytest.TempPathFactory,
     texts = {}
     for dialect in DIALECTS:
         assert export([str(CHECKPOINT), str(tmp_path / dialect), "--dialect", dialect]) == 0
-        _, texts[dialect] = evaluate(open_model(tmp_path / dialect), questions, dialect)
+        _, texts[dialect] = evaluate(open_model(tmp_path / dialect, engine="onnx"), questions, dialect)
     assert len(set(texts["fused"])) > 25
     assert texts["standard"] == texts["plain"] == texts["fused"]
 
@@ -91,7 +92,7 @@ def test_the_shipped_bundle_is_the_checkpoint_compressed(questions: list, tmp_pa
     """GPTQ's sums differ from machine to machine, so its codes are told by what they answer; the table is exact."""
     assert export([str(CHECKPOINT), str(tmp_path / "tabletop")]) == 0
     ours, shipped = (open_bundle(folder).manifest for folder in (tmp_path / "tabletop", DEFAULT_BUNDLE))
-    assert replace(ours, files={}, weights={}) == replace(shipped, files={}, weights={})
+    assert replace(ours, files={}, weights={}) == replace(shipped, files={}, weights={}, calibration=None)
     assert ours.files[TOKENIZER] == shipped.files[TOKENIZER]
     codes = {"decoder": "int4-gptq-g32", "head": "int8-gptq-g32", "embedding": "int8-gptq-g32"}
     assert shipped.weights == {"vision": "int8-gptq-channel", **codes}

@@ -33,7 +33,7 @@ def test_prints_one_line_a_box(
     assert ground() == 0
     output = capsys.readouterr()
     box, times = output.out.splitlines()
-    assert box == f"{pictures[1]}  x1=80 y1=80 x2=240 y2=200"
+    assert box == f"{pictures[1]}  x1=80 y1=80 x2=240 y2=200  1.00"
     assert times.startswith(tuple("0123456789"))
     assert times.endswith("tokens)")
     assert output.err == ""
@@ -45,7 +45,7 @@ def test_json_is_one_object_and_says_the_same(
     assert ground("--json", "--threads", 1) == 0
     output = json.loads(capsys.readouterr().out)
     corners = {"x1": 80.0, "y1": 80.0, "x2": 240.0, "y2": 200.0}
-    assert output["boxes"] == [{"image": 1, **corners, "label": "the red mug", "score": None}]
+    assert output["boxes"] == [{"image": 1, **corners, "label": "the red mug", "score": pytest.approx(1)}]
     assert [(image["name"], image["width"], image["height"]) for image in output["images"]] == [
         (pictures[0], 80, 40),
         (pictures[1], 400, 200),
@@ -126,14 +126,14 @@ def test_a_picture_that_cannot_be_finished_leaves_the_old_one(
 def test_says_when_nothing_was_found(
     fixed_answer: Path, pictures: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ground", pictures[0], *QUERY, "--bundle", str(fixed_answer)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "nothing found (image 2 was named, of 1)"
+    assert main(["ground", *pictures, *QUERY, "--bundle", str(fixed_answer), "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "nothing found (the answer was cut at max_new_tokens=3)"
 
 
 def test_a_note_goes_with_boxes_of_a_cut_answer(ground: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert ground("--max-new-tokens", 11) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("right.jpg  x1=80 y1=80 x2=240 y2=200")
+    assert lines[0].endswith("right.jpg  x1=80 y1=80 x2=240 y2=200  1.00")
     assert lines[1] == "note: the answer was cut at max_new_tokens=11"
 
 

@@ -239,7 +239,7 @@ def bundles(floats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ENGINES = {
-    "unknown": ("fused", "cuda", r"engine='cuda'; give one of onnx, onnx-cuda, onnx-tensorrt, tensorrt"),
+    "unknown": ("fused", "cuda", r"engine='cuda'; give one of native, onnx, onnx-cuda, onnx-tensorrt, tensorrt"),
     "CUDA": ("fused", "onnx-cuda", r"needs ONNX Runtime's CUDAExecutionProvider, .*install onnxruntime-gpu`"),
     "CUDA, standard": ("standard", "onnx-cuda", r"needs ONNX Runtime's CUDAExecutionProvider"),
     "its TensorRT": ("standard", "onnx-tensorrt", r"needs ONNX Runtime's TensorrtExecutionProvider"),

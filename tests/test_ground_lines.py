@@ -38,7 +38,7 @@ def test_several_queries_are_answered_in_turn(ground: Ground, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("looked in ")
     assert (lines[1], lines[4]) == ('"the red mug"', '"été"')
-    assert lines[2].endswith("right.jpg  x1=80 y1=80 x2=240 y2=200")
+    assert lines[2].endswith("right.jpg  x1=80 y1=80 x2=240 y2=200  1.00")
     assert lines[5] == lines[2]
     assert ground("--query", "the red mug", "--query", "a", "--json") == 0
     assert [line["query"] for line in lines_of(capsys)] == ["the red mug", "a"]

@@ -73,7 +73,7 @@ def greedy_by_transformers(model: Any, grounder: Grounder, pictures: list[Image.
 def test_writes_what_transformers_writes(label: str, random_model: tuple[Any, Path], grounder: Grounder) -> None:
     pictures, query = SCENES[label]
     expected = greedy_by_transformers(random_model[0], grounder, pictures, query)
-    grounding = grounder.ground(pictures, query)
+    grounding = grounder.ground(pictures, query, constrained=False)
     assert grounding.text == grounder.model.tokenizer.decode(expected, skip_special_tokens=False)
     assert grounding.timings.answer_tokens == len(expected) == NEW_TOKENS
     assert grounding.problem == f"the answer was cut at max_new_tokens={NEW_TOKENS}"
@@ -82,8 +82,8 @@ def test_writes_what_transformers_writes(label: str, random_model: tuple[Any, Pa
 def test_a_scene_answers_as_a_fresh_one_does(grounder: Grounder) -> None:
     queries = ["the red mug", "every blue block on the table, in both pictures", "what changed?", "the red mug"]
     scene = grounder.look(PAIR)
-    reused = [without_times(scene.ground(query)) for query in queries]
-    assert reused == [without_times(grounder.ground(PAIR, query)) for query in queries]
+    reused = [without_times(scene.ground(query, constrained=False)) for query in queries]
+    assert reused == [without_times(grounder.ground(PAIR, query, constrained=False)) for query in queries]
     assert len({grounding.text for grounding in reused}) == 3, "the query matters"
 
 
@@ -97,10 +97,10 @@ def test_a_refused_query_leaves_the_scene_as_it_was(grounder: Grounder) -> None:
 
 
 def test_scenes_do_not_disturb_each_other(grounder: Grounder) -> None:
-    alone = grounder.ground(PAIR, "the red mug").text
+    alone = grounder.ground(PAIR, "the red mug", constrained=False).text
     scene, other = grounder.look(PAIR), grounder.look(PAIR[::-1])
-    assert other.ground("the red mug").text != alone, "the order of pictures matters"
-    assert scene.ground("the red mug").text == alone
+    assert other.ground("the red mug", constrained=False).text != alone, "the order of pictures matters"
+    assert scene.ground("the red mug", constrained=False).text == alone
 
 
 def test_boxes_are_in_pixels_of_the_original_pictures(answerer: Grounder) -> None:
@@ -111,7 +111,7 @@ def test_boxes_are_in_pixels_of_the_original_pictures(answerer: Grounder) -> Non
 
 
 def test_a_picture_that_was_not_given_is_a_problem(answerer: Grounder) -> None:
-    grounding = answerer.ground([noise(80, 40, 1)], "the red mug")
+    grounding = answerer.ground([noise(80, 40, 1)], "the red mug", constrained=False)
     assert (grounding.boxes, grounding.problem) == ((), "image 2 was named, of 1")
 
 
@@ -126,7 +126,7 @@ def test_an_answer_that_was_cut_says_so(fixed_answer: Path, answerer: Grounder) 
 def test_tokens_and_times_are_counted(grounder: Grounder) -> None:
     scene = grounder.look([noise(56, 28, 1), noise(84, 56, 2)])
     query = "the red mug"
-    timings = scene.ground(query).timings
+    timings = scene.ground(query, constrained=False).timings
     text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + "<|vision_start|>" * 4
     assert timings.image_tokens == 2 + 6 + len(grounder.model.tokenizer.encode(text).ids)
     after = f"{query}<|im_end|>\n<|im_start|>assistant\n"

@@ -70,7 +70,7 @@ def test_public_names_resolve(name: str) -> None:
 
 def test_every_name_the_pages_use_is_public() -> None:
     errors, functions = ["Cancelled", "GemvgError", "TimedOut"], ["draw_boxes", "mark"]
-    expected = ["Box", "Grounder", "Grounding", "Scene", "__version__", *errors, *functions]
+    expected = ["Box", "Grounder", "Grounding", "Request", "Scene", "__version__", *errors, *functions]
     assert sorted(gemvg_edge.__all__) == sorted(expected)
     assert fresh_python("from gemvg_edge import *; print(Grounder.__module__)").strip() == "gemvg_edge.grounder"
 

@@ -150,7 +150,11 @@ def test_graphs_and_tokens_are_held_against_it(case: str, tmp_path: Path) -> Non
     bundle = shutil.copytree(DEFAULT_BUNDLE, tmp_path / "bundle")
     changed(bundle, *keys, to=value)
     with pytest.raises(GemvgError, match=said):
-        Grounder.open(bundle)
+        Grounder.open(bundle, engine="onnx")
+    for engine in ("native", None):
+        with pytest.raises(GemvgError, match="; ") as caught:
+            Grounder.open(bundle, engine=engine)
+        assert "\n" not in str(caught.value)
 
 
 def save_archive(file: Path) -> None:
