@@ -20,6 +20,8 @@ from bench.answer_tables import calibration, constrained
 from bench.markdown import table
 from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
+from bench.speed.report import growth
+from bench.speed.report import markdown as latency
 from bench.speed.tradeoff_report import front_table
 from gemvg_edge.command import command
 
@@ -236,6 +238,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "memory": ("memory.json", memory),
     "pruning": ("pruning.json", pruning),
     "dialects": ("dialects.json", dialects),
+    "latency": ("latency.json", latency),
+    "latency growth": ("latency_growth.json", growth),
     "export speed": ("export_speed.json", export_speed),
     "plan": ("plan.json", plan),
     "plan 7b": ("plan_qwen2_vl_7b_orin_nano.json", plan_7b),

@@ -33,8 +33,18 @@ OUTSIDE = {
     "bench/results/compression.png": "compression.png",
     "bench/results/calibration.png": "calibration.png",
     "bench/results/pruning.png": "pruning.png",
+    "bench/results/latency.png": "latency.png",
+    "bench/results/latency_growth.png": "latency_growth.png",
+    "bench/results/tradeoff.png": "tradeoff.png",
 }
-GROUPS = {"gemvg": "gemvg", "gemvg_edge": "The native engine", "train": "Train", "quantize": "Quantise", "export": "Export", "bench": "Bench and plan"}
+GROUPS = {
+    "gemvg": "gemvg",
+    "gemvg_edge": "The native engine",
+    "train": "Train",
+    "quantize": "Quantise",
+    "export": "Export",
+    "bench": "Bench and plan",
+}
 PUBLIC = ("qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-7b")  # shapes of public weights that run here
 SCENE = 2, 512  # pictures, and tokens of each: 401,408 pixels
 _MADE = re.compile(r"<!-- made: (\w+)(?: ([\w.]+))? -->")

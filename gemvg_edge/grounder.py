@@ -219,6 +219,7 @@ class Grounder:
             vision_ms=(encoded - turn) * 1e3,
             image_prefill_ms=(finished - encoded) * 1e3,
             image_tokens=seen.past,
+            cached_tokens=seen.cached,
         )
         log.info(
             "looked at %d pictures, %d tokens (%d of them known), in %.0f ms",

@@ -38,6 +38,7 @@ class Timings:
     query_prefill_ms: float = 0.0  # the decoder over the query, to the first token of the answer
     decode_ms: float = 0.0  # the rest of the answer
     image_tokens: int = 0  # of the pictures and the words before them
+    cached_tokens: int = 0  # of those, what an earlier look had left
     query_tokens: int = 0  # of the query and the words around it
     answer_tokens: int = 0  # that the model wrote
 
@@ -203,7 +204,8 @@ def _read(content: Any) -> Grounding:
     boxes = tuple(_read_box(entry, len(pictures)) for entry in _objects(whole, "boxes"))
     times = whole.object("timings")
     measured: dict[str, Any] = {
-        field.name: times.value(field.name, int if field.type == "int" else float, low=0) for field in fields(Timings)
+        field.name: times.value(field.name, int if field.type == "int" else float, _SINCE.get(field.name), low=0)
+        for field in fields(Timings)
     }
     problem = whole.value("problem", str, "") or None
     return Grounding(
@@ -217,6 +219,7 @@ def _read(content: Any) -> Grounding:
     )
 
 
+_SINCE = {"cached_tokens": 0}  # what a field is where a text was written before there was such
 _PICTURE: tuple[tuple[str, type[Any], int | None], ...] = (("name", str, None), ("width", int, 1), ("height", int, 1))
 
 

@@ -102,6 +102,17 @@ def markdown(result: Row) -> str:
     return "\n\n".join(parts)
 
 
+def growth(result: Row) -> str:
+    """What a further picture costs in each phase, in seconds, by system."""
+    slopes = result["slopes"]
+    names = {key: name for key, name in PHASES.items() if any(key in own for own in slopes.values())}
+    lines = [[f"`{system}`", *(f"{own[key] / 1e3:.3f}" for key in names)] for system, own in slopes.items()]
+    counts = ", ".join(str(count) for count in sorted({row["pictures"] for row in result["rows"]}))
+    measured = f"Slopes over {counts} pictures; medians of {result['runs']} interleaved runs."
+    failed = [f"`{name}` could not be measured: {why}" for name, why in result["failed"].items()]
+    return "\n\n".join([table(["seconds a picture", *names.values()], lines), measured, *failed])
+
+
 def _cell(row: Row, key: str) -> str:
     if key not in row:
         return ""

@@ -104,6 +104,7 @@ class OnnxCache:
 class OnnxDecoder:
     """The decoder graph of any dialect, and the embedding table. `session`: the graph, opened otherwise."""
 
+    steady = 0
     batches = False  # a graph holds one sequence's cache, and gives the logits of its last token
 
     def __init__(self, bundle: Bundle, threads: int = 0, engine: str = "onnx", session: Any = None) -> None:

@@ -60,6 +60,10 @@ class Decoder(Protocol, Generic[CacheT]):
     def batches(self) -> bool:
         """Whether several steps, or several rows of one, cost little more than one: drafts and batches pay then."""
 
+    @property
+    def steady(self) -> int:
+        """Of more tokens than this a run gives each the numbers that any other such run gives it; 0: none does."""
+
     def new_cache(self, capacity: int) -> CacheT:
         """An empty cache for `capacity` tokens."""
 

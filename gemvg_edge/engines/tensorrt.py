@@ -125,6 +125,7 @@ class TensorRTCache:
 class TensorRTDecoder:
     """The decoder engine, and the head's where it is one of its own; the embedding table stays in its file."""
 
+    steady = 0
     batches = False  # an engine holds one sequence's cache, and gives the logits of its last token
 
     def __init__(self, bundle: Bundle, engine: Any, head: Any, shared: Shared) -> None:

@@ -33,6 +33,7 @@ from gemvg_edge.engines.graph_weights import (
 )
 from gemvg_edge.engines.native.library import Library, Stored, Tokens, open_library
 from gemvg_edge.engines.protocol import Floats, Ids, Step, VisionTower
+from gemvg_edge.engines.steps import check_copy
 from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable
@@ -110,6 +111,7 @@ class NativeDecoder:
     """The language model and the embedding table."""
 
     batches = True
+    steady = 16  # FEW_ROWS of linear.h: the sums of a row's products are whole numbers, in any company
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         shape = bundle.manifest.model
@@ -129,8 +131,7 @@ class NativeDecoder:
 
     def copy(self, source: NativeCache, target: NativeCache, tokens: int) -> None:
         """Put the first `tokens` of one cache into another."""
-        if tokens > min(source.capacity, target.capacity):
-            raise GemvgError(f"{tokens} tokens do not fit caches of {source.capacity} and {target.capacity}")
+        check_copy(tokens, source.capacity, target.capacity)
         self._engine.library.cache_copy(source.handle, target.handle, tokens)
 
     def embed(self, ids: Ids) -> Floats:

@@ -6,7 +6,7 @@ static inline int words_of(int n) { return rounded(n, Attended::DEPTH) / Attende
 
 // Queries, keys and values of one head as the products want them.
 struct Head {
-    const uint32_t* queries;  // (rows, words_of(head_dim)), scaled
+    const uint32_t* queries;  // (rows, words_of(head_dim)), times LOG2_E / sqrt(head_dim)
     const uint32_t* keys;     // panels of 32 keys: (keys / 32, words_of(head_dim), 32)
     const uint32_t* values;   // pairs of vectors: (head_dim / 32, words of the keys, 32), a last single one without its pair
     int keys_count;
@@ -36,6 +36,9 @@ static inline void put_values(uint32_t* values, int j, const float* from, int ap
     }
 }
 
+constexpr float LOG2_E = 1.44269504f;  // scores are powers of two here
+constexpr float UNSEEN = -1e30f;       // the score of a key that a row does not see
+
 struct Scores {
     Buffer<float> rows;      // (TILE_ROWS, keys)
     Buffer<uint32_t> words;  // the same as the second product wants it
@@ -62,19 +65,18 @@ static void attend_tile(const Head& head, int row, int sees, float* out, int out
     for (int m = 0; m < M; m++) {
         float* s = scores + area(m, wide);
         const int seen = sees < 0 ? most : std::min(most, sees + row + m);
-        for (int j = seen; j < wide; j++) s[j] = -INFINITY;
+        for (int j = seen; j < wide; j++) s[j] = UNSEEN;
         f32x16 far = load<f32x16>(s);
         for (int j = 16; j < wide; j += 16) far = larger(far, load<f32x16>(s + j));
         const f32x16 top = all(largest(far));
-        f32x16 total{};
-        for (int j = 0; j < wide; j += 16) {
-            // A masked score is 1e-38 here, and a row has one that is 1.
-            const f32x16 e = exponential(load<f32x16>(s + j) - top);
-            store(s + j, e), total += e;
+        f32x16 total{}, more{};
+        uint32_t* to = words + area(m, steps);
+        for (int j = 0; j < wide; j += PANEL) {
+            const f32x16 low = power_of_two(load<f32x16>(s + j) - top), high = power_of_two(load<f32x16>(s + j + 16) - top);
+            Attended::words(to + j / Attended::DEPTH, low, high);
+            total += low, more += high;
         }
-        for (int j = seen; j < wide; j++) s[j] = 0;
-        totals[m] = sum(total);
-        Attended::words(words + area(m, steps), s, wide);
+        totals[m] = sum(total + more);
     }
     for (int d = 0; d < head.head_dim; d += 32) {
         const bool pair = d + 32 <= rounded(head.head_dim, 16);
@@ -105,7 +107,10 @@ static void attend_some(const Head& head, int row, int count, int sees, float* o
     attend_tile<M>(head, row, sees, out, out_stride, scratch);
 }
 static void attend_rows(const Head& head, int row, int end, int sees, float* out, int out_stride, Scores& scratch) {
-    for (; row < end; row += TILE_ROWS) attend_some(head, row, end - row, sees, out, out_stride, scratch);
+    for (int count; row < end; row += count) {
+        count = tile_of(end - row);
+        attend_some(head, row, count, sees, out, out_stride, scratch);
+    }
 }
 
 // Keys and values of a scene, in 16 bits: keys in blocks of 16 (layers, heads, blocks, head_dim, 16), values by key.
@@ -154,13 +159,13 @@ static void attend_few(const Cache& cache, int layer, int kv_head, const float* 
     }
     for (int r = 0; r < count; r++) {
         float* s = scores + area(r, wide);
-        for (int j = seen; j < wide; j++) s[j] = -INFINITY;
+        for (int j = seen; j < wide; j++) s[j] = UNSEEN;
         f32x16 far = load<f32x16>(s);
         for (int j = 16; j < wide; j += 16) far = larger(far, load<f32x16>(s + j));
         const f32x16 top = all(largest(far));
         f32x16 total{};
         for (int j = 0; j < wide; j += 16) {
-            const f32x16 e = exponential(load<f32x16>(s + j) - top);
+            const f32x16 e = power_of_two(load<f32x16>(s + j) - top);
             store(s + j, e), total += e;
         }
         const float part = 1 / sum(total);

@@ -431,6 +431,11 @@ static void some_rows(const Rows& rows, int m, int count, const Linear& w, int p
     rows.floats ? tile_floats<M>(rows, m, w, p, panel, out) : tile8<M>(rows, m, w, p, panel, out);
 }
 
+// Rows of the next tile: the last two share what is left, since one of few rows waits for each product.
+static inline int tile_of(int left) {
+    return left > TILE_ROWS && left < 2 * TILE_ROWS ? (left + 1) / 2 : std::min(left, TILE_ROWS);
+}
+
 using Panels = std::vector<int>;
 
 static void many_rows(const Rows& rows, const Linear& w, const Target& out, Pool& pool, Buffer<uint8_t>* scratch,
@@ -450,11 +455,13 @@ static void many_rows(const Rows& rows, const Linear& w, const Target& out, Pool
         uint8_t* wide = resident ? nullptr : scratch[thread].need((size_t)some * size);
         for (int i = 0; !resident && i < some; i++) widen(w, number(i), wide + (size_t)i * size);
         const int begin = task / groups * block, end = std::min(rows.m, begin + block);
-        for (int m = begin; m < end; m += TILE_ROWS)
+        for (int m = begin, count; m < end; m += count) {
+            count = tile_of(end - m);
             for (int i = 0; i < some; i++) {
                 const uint8_t* panel = resident ? w.panel(number(i)) : wide + (size_t)i * size;
-                some_rows(rows, m, end - m, w, number(i), panel, out);
+                some_rows(rows, m, count, w, number(i), panel, out);
             }
+        }
     });
 }
 

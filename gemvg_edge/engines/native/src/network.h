@@ -168,7 +168,7 @@ struct Vision {
     // Rows `first` and on of all pictures, queries, keys and values side by side, as words of each head.
     void take_heads(Work& work, const float* qkv, int stride, int first, int some, int n, const float* cos, const float* sin) {
         const Sizes one = sizes(n);
-        const float scale = 1 / std::sqrt((float)head_dim);
+        const float scale = LOG2_E / std::sqrt((float)head_dim);
         work.pool.each(heads, [&](int head, int) {
             alignas(64) float part[2][1024] = {};
             for (int i = 0; i < some; i++) {
@@ -294,7 +294,7 @@ struct Language {
     // New tokens into the cache, and their attention over it: qkv (count, stride) -> out (count, heads * head_dim).
     void attend(Work& work, int layer, const Tokens& step, float* qkv, int stride, float* out, int out_stride) {
         const int share = heads / kv_heads, half = head_dim / 2;
-        const float scale = 1 / std::sqrt((float)head_dim);
+        const float scale = LOG2_E / std::sqrt((float)head_dim);
         work.pool.each((step.count + 3) / 4, [&](int piece, int) {
             for (int t = piece * 4; t < std::min(step.count, piece * 4 + 4); t++) {
                 float* row = qkv + area(t, stride);
