@@ -36,8 +36,7 @@ static inline void put_values(uint32_t* values, int j, const float* from, int ap
     }
 }
 
-constexpr float LOG2_E = 1.44269504f;  // scores are powers of two here
-constexpr float UNSEEN = -1e30f;       // the score of a key that a row does not see
+constexpr float UNSEEN = -1e30f;  // the score of a key that a row does not see; e to the power of one is 2 to that of ours
 
 struct Scores {
     Buffer<float> rows;      // (TILE_ROWS, keys)

@@ -80,12 +80,12 @@ struct Norm {
     }
 };
 
-// First and second half of a head turned by a token's angles.
-static inline void turn(float* head, const float* cos, const float* sin, int half) {
+// First and second half of a head turned by a token's angles, and scaled; `to` may be `from`.
+static inline void turn(const float* from, float* to, const float* cos, const float* sin, int half, float scale) {
     for (int i = 0; i < half; i++) {
-        const float a = head[i], b = head[i + half];
-        head[i] = a * cos[i] - b * sin[i];
-        head[i + half] = b * cos[i] + a * sin[i];
+        const float a = from[i] * scale, b = from[i + half] * scale;
+        to[i] = a * cos[i] - b * sin[i];
+        to[i + half] = b * cos[i] + a * sin[i];
     }
 }
 
@@ -170,23 +170,18 @@ struct Vision {
         const Sizes one = sizes(n);
         const float scale = LOG2_E / std::sqrt((float)head_dim);
         work.pool.each(heads, [&](int head, int) {
-            alignas(64) float part[2][1024] = {};
+            alignas(64) float turned[1024] = {};
             for (int i = 0; i < some; i++) {
                 const int patch = (first + i) % n;
                 const size_t which = area((first + i) / n, heads) + (size_t)head;
                 const float* row = qkv + area(i, stride) + head * head_dim;
                 const float *c = cos + area(patch, head_dim / 2), *s = sin + area(patch, head_dim / 2);
-                std::memcpy(part[0], row, (size_t)head_dim * 4);
-                turn(part[0], c, s, head_dim / 2);
-                for (int d = 0; d < head_dim; d++) part[0][d] *= scale;
-                put_query(work.queries.get() + which * one.queries + area(patch, words_of(head_dim)), part[0], head_dim);
-                std::memcpy(part[0], row + width, (size_t)head_dim * 4);
-                turn(part[0], c, s, head_dim / 2);
-                put_key(work.keys.get() + which * one.keys, patch, part[0], head_dim);
+                turn(row, turned, c, s, head_dim / 2, scale);
+                put_query(work.queries.get() + which * one.queries + area(patch, words_of(head_dim)), turned, head_dim);
+                turn(row + width, turned, c, s, head_dim / 2, 1);
+                put_key(work.keys.get() + which * one.keys, patch, turned, head_dim);
                 if (patch % Attended::DEPTH) continue;  // a picture has whole blocks of patches, and a piece whole pairs
-                std::memcpy(part[0], row + 2 * width, (size_t)head_dim * 4);
-                if (Attended::DEPTH > 1) std::memcpy(part[1], row + 2 * width + stride, (size_t)head_dim * 4);
-                put_values(work.values.get() + which * one.values, patch, part[0], 1024, n, head_dim);
+                put_values(work.values.get() + which * one.values, patch, row + 2 * width, stride, n, head_dim);
             }
         });
     }
@@ -299,8 +294,10 @@ struct Language {
             for (int t = piece * 4; t < std::min(step.count, piece * 4 + 4); t++) {
                 float* row = qkv + area(t, stride);
                 const float *c = step.cos + area(t, half), *s = step.sin + area(t, half);
-                for (int h = 0; h < heads + kv_heads; h++) turn(row + h * head_dim, c, s, half);
-                for (int d = 0; d < heads * head_dim; d++) row[d] *= scale;
+                for (int h = 0; h < heads + kv_heads; h++) {
+                    float* head = row + h * head_dim;
+                    turn(head, head, c, s, half, h < heads ? scale : 1);
+                }
             }
         });
         work.pool.each(kv_heads, [&](int h, int) {
