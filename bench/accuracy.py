@@ -55,9 +55,7 @@ def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     return records[:limit]
 
 
-def open_model(
-    folder: Path, think: bool = False, max_pixels: int | None = None, engine: str | None = None
-) -> Ask:
+def open_model(folder: Path, think: bool = False, max_pixels: int | None = None, engine: str | None = None) -> Ask:
     """A function that answers with a checkpoint or a bundle, whichever the folder (or the hub id) is.
 
     `max_pixels` is the budget of each picture; left out, a bundle's own, or what an export of the checkpoint has.
