@@ -133,8 +133,8 @@ class OpenedModel:
         if past < len(ids):
             tokens = [one.tokens for one in visual[known:] if one.tokens is not None]
             embeddings = embed_prompt(decoder, ids[past:], self.manifest.model.image_token_id, tokens)
-            # A run a picture, whatever is known, where a sum's last digit depends on how many tokens go through together:
-            # it would choose another coordinate now and then.
+            # A run a picture, whatever is known, where a sum's last digit depends on how many tokens go through
+            # together: it would choose another coordinate now and then.
             least = np.diff(ends, prepend=0).min() if ends[-1] == len(ids) else 0
             steady = 0 < decoder.steady < least
             places = (past, len(ids)) if steady else (past, *map(int, ends[known:]), len(ids))

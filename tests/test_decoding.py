@@ -42,6 +42,7 @@ class RuleDecoder:
     vocabulary: int = VOCAB
     steps: list[Step[TokenCache]] = field(default_factory=list)
     calls: int = 0
+    steady: int = 0
 
     def new_cache(self, capacity: int) -> TokenCache:
         """An empty cache."""
