@@ -111,7 +111,7 @@ class NativeDecoder:
     """The language model and the embedding table."""
 
     batches = True
-    steady = 16  # FEW_ROWS of linear.h: the sums of a row's products are whole numbers, in any company
+    steady = 16  # FEW_ROWS of weights.h: the sums of a row's products are whole numbers, in any company
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         shape = bundle.manifest.model

@@ -21,7 +21,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 class Stored(ctypes.Structure):
-    """A linear layer as a bundle has it (linear.h)."""
+    """A linear layer as a bundle has it (weights.h)."""
 
     _fields_ = [
         ("bits", c_int), ("n", c_int), ("k", c_int), ("group", c_int), ("codes", c_void_p), ("scales", c_void_p),
@@ -30,7 +30,7 @@ class Stored(ctypes.Structure):
 
 
 class Tokens(ctypes.Structure):
-    """A step of one sequence (network.h)."""
+    """A step of one sequence (language.h)."""
 
     _fields_ = [
         ("embeddings", c_void_p), ("cos", c_void_p), ("sin", c_void_p), ("cache", c_void_p), ("count", c_int),

@@ -21,10 +21,18 @@
 #include "pool.h"
 #include "simd.h"
 
-#include "linear.h"
+#include "weights.h"
+
+#include "rows.h"
+
+#include "products.h"
 
 #include "attention.h"
-#include "network.h"
+
+#include "work.h"
+
+#include "language.h"
+#include "vision.h"
 
 namespace {
 struct Engine {
