@@ -240,6 +240,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "dialects": ("dialects.json", dialects),
     "latency": ("latency.json", latency),
     "latency growth": ("latency_growth.json", growth),
+    "latency pruned": ("latency_pruned.json", latency),
     "export speed": ("export_speed.json", export_speed),
     "plan": ("plan.json", plan),
     "plan 7b": ("plan_qwen2_vl_7b_orin_nano.json", plan_7b),

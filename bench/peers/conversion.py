@@ -24,7 +24,9 @@ ROOT = HERE.parents[1]
 MADE = "made.json"
 EXPORTER = (*sorted((ROOT / "export").rglob("*.py")), ROOT / "gemvg_edge" / "bundle.py")
 RIVALS = ("openvino-genai", "llama-cpp", "transformers")
-OURS = ("ours", "ours-onnx")  # the engine that the runtime picks by itself; ONNX Runtime
+# The engine that the runtime picks by itself; ONNX Runtime; the first with fewer visual tokens (`look(keep=KEEP)`).
+OURS = ("ours", "ours-onnx", "ours-pruned")
+KEEP = 0.75  # what bench.pruning shows no loss for
 SETUP = {"openvino-genai": "openvino.sh", "llama-cpp": "llama_cpp.sh", "transformers": "transformers.sh"}
 
 
@@ -45,9 +47,10 @@ def prepare(system: str, checkpoint: Path, work: Path) -> Prepared:
         _run([str(HERE / SETUP[system]), str(work)], work, f"{system}-setup")
     tools = work / "tools"
     match system:
-        case "ours" | "ours-onnx":
+        case "ours" | "ours-onnx" | "ours-pruned":
             folder = convert("ours", [_ours_command(checkpoint)], checkpoint, work)
             settings: dict[str, Any] = {"model": str(folder), "engine": "onnx" if system == "ours-onnx" else None}
+            settings["keep"] = KEEP if system == "ours-pruned" else None
             read = _sizes(folder, "decoder.*")
             return Prepared(system, "bench.peers.ours_worker", sys.executable, settings, read)
         case "openvino-genai":

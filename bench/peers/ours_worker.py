@@ -32,12 +32,14 @@ class Ours:
     """An open model, and the scene that was looked at last."""
 
     grounder: Grounder
+    keep: float | None  # the share of visual tokens that is kept
     scene: Scene | None = None
 
 
 def open_system(settings: dict[str, Any]) -> Ours:
     """The bundle, on one engine or (None) on what the runtime picks by itself."""
-    return Ours(Grounder.open(settings["model"], engine=settings["engine"], threads=settings["threads"]))
+    grounder = Grounder.open(settings["model"], engine=settings["engine"], threads=settings["threads"])
+    return Ours(grounder, settings["keep"])
 
 
 def processes(system: Ours) -> list[int]:
@@ -49,7 +51,7 @@ def first(system: Ours, request: dict[str, Any]) -> dict[str, Any]:
     """Look at pictures and ask: each phase to the first token, boxes of its answer, then steady decoding."""
     started = time.perf_counter()
     system.scene = None  # its cache is let go before the next is made
-    system.scene = scene = system.grounder.look(request["pictures"])
+    system.scene = scene = system.grounder.look(request["pictures"], keep=system.keep)
     looked = time.perf_counter()
     prompt, ends = box_times(scene, request["question"], "digits")
     vision = scene.timings.preprocess_ms + scene.timings.vision_ms
