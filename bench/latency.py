@@ -230,8 +230,8 @@ def parse() -> argparse.Namespace:
     peers = f"rivals, separated by commas, '' for none (default: {','.join(n for n in RIVALS if n not in SLOW)})"
     default = [name for name in RIVALS if name not in SLOW]
     parser.add_argument("--peers", type=read_names, metavar="NAMES", default=default, help=peers)
-    systems = "which of ours: the engine that the runtime picks, ONNX Runtime, three quarters of the visual tokens"
-    systems += f" (of {', '.join(OURS)}; default: {','.join(OURS[:2])})"
+    systems = f"which of ours: {', '.join(OURS)}, that is the engine that the runtime picks, ONNX Runtime, and with "
+    systems += f"three quarters of the visual tokens (default: {','.join(OURS[:2])})"
     parser.add_argument("--systems", type=read_names, metavar="NAMES", default=list(OURS[:2]), help=systems)
     runs = "interleaved runs of each system (default: %(default)s)"
     parser.add_argument("--runs", type=whole_number, metavar="N", default=3, help=runs)
