@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from export.bundle_writer import Recipe
 from export.to_onnx import export
 from gemvg_edge import Grounder
 from gemvg_edge.boxes import iou
@@ -377,13 +377,12 @@ def test_answers_of_the_shipped_model_are_those_of_onnx_runtime() -> None:
         assert all(iou(x, y) > 0.8 for x, y in zip(a, b, strict=True))
 
 
-def test_open_native_says_what_it_does_not_run(tmp_path: Path) -> None:
-    del tmp_path
-    bundle = open_bundle(DEFAULT_BUNDLE)
-    vision, decoder = open_native(bundle, 1)
-    assert isinstance(vision, NativeVisionTower)
-    assert decoder.batches
-    assert os.cpu_count()
+def test_what_is_not_run_natively_is_said_and_runs_on_onnx_runtime(tmp_path: Path) -> None:
+    export(Path("checkpoints/tabletop"), tmp_path / "plain", Recipe("plain"))
+    bundle = open_bundle(tmp_path / "plain")
+    with pytest.raises(GemvgError, match=r"the native engine runs fused in float32; export it so, or open it with"):
+        open_native(bundle, 1)
+    assert isinstance(Grounder.open(tmp_path / "plain").model.engines()[1], OnnxDecoder)
 
 
 ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
