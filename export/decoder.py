@@ -1,7 +1,7 @@
 """The language model as one graph for prefill and decoding, in the ops of a dialect.
 
 Inputs: embeddings of the new tokens, where these stand with their rotary rows, the cache. Outputs: logits of the last
-token, the likeliest one, and what goes into the cache. All floats but the cache's are float32, whatever the graph
+token, and what goes into the cache. All floats but the cache's are float32, whatever the graph
 computes in. The embedding table stays outside.
 """
 
@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
-from export.graph import FLOAT, INT64, cast, node, part_of, set_output
-from export.weights import Linear, Scheme, WeightWriter
+from export.graph import FLOAT, cast, node, part_of, set_output
+from export.weights import GridLinear, Linear, Scheme, WeightWriter
 from gemvg_edge.bundle import ModelShape
 from quantize.model_config import ModelConfig
 
@@ -35,22 +35,20 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
             qkv = weights.linear(
                 f"{layer}.self_attn.qkv_proj", [f"{layer}.self_attn.{part}_proj" for part in "qkv"], scheme, bias=True
             )
-            y, key, value = ops.cached_attention(g, ops.linear(g, y, qkv), past, inputs, shape)
+            y, key, value = ops.cached_attention(g, _product(g, y, qkv, ops), past, inputs, shape)
             cache += [key, value]
             if i == shape.layers - 1:  # past the last attention only the rows that are asked for count
                 y, residual = (node(g.op.Gather(x, inputs["rows"], axis=0)) for x in (y, residual))
-            y = ops.linear(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme))
+            y = _product(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme), ops)
             norm = weights.vector(f"{layer}.post_attention_layernorm.weight")
             y, residual = ops.add_rms_norm(g, y, residual, norm, epsilon)
             y = _mlp(g, y, f"{layer}.mlp", weights, ops, scheme)
             following = f"model.layers.{i + 1}.input_layernorm" if i + 1 < shape.layers else "model.norm"
             y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), epsilon)
     head = "model.embed_tokens" if config.tied_head else "lm_head"
-    logits = ops.linear(g, y, weights.linear("lm_head", [head], scheme, bias=False))
+    logits = _product(g, y, weights.linear("lm_head", [head], scheme, bias=False), ops)
     logits = cast(g, logits, FLOAT, source=dtype)
-    best = node(g.op.ArgMax(logits, axis=-1, keepdims=0))
     set_output(g, logits, "logits", FLOAT, ["rows", shape.vocab_size])
-    set_output(g, best, "best", INT64, ["rows"])
     places = "capacity" if ops.NEW_CACHE == "present" else "tokens"
     for i, value in enumerate(cache):
         name = f"{ops.NEW_CACHE}_{'key' if i % 2 == 0 else 'value'}_{i // 2}"
@@ -58,9 +56,24 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
 
 
 def _mlp(g: GraphBuilder, x: ir.Value, name: str, weights: WeightWriter, ops: Ops, scheme: Scheme) -> ir.Value:
-    gate = ops.linear(g, x, _linear(weights, f"{name}.gate_proj", scheme))
-    up = ops.linear(g, x, _linear(weights, f"{name}.up_proj", scheme))
-    return ops.linear(g, ops.silu_times(g, gate, up), _linear(weights, f"{name}.down_proj", scheme))
+    gate = _product(g, x, _linear(weights, f"{name}.gate_proj", scheme), ops)
+    up = _product(g, x, _linear(weights, f"{name}.up_proj", scheme), ops)
+    return _product(g, ops.silu_times(g, gate, up), _linear(weights, f"{name}.down_proj", scheme), ops)
+
+
+def _product(g: GraphBuilder, x: ir.Value, layer: Linear, ops: Ops) -> ir.Value:
+    """X @ weight + bias of a layer that a decode step gives a single row.
+
+    TensorRT dequantises 8-bit codes with a scale an output inside the product of two rows or more; for a single row it
+    writes the whole weight out as floats first, 5 bytes moved for each one stored. So such a layer always gets a row
+    more, of zeros, which is dropped again. Read in programs of TensorRT-RTX 1.7: docs/devices.md.
+    """
+    if not (isinstance(layer, GridLinear) and layer.block_size == 0):
+        return ops.linear(g, x, layer)
+    zero = cast(g, node(g.op.Constant(value_float=0.0)), layer.scales.dtype or FLOAT)
+    zeros = node(g.op.Expand(zero, [1, layer.inputs]))
+    y = ops.linear(g, node(g.op.Concat(x, zeros, axis=0)), layer)
+    return node(g.op.Slice(y, [0], [-1], [0]))
 
 
 def _linear(weights: WeightWriter, name: str, scheme: Scheme) -> Linear:

@@ -18,7 +18,7 @@ from onnx.utils import Extractor
 from export.op_lists import load_graph
 from gemvg_edge.errors import GemvgError
 
-HIDDEN, LOGITS, BEST = "hidden", "logits", "best"
+HIDDEN, LOGITS = "hidden", "logits"
 # A tactic for the head of Qwen3-VL-2B, 151,936 x 2,048 in float16, wanted 1.03 GB in one piece, which a Jetson Orin
 # Nano did not have; its head in two pieces was built (https://hokwangchoi.com/blog/vlm-benchmarks).
 TACTIC_FACTOR = 1.03e9 / (151_936 * 2_048 * 2)
@@ -69,7 +69,7 @@ def head_pieces(model: onnx.ModelProto, free_bytes: int) -> int:
 
 
 def split_head(model: onnx.ModelProto, pieces: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """A decoder -> (decoder up to the `hidden` rows that the head reads, head: hidden -> logits, best).
+    """A decoder -> (decoder up to the `hidden` rows that the head reads, head: hidden -> logits).
 
     The head's weight is cut along the vocabulary where it is a plain matrix; codes, a quarter as large, stay whole.
     """
@@ -90,9 +90,9 @@ def split_head(model: onnx.ModelProto, pieces: int) -> tuple[onnx.ModelProto, on
     if pieces > 1 and head.op_type == "Gemm":
         _cut(graph, head, pieces)
     extractor = Extractor(whole)
-    outputs = [value.name for value in graph.output if value.name not in (LOGITS, BEST)]
+    outputs = [value.name for value in graph.output if value.name != LOGITS]
     body = extractor.extract_model([value.name for value in graph.input], [HIDDEN, *outputs])
-    return body, extractor.extract_model([HIDDEN], [LOGITS, BEST])
+    return body, extractor.extract_model([HIDDEN], [LOGITS])
 
 
 def _head_node(model: onnx.ModelProto) -> onnx.NodeProto:

@@ -30,7 +30,7 @@ def linear(g: GraphBuilder, x: ir.Value, layer: Linear) -> ir.Value:
             return node(g.op.Gemm(x, weight, transB=1))
         case DenseLinear(weight, bias):
             return node(g.op.Gemm(x, weight, bias, transB=1))
-        case GridLinear(codes, scales, bias, order, block_size):
+        case GridLinear(codes, scales, bias, order, _, block_size):
             blocks = {"axis": 0, "block_size": block_size} if block_size else {"axis": 1}
             weight = g.op.DequantizeLinear(codes, scales, **blocks)  # (in, out)
             y = node(g.op.MatMul(take_in_order(g, x, order), weight))
@@ -69,17 +69,20 @@ def add_layer_norm(
     return layer_norm(g, total, weight, bias, epsilon), total
 
 
-def token_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> dict[str, ir.Value]:
-    """Where the new tokens stand: rotary rows, the place of each in the cache, and the places that there are.
+def token_inputs(
+    g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType, slots: str
+) -> dict[str, ir.Value]:
+    """Where the new tokens stand: rotary rows, the place of each in the cache, and the places that are looked at.
 
-    `heads`: the shape (batch, tokens, heads and key/value heads, head_dim) of the new queries, keys and values.
+    `slots` names how many these are. `heads`: the shape (batch, tokens, heads and key/value heads, head_dim) of the new
+    queries, keys and values.
     """
     rows: list[int | str | None] = ["batch", "tokens", shape.head_dim // 2]
     return {
         "cos": cast(g, g.input("cos", FLOAT, rows), dtype),
         "sin": cast(g, g.input("sin", FLOAT, rows), dtype),
         "places": g.input("places", INT64, ["batch", "tokens"]),
-        "slots": g.input("slots", INT64, ["capacity"]),
+        "slots": g.input("slots", INT64, [slots]),
         "rows": g.input("rows", INT64, ["rows"]),
         "heads": sizes(g, embeds, 0, 2, shape.heads + 2 * shape.kv_heads, shape.head_dim),
     }
@@ -87,7 +90,7 @@ def token_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir
 
 def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> Inputs:
     """Those of `token_inputs`, and what is added to the scores of cached and of new tokens."""
-    inputs = token_inputs(g, embeds, shape, dtype)
+    inputs = token_inputs(g, embeds, shape, dtype, "capacity")
     places, group = inputs["places"], shape.heads // shape.kv_heads
     first = g.op.Slice(places, [0], [1], [1])  # (batch, 1): cached places come before
     cached = node(g.op.Unsqueeze(g.op.Less(inputs["slots"], first), [1, 2]))  # (batch, 1, 1, capacity)

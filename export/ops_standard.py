@@ -40,11 +40,12 @@ def add_rms_norm(
 
 def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> Inputs:
     """Where the new tokens stand, and which places each of them sees."""
-    inputs = ops_plain.token_inputs(g, embeds, shape, dtype)
+    inputs = ops_plain.token_inputs(g, embeds, shape, dtype, "slots")
     places = inputs["places"]
     seen = g.op.LessOrEqual(inputs["slots"], g.op.Unsqueeze(places, [1, 3]))
     return inputs | {
-        "mask": node(seen),  # (batch, 1, tokens, capacity)
+        "mask": node(seen),  # (batch, 1, tokens, slots)
+        "seen": sizes(g, inputs["slots"], 0, 1),
         "first": node(g.op.Gather(places, 0, axis=1)),  # (batch): where the new tokens begin
     }
 
@@ -60,7 +61,11 @@ def cached_attention(
         node(g.op.TensorScatter(cache, new, inputs["first"], axis=-2))
         for cache, new in zip(past, (key, value), strict=True)
     )
-    y = node(g.op.Attention(query, keys, values, inputs["mask"], scale=shape.head_dim**-0.5))
+    # The cache has one length for ever; what is attended to ends where `slots` does. Where these are as many, TensorRT
+    # leaves the slices out and reads the cache where it lies; where not, it copies them, and attends to the few key/
+    # value heads as they are, which it would otherwise write out for every head.
+    attended = (node(g.op.Slice(x, [0], inputs["seen"], [2])) for x in (keys, values))
+    y = node(g.op.Attention(query, *attended, inputs["mask"], scale=shape.head_dim**-0.5))
     return node(g.op.Reshape(permute(g, y, (0, 2, 1, 3)), [-1, shape.heads * shape.head_dim])), keys, values
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from gemvg_edge.engines.placement import SLOTS, whole_slots
 from gemvg_edge.engines.tensorrt_library import new_log, reason
 from gemvg_edge.errors import GemvgError
 
@@ -47,11 +48,14 @@ class BuildOptions:
 
 def decoder_profiles(capacity: int, max_prefill: int) -> list[Profile]:
     """Prefill of pictures, one token (the engine's DECODE_PROFILE), and questions, each with kernels of its own."""
-    slots = Range(min(64, capacity), capacity, capacity)
-    tokens = [Range(1, max_prefill, max_prefill), Range(1, 1, 1)]
+    # A prefill looks at the places that are taken. A single token looks at all, which is then a number that is known
+    # when the engine is built: its attention reads the cache where it lies.
+    taken, every = Range(SLOTS, whole_slots(max_prefill), capacity), Range(capacity, capacity, capacity)
+    caches = Range(min(SLOTS, capacity), capacity, capacity)  # where the graph lets them differ
+    passes = [(Range(1, max_prefill, max_prefill), taken), (Range(1, 1, 1), every)]
     if max_prefill > QUESTION:
-        tokens.append(Range(1, 32, QUESTION))
-    return [{"tokens": count, "capacity": slots} for count in tokens]
+        passes.append((Range(1, 32, QUESTION), taken))
+    return [{"tokens": tokens, "slots": slots, "capacity": caches} for tokens, slots in passes]
 
 
 def vision_profiles(most: int, step: int) -> list[Profile]:

@@ -73,6 +73,7 @@ class GridLinear:
     scales: ir.Value  # (in / block_size, out), or (out)
     bias: ir.Value | None
     order: ir.Value | None  # as in BlockLinear
+    inputs: int
     block_size: int  # inputs that share a scale; 0 for all
 
 
@@ -200,7 +201,7 @@ class WeightWriter:
             value = self._write(f"{name}.codes", ir.DataType.INT8, (inputs, outputs), [codes])
         scales = np.concatenate([grid.scales for grid in grids], axis=-1)
         scale = self._scales(name, scales.shape, [scales])
-        return GridLinear(value, scale, bias, self._order(name, grids[0].order), block_size)
+        return GridLinear(value, scale, bias, self._order(name, grids[0].order), inputs, block_size)
 
     def _scales(self, name: str, shape: Sequence[int], pieces: Sequence[npt.NDArray[Any]]) -> ir.Value:
         return self._write(f"{name}.scales", self.dtype, shape, [piece.astype(self.dtype.numpy()) for piece in pieces])

@@ -26,7 +26,7 @@ from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.scores import Calibration
 
 FORMAT = "gemvg-edge-bundle"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"

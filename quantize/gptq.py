@@ -87,13 +87,11 @@ class Settings:
 
     def grid(self, layer: str) -> Grid | None:
         """What a layer's weight is rounded to, by its tensor's name without `.weight`; None leaves it."""
-        if layer.startswith("visual."):
-            # 8-bit products want one scale an output: it can be applied after the sum.
-            bits: int = self.vision_bits
-            group_size = -1 if bits == 8 else self.group_size
-        else:
-            special: dict[str, int] = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
-            bits, group_size = special.get(layer, self.bits), self.group_size
+        special: dict[str, int] = {HEAD: self.head_bits, EMBEDDING_LAYER: self.embedding_bits}
+        bits: int = self.vision_bits if layer.startswith("visual.") else special.get(layer, self.bits)
+        # 8-bit products want one scale an output: it can be applied after the sum, and TensorRT fuses no other.
+        beside = layer.startswith("visual.") or layer == HEAD
+        group_size = -1 if beside and bits == 8 else self.group_size
         symmetric = self.sym or layer.startswith("visual.") or layer == EMBEDDING_LAYER
         return Grid(bits, group_size, symmetric, self.positive_scales) if bits < UNTOUCHED else None
 

@@ -197,7 +197,7 @@ def test_exported_twice_gives_equal_bytes(
 
 # Largest difference from float32 in the output's standard deviations: bfloat16 has 8 binary digits.
 BFLOAT16_DIFFERENCE = (1e-3, 0.1)
-LENGTHS = {"batch": 2, "tokens": 5, "capacity": 9, "rows": 2, "pictures": 2, "patches": 16}
+LENGTHS = {"batch": 2, "tokens": 5, "capacity": 9, "slots": 9, "rows": 2, "pictures": 2, "patches": 16}
 
 
 def random_inputs(graph: onnx.GraphProto) -> dict[str, np.ndarray]:

@@ -84,13 +84,16 @@ def test_inputs_in_activation_order_are_gathered(bits: int) -> None:
     linear = shuffled(random_linear(bits, 32, 4, True), bits)
     x = np.random.default_rng(1).standard_normal((3, 128)).astype(np.float32)
     expected = x @ dequantize(linear).T
-    blocks, grid = to_blocks(linear, "layer"), to_grid(linear, "layer")
+    blocks = to_blocks(linear, "layer")
     assert blocks.order is not None
-    assert grid.order is not None
     rows = QuantizedRows(blocks.packed, np.ascontiguousarray(blocks.scales))
     bias = np.zeros(len(linear.codes), np.float32)
     found = run_matmulnbits(x[None, :, blocks.order], rows, bias, blocks.bits, blocks.block_size, 0, blocks.zeros)
     assert np.abs(found - expected).max() < 1e-3
+    if bits == 8:
+        return
+    grid = to_grid(linear, "layer")
+    assert grid.order is not None
     weight = grid.codes * np.repeat(grid.scales.astype(np.float32), grid.block_size, axis=0)  # (in, out)
     assert np.abs(x[:, grid.order] @ weight - expected).max() < 1e-3
     assert np.abs(x @ weight - expected).max() > 0.1, "in the inputs' own order it would be another layer"
@@ -102,6 +105,21 @@ def test_uneven_groups_are_refused(layout: Callable[[QuantizedLinear, str], Any]
     uneven = linear._replace(groups=np.where(np.arange(128) < 40, 0, linear.groups).astype(np.int32))
     with pytest.raises(GemvgError, match=r"a.layer has groups of 24 to 40 inputs; quantise with even ones"):
         layout(uneven, "a.layer")
+
+
+def test_a_grid_has_only_what_tensorrt_dequantises_inside_a_product() -> None:
+    """4 bits with a scale an output are groups of it; 8 bits in groups, and 4 bits of 40 inputs, are refused."""
+    channel = random_linear(4, 128, 1, True)
+    grid = to_grid(channel, "layer")
+    assert grid.block_size == 128
+    assert np.array_equal((grid.codes * grid.scales.astype(np.float32)).T, dequantize(channel))
+    assert to_grid(random_linear(4, 32 * 3, 1, True), "layer").block_size == 32
+    assert to_grid(random_linear(8, 128, 1, True), "layer").block_size == 0
+    said = "a.layer is stored in {}, which TensorRT writes out as floats at every step; quantise it to 4 bits in groups"
+    with pytest.raises(GemvgError, match=said.format("groups of 32 of 8 bits")):
+        to_grid(random_linear(8, 32, 4, True), "a.layer")
+    with pytest.raises(GemvgError, match=said.format("4 bits with one scale for 40 inputs")):
+        to_grid(random_linear(4, 40, 1, True), "a.layer")
 
 
 def test_a_grid_has_no_zero_points() -> None:

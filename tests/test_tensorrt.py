@@ -131,7 +131,7 @@ def test_profiles_fit_the_graphs(dialect: str, bundles: dict[str, Path]) -> None
     for job in plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, pieces=1):
         inputs = input_shapes(job.graph)
         opened = {size for shape in inputs.values() for size in shape if isinstance(size, str)}
-        of_decoder = {"tokens"} if dialect == "standard" else {"tokens", "capacity"}
+        of_decoder = {"tokens", "slots" if dialect == "standard" else "capacity"}
         assert opened == (of_decoder if job.name == DECODER_ENGINE else {"patches"})
         for profile in job.profiles:
             for name, shapes in profile_shapes(inputs, profile).items():
@@ -199,7 +199,7 @@ def random_inputs(model: onnx.ModelProto, tokens: int, past: int) -> dict[str, n
     """A pass of some tokens after `past` others, with numbers that mean nothing."""
     rng = np.random.default_rng(0)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    sizes = {"tokens": tokens, "capacity": 64}
+    sizes = {"tokens": tokens, "capacity": 64, "slots": 64}
     shapes = {
         name: [sizes[size] if isinstance(size, str) else size for size in shape]
         for name, shape in input_shapes(model).items()

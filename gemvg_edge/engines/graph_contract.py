@@ -49,7 +49,6 @@ def decoder_contract(manifest: Manifest) -> tuple[Tensors, Tensors]:
     names = [f"{part}_{layer}" for layer in range(shape.layers) for part in ("key", "value")]
     inputs |= {f"past_{name}": cache for name in names}
     outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {"logits": (FLOAT, (None, shape.vocab_size))}
-    outputs |= {"best": (INT64, (None,))}
     written = "new" if manifest.dialect == "plain" else "present"
     return inputs, outputs | {f"{written}_{name}": cache for name in names}
 

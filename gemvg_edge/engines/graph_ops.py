@@ -15,7 +15,7 @@ from gemvg_edge.files import printable, read_bytes
 FIX = "copy or export the bundle again"
 # None runs another graph, so that each runs once; tests/test_op_lists.py has every graph of ours.
 KNOWN = frozenset((
-    "Add", "ArgMax", "Attention", "Cast", "Concat", "Constant", "DequantizeLinear", "Div", "Expand", "Gather",
+    "Add", "Attention", "Cast", "Concat", "Constant", "DequantizeLinear", "Div", "Expand", "Gather",
     "Gelu", "Gemm", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Mul", "RMSNormalization", "ReduceMean",
     "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "SimplifiedLayerNormalization", "Slice", "Softmax", "Split",
     "Sqrt", "Sub", "TensorScatter", "Tile", "Transpose", "Unsqueeze", "Where",

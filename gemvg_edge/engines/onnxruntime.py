@@ -19,6 +19,7 @@ from gemvg_edge.engines.embedding import EmbeddingTable
 from gemvg_edge.engines.finite import check_finite
 from gemvg_edge.engines.graph_contract import check_contract, decoder_contract, vision_contract
 from gemvg_edge.engines.graph_ops import check_operators
+from gemvg_edge.engines.placement import whole_slots
 from gemvg_edge.engines.protocol import Floats, Step
 from gemvg_edge.engines.steps import check_copy, check_step, pick
 from gemvg_edge.engines.vision_inputs import vision_runs
@@ -78,7 +79,6 @@ class OnnxCache:
         # The fused attention finds a token's rotary row by its place; the other dialects are given the new tokens' own.
         self.rotary: Floats | None = np.zeros((2, capacity, half), np.float32) if manifest.dialect == "fused" else None
         self.logits: Floats = np.empty((1, shape.vocab_size), np.float32)
-        self.best = np.empty(1, np.int64)
         self.slots = np.arange(capacity, dtype=np.int64)
         stored_as, element_type = ELEMENT_TYPES[manifest.precision]
         dims = (1, shape.kv_heads, capacity, shape.head_dim)
@@ -96,7 +96,6 @@ class OnnxCache:
             if device != "cpu":
                 self.on_device.append(buffer)
         self.binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self.logits))
-        self.binding.bind_ortvalue_output("best", onnxruntime.OrtValue.ortvalue_from_numpy(self.best))
         if device != "cpu":
             self.keys_values.clear()  # the device has its own
 
@@ -155,7 +154,7 @@ class OnnxDecoder:
             inputs |= {"cos": cache.rotary[0], "sin": cache.rotary[1]}
             inputs |= {"seqlens_k": np.array([total - 1], np.int32), "total": np.array(total, np.int32)}
         else:
-            inputs |= {"cos": step.table.cos[None], "sin": step.table.sin[None], "slots": cache.slots}
+            inputs |= {"cos": step.table.cos[None], "sin": step.table.sin[None], "slots": self._seen(cache, total)}
             inputs |= {"places": np.arange(past, total)[None], "rows": np.array([tokens - 1])}
         for name, array in inputs.items():  # `inputs` outlives the run, which the binding needs: it does not own them
             cache.binding.bind_cpu_input(name, array)
@@ -167,13 +166,17 @@ class OnnxDecoder:
         check_finite(cache.logits, self._path, "the logits are", self._manifest.precision)
         return pick(cache.logits, step.legal)
 
+    def _seen(self, cache: OnnxCache, total: int) -> npt.NDArray[np.int64]:
+        """The places that are looked at: those that hold a token, or all where the graph reads a cache whole."""
+        return cache.slots if self._manifest.dialect == "plain" else cache.slots[: whole_slots(total)]
+
     def _run_plain(self, cache: OnnxCache, past: int, total: int) -> None:
         """Run a graph that gives the new keys and values alone, and put them into their places."""
         for name in cache.keys_values:
             cache.binding.bind_output(f"new_{name}", "cpu")
         self._session.run_with_iobinding(cache.binding)
-        # In the order they were bound in: logits and best come first.
-        for array, new in zip(cache.keys_values.values(), cache.binding.get_outputs()[2:], strict=True):
+        # In the order they were bound in: the logits come first.
+        for array, new in zip(cache.keys_values.values(), cache.binding.get_outputs()[1:], strict=True):
             array[:, :, past:total] = new.numpy()
 
 

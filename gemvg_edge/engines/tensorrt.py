@@ -143,8 +143,7 @@ class TensorRTDecoder:
         self._inputs = HostBlock(self._layout(max(self._most))[1])
         self._device_inputs = DeviceBlock(self._inputs.bytes, "a step's inputs")
         self._new = DeviceBlock(self._new_bytes(max(self._most)), "new keys and values")
-        sizes = [4 * shape.vocab_size, 8, 4 * shape.hidden_size]
-        (self._logits_at, self._best_at, self._hidden_at), size = offsets(sizes)
+        (self._logits_at, self._hidden_at), size = offsets([4 * shape.vocab_size, 4 * shape.hidden_size])
         self._results, self._device_results = HostBlock(size), DeviceBlock(size, "logits")
         self._all_slots = self._upload_slots()
         self._head = None if head is None else self._bind_head(head, bundle.path(HEAD_ENGINE))
@@ -207,7 +206,7 @@ class TensorRTDecoder:
             assert profile is not None
             if profile not in self._prefills:
                 self._prefills[profile] = Execution(self._engine, self._path, self._shared, profile)
-            self._bind(self._prefills[profile], cache, tokens)
+            self._bind(self._prefills[profile], cache, tokens, self._seen(cache, past + tokens))
             self._enqueue(self._prefills[profile], tokens)
         if not self._in_place:
             kv_heads = self._shape.kv_heads
@@ -219,7 +218,7 @@ class TensorRTDecoder:
     def _record(self, cache: TensorRTCache) -> tuple[Execution, Graph]:
         """The decode step of one cache as a CUDA graph; the step that the inputs hold is run on the way."""
         execution = Execution(self._engine, self._path, self._shared, DECODE_PROFILE)
-        self._bind(execution, cache, 1)
+        self._bind(execution, cache, 1, cache.slots)  # one recorded step for every length
         self._enqueue(execution, 1)  # what TensorRT puts off until the first run must not be recorded
         self._shared.stream.wait()
         return execution, self._shared.stream.capture(lambda: self._enqueue(execution, 1))
@@ -244,11 +243,15 @@ class TensorRTDecoder:
         starts, size = offsets(sizes)
         return list(zip(names, shapes, types, starts, strict=True)), size
 
-    def _bind(self, execution: Execution, cache: TensorRTCache, tokens: int) -> None:
+    def _seen(self, cache: TensorRTCache, total: int) -> int:
+        """How many places a pass looks at: those that hold a token, or all where the graph reads a cache whole."""
+        return min(whole_slots(total), cache.slots) if self._in_place else cache.slots
+
+    def _bind(self, execution: Execution, cache: TensorRTCache, tokens: int, seen: int) -> None:
         shape = self._shape
         for name, dims, _, at in self._layout(tokens)[0]:
             execution.bind_input(name, self._device_inputs.address + at, dims)
-        execution.bind_input("slots", self._all_slots.address, (cache.slots,))
+        execution.bind_input("slots", self._all_slots.address, (seen,))
         dims, distance = (1, shape.kv_heads, cache.slots, shape.head_dim), self._new_bytes(tokens) // self._planes
         for plane in range(self._planes):
             name = f"{('key', 'value')[plane % 2]}_{plane // 2}"
@@ -261,13 +264,12 @@ class TensorRTDecoder:
         results = self._device_results.address
         if self._head is None:
             execution.bind("logits", results + self._logits_at)
-            execution.bind("best", results + self._best_at)
         else:
             execution.bind("hidden", results + self._hidden_at)
 
     def _bind_head(self, head: Any, path: Path) -> Execution:
         execution, results = Execution(head, path, self._shared), self._device_results.address
-        for name, at in (("hidden", self._hidden_at), ("logits", self._logits_at), ("best", self._best_at)):
+        for name, at in (("hidden", self._hidden_at), ("logits", self._logits_at)):
             execution.bind(name, results + at)
         return execution
 
