@@ -33,11 +33,17 @@ def read_graph(path: Path, sizes: Mapping[str, int]) -> onnx.ModelProto:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in sizes:
                 dimension.dim_value = sizes[dimension.dim_param]
-    for node in model.graph.node:
-        if node.op_type == "Attention":
-            # The parser's own attribute: where TensorRT has no fused kernel for these sizes, it may take several.
-            node.attribute.append(helper.make_attribute("TRT_decomposable", 1))
     return model
+
+
+def in_pieces(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The same graph, its attentions allowed to be several kernels each; None where it has no attention as one node."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    attentions = [node for node in changed.graph.node if node.op_type == "Attention"]
+    for node in attentions:
+        node.attribute.append(helper.make_attribute("TRT_decomposable", 1))  # an attribute of the parser's own
+    return changed if attentions else None
 
 
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
@@ -59,12 +65,12 @@ def write_graph(model: onnx.ModelProto, path: Path, data_folder: Path) -> None:
 
 def weight_bytes(models: Iterable[onnx.ModelProto]) -> int:
     """What the initialisers take."""
-    return sum(_size(tensor) for model in models for tensor in model.graph.initializer)
+    return sum(tensor_bytes(tensor) for model in models for tensor in model.graph.initializer)
 
 
 def head_pieces(model: onnx.ModelProto, free_bytes: int) -> int:
     """Into how many pieces the head is cut for a GPU with so much free memory; 1: it stays in the decoder's engine."""
-    wanted = TACTIC_FACTOR * _size(_head_weight(model))
+    wanted = TACTIC_FACTOR * tensor_bytes(_head_weight(model))
     return max(1, math.ceil(wanted / (free_bytes * CONTIGUOUS_SHARE)))
 
 
@@ -143,7 +149,7 @@ def _cut(graph: onnx.GraphProto, head: onnx.NodeProto, pieces: int) -> None:
 
 def _rows_of(weight: onnx.TensorProto, name: str, start: int, stop: int) -> onnx.TensorProto:
     """Some rows of a matrix that lies in a data file: the same bytes, under another name."""
-    place, row = _external(weight), _size(weight) // weight.dims[0]
+    place, row = _external(weight), tensor_bytes(weight) // weight.dims[0]
     part = onnx.TensorProto(name=name, data_type=weight.data_type, dims=[stop - start, *weight.dims[1:]])
     part.data_location = onnx.TensorProto.EXTERNAL
     offset = int(place.get("offset", 0)) + start * row
@@ -157,5 +163,6 @@ def _external(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _size(tensor: onnx.TensorProto) -> int:
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """What an initialiser takes, wherever it lies."""
     return int(_external(tensor).get("length", tensor.ByteSize()))

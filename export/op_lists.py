@@ -1,8 +1,9 @@
-"""Whether a graph parses in a TensorRT that is not here: each node against the parser's documented list of operators.
+"""Whether a graph parses in a TensorRT that is not here, and is fast there: each node against documented rules.
 
 The lists are data files in export/targets, each with the document that it was read from. They name operators and types;
-what the document says of single inputs and attributes, as far as our graphs could break it, is in `_broken_rule`. Of
-the weights only scales are read.
+what the document says of single inputs and attributes, as far as our graphs could break it, is in `_broken_rule`. What
+parses and is slow all the same, as compiled programs say (engine_reading.py), is in `_slow`. Of the weights only scales
+are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import onnx
 
+from gemvg_edge.bundle import DECODER_GRAPH
 from gemvg_edge.errors import GemvgError
 
 LISTS = Path(__file__).parent / "targets"
@@ -56,11 +58,15 @@ def check_graph(path: Path, op_list: OpList) -> list[str]:
     types = dict(_value_types(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"} | set(tensors)
+    kinds = {name: node.op_type for node in model.graph.node for name in node.output}
+    products = {name: node.input[0] for node in model.graph.node if node.op_type == "MatMul" for name in node.input[1:]}
+    rows = {weight: kinds.get(x, "") for weight, x in products.items()}
     problems = []
     for node in model.graph.node:
         problem = _missing(node, types, op_list) or _broken_rule(node, constants)
         if problem is None and node.op_type == "DequantizeLinear":
             problem = _negative_scale(tensors[node.input[1]], path.parent)
+            problem = problem or _slow(node, tensors[node.input[0]].data_type, rows.get(node.output[0], ""), path.name)
         if problem:
             problems.append(f"{path.name}: node {node.name!r} ({node.op_type}): {problem}")
     return problems
@@ -122,6 +128,21 @@ def _broken_rule(node: onnx.NodeProto, constants: set[str]) -> str | None:
         case "ReduceMean" | "ReduceMax" | "ReduceSum" | "Squeeze" | "Unsqueeze":
             if any(name and name not in constants for name in inputs[1:]):
                 return "axes must be a constant"
+    return None
+
+
+def _slow(node: onnx.NodeProto, data_type: int, multiplied: str, graph: str) -> str | None:
+    """Why a dequantised weight would be written out as floats at every run, if it would.
+
+    `multiplied`: the operator that makes what the weight is multiplied with.
+    """
+    groups, four = int(_attribute(node, "block_size", 0)), data_type == onnx.TensorProto.INT4
+    if four != bool(groups):
+        how = "4 bits with one scale an output" if four else f"8 bits in groups of {groups}"
+        return f"{how} are written out as floats at every run; quantise to 4 bits in groups, or to 8 bits without"
+    # A decode step has one row; export.decoder gives such products a second.
+    if graph == DECODER_GRAPH and not four and multiplied != "Concat":
+        return "8 bits are written out as floats where a product has a single row; export the bundle again"
     return None
 
 

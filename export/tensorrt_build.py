@@ -22,6 +22,7 @@ from gemvg_edge.errors import GemvgError
 
 MIB = 2**20
 LEAST_WORKSPACE = 64 * MIB
+NO_KERNEL = "not supported by a dedicated kernel"  # in what TensorRT says of an attention that may be one kernel only
 QUESTION = 128  # tokens: a query after its pictures were prefilled, or tokens that are known beforehand
 
 
@@ -44,6 +45,7 @@ class BuildOptions:
     workspace: int  # bytes, the most that one tactic may take
     exact: bool = False  # float32 products in float32, not in TF32
     timing_cache: Path | None = None
+    capability: str | None = None  # such as "8.9": compile for another GPU than this machine's, with TensorRT-RTX alone
 
 
 def decoder_profiles(capacity: int, max_prefill: int) -> list[Profile]:
@@ -51,11 +53,10 @@ def decoder_profiles(capacity: int, max_prefill: int) -> list[Profile]:
     # A prefill looks at the places that are taken. A single token looks at all, which is then a number that is known
     # when the engine is built: its attention reads the cache where it lies.
     taken, every = Range(SLOTS, whole_slots(max_prefill), capacity), Range(capacity, capacity, capacity)
-    caches = Range(min(SLOTS, capacity), capacity, capacity)  # where the graph lets them differ
     passes = [(Range(1, max_prefill, max_prefill), taken), (Range(1, 1, 1), every)]
     if max_prefill > QUESTION:
         passes.append((Range(1, 32, QUESTION), taken))
-    return [{"tokens": tokens, "slots": slots, "capacity": caches} for tokens, slots in passes]
+    return [{"tokens": tokens, "slots": slots} for tokens, slots in passes]
 
 
 def vision_profiles(most: int, step: int) -> list[Profile]:
@@ -77,26 +78,29 @@ def profile_shapes(inputs: Mapping[str, Shape], profile: Profile) -> dict[str, t
     return shapes
 
 
-def workspace_limit(free_bytes: int, weights: int) -> int:
-    """Bytes of workspace for a build: half of what is left when the weights are in memory twice, host and device.
-
-    On a Jetson both are the same memory. GemvgError where the weights alone do not fit.
-    """
-    if weights > free_bytes:
+def workspace_limit(free_bytes: int, taken: int) -> int:
+    """Bytes of workspace for a build: half of what it leaves of the GPU's memory; GemvgError where it leaves none."""
+    if taken > free_bytes:
         raise GemvgError(
-            f"the weights take {weights / MIB:.0f} MiB and {free_bytes / MIB:.0f} MiB of GPU memory are free; quantise "
-            "the checkpoint to fewer bits, or close what else uses the GPU"
+            f"a build takes {taken / MIB:.0f} MiB of GPU memory and {free_bytes / MIB:.0f} MiB are free; quantise the "
+            "checkpoint to fewer bits, or close what else uses the GPU"
         )
-    return max(LEAST_WORKSPACE, (free_bytes - 2 * weights) // 2 // MIB * MIB)
+    return max(LEAST_WORKSPACE, (free_bytes - taken) // 2 // MIB * MIB)
+
+
+class NoFusedAttentionError(GemvgError):
+    """TensorRT has no single kernel for an attention of the graph, and was not allowed several."""
 
 
 def build_engine(
-    trt: Any, graph: Path, inputs: Mapping[str, Shape], profiles: Sequence[Profile], options: BuildOptions
-) -> Any:
-    """Parse a graph, its data file beside it, and compile it: minutes to hours, with a progress bar.
-
-    Returns the serialised engine, a buffer.
-    """
+    trt: Any,
+    graph: Path,
+    inputs: Mapping[str, Shape],
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+    target: Path,
+) -> None:
+    """Parse a graph, its data file beside it, and compile it into a file: minutes to hours, with a progress bar."""
     log = new_log(trt)
     builder = trt.Builder(log)
     # The only kind of network that TensorRT 11 has.
@@ -104,7 +108,12 @@ def build_engine(
     _parser = parse_graph(trt, network, graph, log)  # holds the weights until the engine is built
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if hasattr(config, "profiling_verbosity"):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what was built can be read then, at no cost
     config.max_aux_streams = 0  # decoding is bound by memory, and more streams only need more of it
+    if options.capability:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + options.capability.replace(".", "")), 0)
     if options.exact:
         config.clear_flag(trt.BuilderFlag.TF32)
     for sizes in profiles:
@@ -118,17 +127,36 @@ def build_engine(
     with tqdm(desc=graph.stem, unit="step", delay=1) as bar:
         monitor = _new_monitor(trt, bar)
         config.progress_monitor = monitor
-        engine = builder.build_serialized_network(network, config)
+        built = _build_into(trt, builder, network, config, target)
     if monitor.cancelled:
         raise KeyboardInterrupt
-    if engine is None:
-        raise GemvgError(
-            f"TensorRT {trt.__version__} cannot build {graph.name}: {reason(log)}; where memory is short, give a "
-            "smaller --max-tokens, --max-prefill or --max-visual-tokens"
+    if not built:
+        why = reason(log)
+        kind = NoFusedAttentionError if NO_KERNEL in why else GemvgError
+        raise kind(
+            f"TensorRT {trt.__version__} cannot build {graph.name}: {why}; where memory is short, give a smaller "
+            "--max-tokens, --max-prefill or --max-visual-tokens"
         )
     if options.timing_cache:
         _save_timing_cache(config, options.timing_cache)
-    return engine
+
+
+def _build_into(trt: Any, builder: Any, network: Any, config: Any, target: Path) -> bool:
+    """Whether the engine was built; its bytes go into the file as they come, where TensorRT can (from 10.12 on)."""
+    with target.open("wb") as file:
+        if not hasattr(builder, "build_serialized_network_to_stream"):
+            engine = builder.build_serialized_network(network, config)
+            file.write(engine or b"")
+            return engine is not None
+
+        class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the base is known only now
+            def __init__(self) -> None:
+                trt.IStreamWriter.__init__(self)
+
+            def write(self, data: bytes) -> int:
+                return file.write(data)
+
+        return bool(builder.build_serialized_network_to_stream(network, config, Writer())) and file.tell() > 0
 
 
 def parse_graph(trt: Any, network: Any, graph: Path, log: Any) -> Any:

@@ -1,9 +1,10 @@
 """A bundle of graphs -> a bundle of TensorRT engines for the GPU of this machine. Folder in, folder out.
 
-    python -m export.to_tensorrt BUNDLE OUT [--device jetson-orin-nano-8gb] [--max-tokens 4096] [--timing-cache FILE]
+    python -m export.to_tensorrt BUNDLE OUT [--device jetson-orin-nano-8gb] [--pictures 2] [--timing-cache FILE]
 
 Run it on the device itself: engines run on no other GPU and with no other TensorRT. BUNDLE is one that
-`python -m export.to_onnx --dialect standard` (TensorRT from 10.15 on) or `--dialect plain` (from 10.3 on) wrote.
+`python -m export.to_onnx --dialect standard` (TensorRT from 10.15 on) or `--dialect plain` (from 10.3 on) wrote. Says
+before it starts how much memory it takes, and in the end what the engines do: kernels, what is fused, what is copied.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from typing import Any, NamedTuple
 
 import onnx
 
+from export.build_memory import GIB, available_memory, check_memory, return_freed_memory
 from export.bundle_folder import check_bundle_folder, new_bundle_folder
 from export.bundle_writer import write_manifest
-from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
+from export.engine_graphs import head_pieces, in_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
+from export.engine_program import Program, read_engine, read_inspector
+from export.engine_reading import Reading, read_program
+from export.engine_reading import describe as describe_readings
 from export.hashed_file import describe
 from export.op_lists import check_graph, nearest_list, read_op_list
+from export.shortened import count_layers
 from export.tensorrt_build import (
     MIB,
     BuildOptions,
+    NoFusedAttentionError,
     Profile,
     build_engine,
     decoder_profiles,
@@ -38,7 +45,7 @@ from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
 from gemvg_edge.command import OVERWRITE, run_command, whole_number
 from gemvg_edge.engines.placement import whole_slots
-from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt
+from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt, new_log
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
 
@@ -46,6 +53,7 @@ DEVICES = Path(__file__).parent / "targets" / "tensorrt_devices.json"
 ONE_SCENE = {"batch": 1, "rows": 1, "pictures": 1}  # dimensions that the engine always gives as 1
 FILES = (*bundle.ENGINE_FILES, bundle.HEAD_ENGINE)
 USUAL_PICTURE = 1024  # visual tokens, 900 x 900 pixels
+BESIDE_PICTURES = 256  # tokens of template, question and answer, about eight boxes in digits
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,22 @@ class Limits:
     max_visual_tokens: int  # of one picture
 
     @staticmethod
-    def of(manifest: Manifest, max_tokens: int, max_prefill: int, max_visual_tokens: int | None) -> Limits:
-        """What was asked for, as it suits the model; GemvgError for what makes no sense."""
+    def of(
+        manifest: Manifest, pictures: int, max_tokens: int | None, max_prefill: int, max_visual_tokens: int | None
+    ) -> Limits:
+        """What was asked for, as it suits the model; GemvgError for what makes no sense.
+
+        Every decode step reads the whole cache, so that it is as long as so many pictures need and no longer.
+        """
         numbers, window = manifest.preprocessing, window_tokens(manifest)
         largest = numbers.max_pixels // (numbers.patch_size * numbers.merge_size) ** 2
         visual = min(largest, USUAL_PICTURE) if max_visual_tokens is None else max_visual_tokens
-        if min(max_tokens, max_prefill, visual) < 1:
-            raise GemvgError("--max-tokens, --max-prefill and --max-visual-tokens must be at least 1")
-        tokens = whole_slots(max_tokens)
-        return Limits(tokens, min(max_prefill, tokens), -(-visual // window) * window)
+        visual = -(-visual // window) * window
+        tokens = pictures * visual + BESIDE_PICTURES if max_tokens is None else max_tokens
+        if min(pictures, tokens, max_prefill, visual) < 1:
+            raise GemvgError("--pictures, --max-tokens, --max-prefill and --max-visual-tokens must be at least 1")
+        tokens = whole_slots(tokens)
+        return Limits(tokens, min(max_prefill, tokens), visual)
 
 
 class Job(NamedTuple):
@@ -79,7 +94,8 @@ class Job(NamedTuple):
 def to_tensorrt(
     source: Path,
     target: Path,
-    max_tokens: int = 4096,
+    pictures: int = 2,
+    max_tokens: int | None = None,
     max_prefill: int = 1024,
     max_visual_tokens: int | None = None,
     device: str | None = None,
@@ -95,7 +111,7 @@ def to_tensorrt(
     if manifest.tensorrt:
         raise GemvgError(f"{source} holds engines already; give the bundle of graphs that they were built from")
     check_dialect(manifest.dialect, source)
-    limits = Limits.of(manifest, max_tokens, max_prefill, max_visual_tokens)
+    limits = Limits.of(manifest, pictures, max_tokens, max_prefill, max_visual_tokens)
     trt = load_tensorrt()
     check_dialect(manifest.dialect, source, trt.__version__)
     check_ops(opened, trt.__version__)
@@ -105,8 +121,13 @@ def to_tensorrt(
     check_device(device, gpu.compute_capability, gpu.name)
     vision, decoder = read_graphs(opened, limits)
     pieces = head_pieces(decoder, gpu.free_bytes)
-    workspace = workspace or workspace_limit(gpu.free_bytes, weight_bytes([vision, decoder]))
-    print(f"{gpu.name}, TensorRT {trt.__version__}: {workspace // MIB} MiB of workspace", file=sys.stderr)
+    weights = weight_bytes([vision, decoder])
+    # On a Jetson host and GPU share one memory, and tactics are timed with the weights on the device, too.
+    models = [(bundle.VISION_ENGINE, vision), (bundle.DECODER_ENGINE, decoder)]
+    building = check_memory(models, weights if gpu.integrated else 0, available_memory())
+    workspace = workspace or workspace_limit(gpu.free_bytes, building if gpu.integrated else 2 * weights)
+    said = f"{building / GIB:.1f} GiB of memory for building, {workspace // MIB} MiB of it or beside it as workspace"
+    print(f"{gpu.name}, TensorRT {trt.__version__}: about {said}", file=sys.stderr)
     options = BuildOptions(workspace, exact=manifest.precision == "float32", timing_cache=timing_cache)
     build = EngineBuild(
         version=trt.__version__,
@@ -120,7 +141,8 @@ def to_tensorrt(
     )
     with new_bundle_folder(target, FILES, [source], overwrite=overwrite) as work:
         for job in plan_jobs(vision, decoder, limits, manifest, pieces):
-            run_job(trt, job, source, options, work)
+            readings = run_job(trt, job, source, options, work)
+            print("\n".join(describe_readings(readings, job.name, count_layers(job.graph))))
         for name in (bundle.EMBEDDING, bundle.TOKENIZER):
             shutil.copyfile(source / name, work / name)
         write_manifest(work, engine_manifest(source, target.resolve().name, build, work))
@@ -161,9 +183,8 @@ def check_device(device: str | None, compute_capability: str, gpu: str) -> None:
 
 def read_graphs(source: Bundle, limits: Limits) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Vision tower and decoder without their weights, with the sizes fixed that have no choice."""
-    sizes = dict(ONE_SCENE)
-    if source.manifest.dialect == "standard":
-        sizes["capacity"] = limits.max_tokens  # TensorScatter's cache must have a fixed length when it is parsed
+    # TensorScatter's cache must have a fixed length when it is parsed; in `plain` its products need no padding then.
+    sizes = {**ONE_SCENE, "capacity": limits.max_tokens}
     return read_graph(source.path(bundle.VISION_GRAPH), sizes), read_graph(source.path(bundle.DECODER_GRAPH), sizes)
 
 
@@ -181,14 +202,40 @@ def plan_jobs(
     return [*jobs, Job(bundle.DECODER_ENGINE, body, profiles), Job(bundle.HEAD_ENGINE, head, [])]
 
 
-def run_job(trt: Any, job: Job, source: Path, options: BuildOptions, work: Path) -> None:
-    """Build one engine into the folder."""
+def run_job(trt: Any, job: Job, source: Path, options: BuildOptions, work: Path) -> list[Reading]:
+    """Build one engine into the folder, and read what was built."""
+    return_freed_memory()
+    try:
+        _build(trt, job.graph, job, source, options, work)
+    except NoFusedAttentionError as error:
+        graph = in_pieces(job.graph)
+        if graph is None:
+            raise
+        print(f"{error}\n{job.name} is built again, its attention of several kernels each: slower", file=sys.stderr)
+        _build(trt, graph, job, source, options, work)
+    return [read_program(program) for program in built_programs(trt, work / job.name)]
+
+
+def _build(trt: Any, graph: onnx.ModelProto, job: Job, source: Path, options: BuildOptions, work: Path) -> None:
     with tempfile.TemporaryDirectory(dir=work, prefix="graph.") as folder:
         path = (Path(folder) / job.name).with_suffix(".onnx")
-        write_graph(job.graph, path, source)
-        engine = build_engine(trt, path, input_shapes(job.graph), job.profiles, options)
-    with (work / job.name).open("wb") as file:
-        file.write(engine)
+        write_graph(graph, path, source)
+        build_engine(trt, path, input_shapes(graph), job.profiles, options, work / job.name)
+
+
+def built_programs(trt: Any, engine: Path) -> list[Program]:
+    """What an engine file holds: as its text says, of TensorRT-RTX, or as TensorRT's inspector, which needs the GPU."""
+    if trt.__name__.startswith("tensorrt_rtx"):
+        return read_engine(engine)
+    from gemvg_edge.engines.tensorrt_execution import load_engine  # imports TensorRT
+
+    log = new_log(trt)
+    try:
+        inspector = load_engine(trt.Runtime(log), engine, log).create_engine_inspector()
+        return read_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except GemvgError as error:  # it was hours of work, and is as good unread
+        print(f"{engine.name} is built, but not read: {error}", file=sys.stderr)
+        return []
 
 
 def engine_manifest(source: Path, name: str, build: EngineBuild, work: Path) -> dict[str, Any]:
@@ -209,8 +256,10 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("bundle", type=Path, help="the graphs, of the dialect standard or plain")
     parser.add_argument("out", type=Path, help="the folder to write the bundle of engines to")
     parser.add_argument("--device", choices=tuple(read_devices()), help="what this machine should be (default: any)")
-    tokens = "tokens of a scene at most: pictures, query and answer (default: %(default)s)"
-    parser.add_argument("--max-tokens", type=whole_number, default=4096, metavar="N", help=tokens)
+    scene = "pictures of a scene, which the length of the cache is worked out from (default: %(default)s)"
+    parser.add_argument("--pictures", type=whole_number, default=2, metavar="N", help=scene)
+    tokens = "tokens of a scene at most: pictures, query and answer (default: what --pictures of any size take)"
+    parser.add_argument("--max-tokens", type=whole_number, metavar="N", help=tokens)
     passes = "tokens of one pass at most, longer prompts take several (default: %(default)s)"
     parser.add_argument("--max-prefill", type=whole_number, default=1024, metavar="N", help=passes)
     pictures = f"tokens of one picture at most (default: as the preprocessing allows, up to {USUAL_PICTURE})"
@@ -221,7 +270,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help=cache)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     given = parser.parse_args(arguments)
-    sizes = (given.max_tokens, given.max_prefill, given.max_visual_tokens)
+    sizes = (given.pictures, given.max_tokens, given.max_prefill, given.max_visual_tokens)
     bytes_of_workspace = given.workspace * MIB if given.workspace else None
     told = given.device, bytes_of_workspace, given.timing_cache
     to_tensorrt(given.bundle, given.out, *sizes, *told, overwrite=given.overwrite)

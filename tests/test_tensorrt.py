@@ -126,12 +126,12 @@ def sizes_in(shape: tuple[int | str, ...], profile: dict[str, Range], end: int) 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_profiles_fit_the_graphs(dialect: str, bundles: dict[str, Path]) -> None:
     bundle = open_bundle(bundles[f"{dialect}-float32"])
-    limits = Limits.of(bundle.manifest, max_tokens=300, max_prefill=200, max_visual_tokens=50)
+    limits = Limits.of(bundle.manifest, pictures=2, max_tokens=300, max_prefill=200, max_visual_tokens=50)
     assert (limits.max_tokens, limits.max_prefill, limits.max_visual_tokens) == (320, 200, 50)
     for job in plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, pieces=1):
         inputs = input_shapes(job.graph)
         opened = {size for shape in inputs.values() for size in shape if isinstance(size, str)}
-        of_decoder = {"tokens", "slots" if dialect == "standard" else "capacity"}
+        of_decoder = {"tokens", "slots"} if dialect == "standard" else {"tokens"}
         assert opened == (of_decoder if job.name == DECODER_ENGINE else {"patches"})
         for profile in job.profiles:
             for name, shapes in profile_shapes(inputs, profile).items():
@@ -162,7 +162,7 @@ def test_windows_are_whole(tmp_path: Path) -> None:
     write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle", Recipe("plain"))
     bundle = open_bundle(tmp_path / "bundle")
     window = bundle.manifest.model.vision.window
-    limits = Limits.of(bundle.manifest, 64, 64, 3 * window**2 + 1)
+    limits = Limits.of(bundle.manifest, 2, 64, 64, 3 * window**2 + 1)
     assert limits.max_visual_tokens == 4 * window**2
     vision = plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, 1)[0]
     shapes = [profile_shapes(input_shapes(vision.graph), profile) for profile in vision.profiles]
@@ -173,8 +173,9 @@ def test_windows_are_whole(tmp_path: Path) -> None:
 
 def test_senseless_limits_are_refused(bundles: dict[str, Path]) -> None:
     manifest = open_bundle(bundles["plain-float32"]).manifest
-    assert Limits.of(manifest, 4096, 8192, None) == Limits(4096, 4096, 64)  # the tiny model's pictures have 64 cells
-    for limits in [(0, 1, 1), (1, 0, 1), (1, 1, 0)]:
+    assert Limits.of(manifest, 2, 4096, 8192, None) == Limits(4096, 4096, 64)  # the tiny model's pictures have 64 cells
+    assert Limits.of(manifest, 3, None, 1024, None) == Limits(448, 448, 64), "three pictures, and 256 tokens of words"
+    for limits in [(0, None, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)]:
         with pytest.raises(GemvgError, match="must be at least 1"):
             Limits.of(manifest, *limits)
 
@@ -249,9 +250,9 @@ def test_a_head_is_cut_where_it_would_not_fit() -> None:
 
 
 def test_workspace_is_what_the_weights_leave() -> None:
-    assert workspace_limit(6000 * MIB, 1000 * MIB) == 2000 * MIB
-    assert workspace_limit(1500 * MIB, 1000 * MIB) == 64 * MIB
-    with pytest.raises(GemvgError, match="the weights take 2000 MiB and 1500 MiB of GPU memory are free; quantise"):
+    assert workspace_limit(6000 * MIB, 2000 * MIB) == 2000 * MIB
+    assert workspace_limit(2050 * MIB, 2000 * MIB) == 64 * MIB
+    with pytest.raises(GemvgError, match="a build takes 2000 MiB of GPU memory and 1500 MiB are free; quantise"):
         workspace_limit(1500 * MIB, 2000 * MIB)
 
 

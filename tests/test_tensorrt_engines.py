@@ -46,7 +46,7 @@ def compile_checkpoint(
     """Engines in `target` from a checkpoint, by way of a float16 bundle in its folder `dialect`."""
     write_bundle(open_checkpoint(checkpoint), target / dialect, Recipe(dialect, "float16"))
     source = open_bundle(target / dialect)
-    limits = Limits.of(source.manifest, 64, 64, 64)
+    limits = Limits.of(source.manifest, 2, 64, 64, 64)
     for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces)[jobs]:
         run_job(rtx, job, source.folder, BuildOptions(256 * MIB), target)
 
@@ -58,7 +58,7 @@ def test_every_graph_compiles(
     dialect: str, precision: str, pieces: int, rtx: Any, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     source = open_bundle(bundles[f"{dialect}-{precision}"])
-    limits = Limits.of(source.manifest, 256, 192, None)
+    limits = Limits.of(source.manifest, 2, 256, 192, None)
     options = BuildOptions(256 * MIB, exact=precision == "float32")
     for job in plan_jobs(*read_graphs(source, limits), limits, source.manifest, pieces):
         run_job(rtx, job, source.folder, options, tmp_path)
@@ -99,10 +99,10 @@ def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Pat
     graph = read_graph(random_model[1] / DECODER_GRAPH, {})
     write_graph(graph, tmp_path / "decoder.onnx", random_model[1])
     with pytest.raises(GemvgError, match=r"does not take the node \S+ \(\w+\) of decoder.onnx: .*; quantise or export"):
-        build_engine(rtx, tmp_path / "decoder.onnx", {}, [], BuildOptions(64 * MIB))
+        build_engine(rtx, tmp_path / "decoder.onnx", {}, [], BuildOptions(64 * MIB), tmp_path / "out.engine")
     (tmp_path / "none.onnx").write_bytes(b"none")
     with pytest.raises(GemvgError, match=r"none.onnx"):
-        build_engine(rtx, tmp_path / "none.onnx", {}, [], BuildOptions(64 * MIB))
+        build_engine(rtx, tmp_path / "none.onnx", {}, [], BuildOptions(64 * MIB), tmp_path / "out.engine")
 
 
 needs_gpu = pytest.mark.skipif(

@@ -56,6 +56,7 @@ class Gpu:
     name: str
     compute_capability: str  # such as "8.7"
     free_bytes: int  # of memory, now
+    integrated: bool  # whether its memory is the system's, as on a Jetson
 
 
 def current_gpu() -> Gpu:
@@ -68,7 +69,8 @@ def current_gpu() -> Gpu:
     free, _ = checked(cudart.cudaMemGetInfo(), "asking the GPU for its free memory")
     if properties.integrated:
         free = max(free, _available_memory())
-    return Gpu(properties.name.decode().rstrip("\0"), f"{properties.major}.{properties.minor}", int(free))
+    version = f"{properties.major}.{properties.minor}"
+    return Gpu(properties.name.decode().rstrip("\0"), version, int(free), bool(properties.integrated))
 
 
 def _available_memory() -> int:

@@ -137,7 +137,7 @@ class TensorRTDecoder:
         self._row_bytes = shape.head_dim * ITEM_BYTES[manifest.precision]
         profiles = range(engine.num_optimization_profiles)
         self._most = [int(engine.get_tensor_profile_shape("places", i)[2][1]) for i in profiles]
-        self._slots = _slot_range(engine)
+        self._slots = int(engine.get_tensor_shape("past_key_0")[2])  # of every cache: an engine is built for one length
         self._prefills: dict[int, Execution] = {}
 
         self._inputs = HostBlock(self._layout(max(self._most))[1])
@@ -150,13 +150,12 @@ class TensorRTDecoder:
 
     def new_cache(self, capacity: int) -> TensorRTCache:
         """An empty cache for `capacity` tokens."""
-        least, most = self._slots
-        if capacity > most:
+        slots = self._slots
+        if capacity > slots:
             raise GemvgError(
-                f"{capacity} tokens do not fit {self._path}, which holds {most}; give fewer or smaller pictures, or "
+                f"{capacity} tokens do not fit {self._path}, which holds {slots}; give fewer or smaller pictures, or "
                 f"build with `python -m export.to_tensorrt --max-tokens {whole_slots(capacity)}`"
             )
-        slots = max(whole_slots(capacity), least)
         cache = TensorRTCache(capacity, slots, self._shape.kv_heads * slots * self._row_bytes, self._planes)
         self._shared.stream.clear(cache.block)  # what is masked still gets multiplied, and must not be NaN
         return cache
@@ -278,17 +277,8 @@ class TensorRTDecoder:
         return 0 if self._in_place else self._planes * new_plane_bytes(self._shape.kv_heads, tokens, self._row_bytes)
 
     def _upload_slots(self) -> DeviceBlock:
-        slots = np.arange(self._slots[1], dtype=np.int64)
+        slots = np.arange(self._slots, dtype=np.int64)
         block = DeviceBlock(slots.nbytes, "slot numbers")
         self._shared.stream.upload(block.address, slots.ctypes.data, slots.nbytes)
         self._shared.stream.wait()
         return block
-
-
-def _slot_range(engine: Any) -> tuple[int, int]:
-    """The fewest and the most slots that a cache of this engine may have."""
-    slots = int(engine.get_tensor_shape("slots")[0])
-    if slots >= 0:
-        return slots, slots
-    least, _, most = engine.get_tensor_profile_shape("slots", DECODE_PROFILE)
-    return int(least[0]), int(most[0])
