@@ -31,10 +31,12 @@ ON_CUDA = ("float16", "bfloat16")  # of GroupQueryAttention (onnxruntime's docs/
 CUDA13_WHEEL = "`pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28,<2'`"
 CUDA12_WHEEL = "`pip install 'onnxruntime-gpu[cuda,cudnn]>=1.23,<1.27'`"
 INSTALL = f"run {CUDA13_WHEEL} for a driver of CUDA 13, or {CUDA12_WHEEL} for one of CUDA 12 (`nvidia-smi` shows which)"
-# What reads weights or the cache: a step is slow where one of these is computed on the CPU.
+# What computes with activations, weights or the cache, and never with shapes, which ONNX Runtime wants on the CPU.
 HEAVY = frozenset((
-    "Attention", "DequantizeLinear", "Gemm", "GroupQueryAttention", "MatMul", "MatMulNBits", "MultiHeadAttention",
-    "TensorScatter",
+    "Attention", "DequantizeLinear", "Gelu", "Gemm", "GroupQueryAttention", "LayerNormalization", "MatMul",
+    "MatMulNBits", "MultiHeadAttention", "QuickGelu", "RMSNormalization", "RotaryEmbedding", "Sigmoid",
+    "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax",
+    "TensorScatter", "Transpose",
 ))  # fmt: skip
 RECORD = {"session.record_ep_graph_assignment_info": "1"}  # 1.24 and later; others ignore it
 log = logging.getLogger("gemvg_edge")
