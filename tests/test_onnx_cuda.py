@@ -221,6 +221,8 @@ def test_cuda_keeps_scenes_apart_and_copies_them(name: str, bundles: dict[str, P
     cache, second, longer = (engine.decoder.new_cache(size) for size in (total, len(other.ids), total + 30))
     assert len(cache.on_device) == 2 * engine.decoder._manifest.model.layers + 2 * name.startswith("fused")
     assert not cache.keys_values
+    held = sum(value.tensor_size_in_bytes() for value in cache.on_device.values()) + cache.logits.nbytes
+    assert cache.bytes == held + (0 if cache.rotary is None else cache.rotary.nbytes)
     engine.logits(case, [0, start], cache)
     engine.decoder.copy(cache, longer, start)
     engine.logits(other, other.cuts, second)

@@ -79,13 +79,13 @@ def refusal(version: str, engine: str, dialect: str, precision: str, biased: boo
     return None
 
 
-def check_available(library: Any, engine: str) -> None:
-    """GemvgError where this build of onnxruntime has not the engine's provider."""
+def check_available(library: Any, engine: str, said: str = "") -> None:
+    """GemvgError where onnxruntime has not the engine's provider; `said`: by load_cuda."""
     available = library.get_available_providers()
     if missing := [name for name in PROVIDERS[engine] if name not in available]:
         raise GemvgError(
-            f"engine={engine!r} needs ONNX Runtime's {missing[0]}, which this build ({library.__version__}) has not; "
-            f"run `pip uninstall onnxruntime` first, then {INSTALL}"
+            f"engine={engine!r} needs ONNX Runtime's {missing[0]}, which this build ({library.__version__}) has not"
+            f"{said and f' ({said})'}; run `pip uninstall onnxruntime` first, then {INSTALL}"
         )
 
 

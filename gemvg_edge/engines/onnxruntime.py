@@ -248,8 +248,8 @@ def open_session(bundle: Bundle, graph: str, threads: int = 0, engine: str = "on
 
 def open_graph(path: Path, threads: int = 0, engine: str = "onnx", entries: dict[str, str] | None = None) -> Any:
     """A graph opened by ONNX Runtime; `entries` are further configuration of the session."""
-    check_available(onnxruntime, engine)
     said = "" if engine == "onnx" else load_cuda(onnxruntime)
+    check_available(onnxruntime, engine, said)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # 0: one a physical core
     options.log_severity_level = 4  # what goes wrong is raised, and one sentence is enough
