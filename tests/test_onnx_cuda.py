@@ -110,6 +110,23 @@ def test_a_session_that_fell_back_is_refused(bundles: dict[str, Path]) -> None:
         providers.check_started(onnxruntime, session, "onnx-cuda", "libcudart.so.13: cannot open")
 
 
+# What onnxruntime-gpu 1.26.0 raises with CUDA's libraries and without a driver.
+CUDA_FAILURE = (
+    "/onnxruntime_src/cuda_call.cc:122 [with ERRTYPE = cudaError; bool THRW = true]\nCUDA failure {}: {} ; GPU=-1 ; "
+    "hostname=vm ; file=cuda_execution_provider.cc ; line=336 ; expr=cudaSetDevice(info_.device_id); \n\n"
+)
+
+
+def test_why_a_session_was_not_opened() -> None:
+    old = RuntimeError(CUDA_FAILURE.format(35, "CUDA driver version is insufficient for CUDA runtime version"))
+    said = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version; run `pip install"
+    assert providers.why_not_opened(old, "").startswith(said)
+    full = RuntimeError(CUDA_FAILURE.format(2, "out of memory"))
+    assert providers.why_not_opened(full, "") == "CUDA failure 2: out of memory; close what else uses the GPU"
+    assert providers.why_not_opened(ValueError("no\nkernel"), "") == "no kernel"
+    assert "no kernel; first, CUDA's libraries: libx" in providers.why_not_opened(ValueError("no kernel"), "libx")
+
+
 def test_loading_cudas_libraries_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     providers.load_cuda(onnxruntime)
     assert capfd.readouterr().out == ""

@@ -38,6 +38,7 @@ HEAVY = frozenset((
     "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax",
     "TensorScatter", "Transpose",
 ))  # fmt: skip
+OUT_OF_MEMORY = "2"  # cudaErrorMemoryAllocation
 RECORD = {"session.record_ep_graph_assignment_info": "1"}  # 1.24 and later; others ignore it
 log = logging.getLogger("gemvg_edge")
 
@@ -98,6 +99,15 @@ def load_cuda(library: Any) -> str:
         library.preload_dlls()
     failed = re.search(r"^Failed to load [^:]+: (.+)$", said.getvalue(), re.MULTILINE)
     return failed[1] if failed else ""
+
+
+def why_not_opened(error: Exception, said: str) -> str:
+    """In one line: CUDA's own words where there are any, else ONNX Runtime's; `said`: by load_cuda."""
+    words = " ".join(str(error).split())
+    if failure := re.search(r"CUDA failure (\d+): [^;]+", words):
+        fix = "close what else uses the GPU" if failure[1] == OUT_OF_MEMORY else INSTALL
+        return f"{failure[0].strip()}; {fix}"
+    return f"{words}; first, CUDA's libraries: {said}; {INSTALL}" if said else words
 
 
 def check_started(library: Any, session: Any, engine: str, said: str) -> None:

@@ -20,7 +20,6 @@ from gemvg_edge.engines.finite import check_finite
 from gemvg_edge.engines.graph_contract import check_contract, decoder_contract, vision_contract
 from gemvg_edge.engines.graph_ops import adds_bias_to_codes, check_operators
 from gemvg_edge.engines.onnx_providers import (
-    INSTALL,
     PROVIDERS,
     RECORD,
     check_available,
@@ -30,6 +29,7 @@ from gemvg_edge.engines.onnx_providers import (
     reads_on_cpu,
     refusal,
     warn_of_cpu,
+    why_not_opened,
 )
 from gemvg_edge.engines.protocol import Floats, Step
 from gemvg_edge.engines.steps import check_copy, check_step, pick
@@ -259,7 +259,7 @@ def open_graph(path: Path, threads: int = 0, engine: str = "onnx", entries: dict
         # Without `enable_fallback=0` it would print what failed, and go on with the CPU alone.
         session = onnxruntime.InferenceSession(str(path), options, providers=list(PROVIDERS[engine]), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        why = f"{error}; first, CUDA's libraries: {said}; {INSTALL}" if said else str(error)
+        why = why_not_opened(error, said)
         raise GemvgError(f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__}: {why}") from None
     check_started(onnxruntime, session, engine, said)
     if engine != "onnx":
