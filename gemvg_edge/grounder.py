@@ -80,13 +80,12 @@ class Grounder:
     ) -> Grounder:
         """Open and verify a bundle folder; without one the small tabletop model that ships with the package.
 
-        `engine` is "native" (our own, on the CPU), "onnx" (ONNX Runtime on the CPU), "onnx-cuda" or "onnx-tensorrt"
-        (its other providers), or "tensorrt" for a folder that `export.to_tensorrt` built; left out, the fastest that
-        runs the folder here. `threads` is the CPU's (0: one a physical core). `max_pixels` is the budget of each
-        picture, in pixels after resizing (left out, the bundle's); 28 x 28 of them are a token. The two token limits
-        size the cache of every scene. `cache_bytes` bounds what is kept of earlier looks, for those that show some of
-        the same pictures (256 MiB unless given, some scenes of a 2B model; 0 keeps nothing); answers are the same with
-        and without.
+        `engine` is "native" (our own, on the CPU), "onnx" (ONNX Runtime on the CPU), "onnx-cuda" (ONNX Runtime on a
+        GPU), or "tensorrt" for a folder that `export.to_tensorrt` built; left out, the fastest that runs the folder
+        here. `threads` is the CPU's (0: one a physical core). `max_pixels` is the budget of each picture, in pixels
+        after resizing (left out, the bundle's); 28 x 28 of them are a token. The two token limits size the cache of
+        every scene. `cache_bytes` bounds what is kept of earlier looks, for those that show some of the same pictures
+        (256 MiB unless given, some scenes of a 2B model; 0 keeps nothing); answers are the same with and without.
         """
         bundle = DEFAULT_BUNDLE if bundle is None else bundle
         if not isinstance(bundle, (str, os.PathLike)) or not isinstance(name := os.fspath(bundle), str) or not name:

@@ -163,6 +163,16 @@ def test_engines_rewind_and_keep_scenes_apart(pair: tuple[Engine, Engine]) -> No
 
 @pytest.mark.gpu
 @needs_gpu
+def test_a_profile_that_is_none(pair: tuple[Engine, Engine]) -> None:
+    from gemvg_edge.engines.tensorrt_execution import Execution
+
+    decoder: Any = pair[0].decoder
+    with pytest.raises(GemvgError, match=r"TensorRT could not switch to profile 99: .*; build the engines again"):
+        Execution(decoder._engine, decoder._path, decoder._shared, 99)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_legal_tokens_are_rows_of_the_logits_and_a_copy_goes_on_alike(pair: tuple[Engine, Engine]) -> None:
     from gemvg_edge.decoding import embed_prompt
     from gemvg_edge.engines.protocol import Step

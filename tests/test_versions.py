@@ -11,6 +11,8 @@ import pytest
 
 from gemvg_edge.bundle import open_bundle
 from gemvg_edge.engines import onnxruntime as engine
+from gemvg_edge.engines.onnx_providers import BIAS_NEEDS, CUDA12_WHEEL, CUDA13_WHEEL, STANDARD_NEEDS
+from gemvg_edge.engines.tensorrt_library import MISSING, driver_advice
 from gemvg_edge.errors import GemvgError
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +38,33 @@ def test_the_lowest_versions_are_those_that_are_tested() -> None:
 
 
 def test_the_gpus_runtime_is_of_the_same_versions() -> None:
+    """And each extra takes the wheels of one CUDA, those that the sentences of onnx-cuda name."""
     extras = PROJECT["project"]["optional-dependencies"]
-    assert [line.replace("onnxruntime-gpu", "onnxruntime") for line in extras["onnx-gpu"]] == extras["onnx"]
+    older = [line.replace("onnxruntime-gpu[cuda,cudnn]", "onnxruntime") for line in extras["onnx-cu12"]]
+    assert [line.replace("<1.27", "<2") for line in older] == extras["onnx"]
+    assert f"`pip install '{extras['onnx-cu12'][0].partition(';')[0]}'`" == CUDA12_WHEEL
+    assert f"`pip install '{extras['onnx-cu13'][0]}'`" == CUDA13_WHEEL
+    assert least([extras["onnx-cu13"][0].replace("[cuda,cudnn]", "")])["onnxruntime-gpu", ""][:2] == BIAS_NEEDS
+    assert least([older[1]])["onnxruntime", 'python_version >= "3.11"'][:2] == STANDARD_NEEDS
+
+
+@pytest.mark.parametrize(
+    ("extra", "major"), [("tensorrt-cu12", 12), ("tensorrt-cu13", 13), ("jetpack6", 12), ("jetpack7", 13)]
+)
+def test_cuda_python_is_of_the_drivers_cuda(extra: str, major: int) -> None:
+    lines = {line.partition(">=")[0]: line for line in PROJECT["project"]["optional-dependencies"][extra]}
+    lowest, highest = re.findall(r"\d+(?:\.\d+)?", lines["cuda-python"])
+    assert int(float(lowest)) == major
+    assert float(highest) <= major + 1
+    if extra.startswith("tensorrt"):  # elsewhere it comes with JetPack
+        assert f"`pip install '{lines[extra]}'`" in MISSING
+
+
+def test_a_driver_that_is_too_old_is_named_beside_cuda_python() -> None:
+    said = "cuda-python 13.4.4 is newer than this driver of CUDA 12.6; run `pip install 'cuda-python<13'`"
+    assert driver_advice("13.4.4", 12060).startswith(said)
+    assert "'cuda-python<12.7'" in driver_advice("12.9.10", 12060)
+    assert "finds no NVIDIA driver" in driver_advice("13.4.4", 0)
 
 
 def test_the_standard_dialect_names_the_version_that_it_needs(

@@ -1,3 +1,3 @@
 """The engines that run a bundle, by the names that `Grounder.open` and the command line know them by."""
 
-ENGINES = ("native", "onnx", "onnx-cuda", "onnx-tensorrt", "tensorrt")
+ENGINES = ("native", "onnx", "onnx-cuda", "tensorrt")

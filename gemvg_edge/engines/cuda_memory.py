@@ -1,6 +1,6 @@
 """CUDA's memory, stream and graphs through cuda-python, every return code checked.
 
-Knows bytes and addresses, no tensors. Needs a CUDA driver and `pip install cuda-python`.
+Knows bytes and addresses, no tensors. Needs a CUDA driver and a cuda-python that is no newer than it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemvg_edge.engines.placement import Copy2D
+from gemvg_edge.engines.tensorrt_library import driver_advice
 from gemvg_edge.errors import GemvgError
 
 try:
@@ -25,8 +27,8 @@ try:
         from cuda import cudart  # its name before cuda-python 12.6.1
 except ImportError as error:
     raise GemvgError(
-        f"cuda-python cannot be imported ({error}); run `pip install cuda-python` in the major version of your CUDA, "
-        'such as "cuda-python<13" on JetPack 6'
+        f"cuda-python cannot be imported ({error}); run `pip install 'cuda-python>=13,<14'` for a driver of CUDA 13, "
+        "`pip install 'cuda-python>=12.6,<13'` for one of CUDA 12, or `'cuda-python>=12.6,<12.7'` on JetPack 6"
     ) from None
 
 
@@ -35,16 +37,24 @@ def checked(result: tuple[Any, ...], what: str) -> Any:
     code, *values = result
     if code != cudart.cudaError_t.cudaSuccess:
         _, reason = cudart.cudaGetErrorString(code)
-        raise GemvgError(
-            f"{what} failed: {reason.decode()} (CUDA error {int(code)}); {_FIXES.get(int(code), _RESTART)}"
-        )
+        fix = _newer_driver() if int(code) == DRIVER_TOO_OLD else _FIXES.get(int(code), _RESTART)
+        raise GemvgError(f"{what} failed: {reason.decode()} (CUDA error {int(code)}); {fix}")
     return values[0] if len(values) == 1 else values
 
 
+def _newer_driver() -> str:
+    _, driver = cudart.cudaDriverGetVersion()  # asks no GPU, so it works with any driver
+    try:
+        version = metadata.version("cuda-python")
+    except metadata.PackageNotFoundError:  # its half that is used here, installed alone
+        version = metadata.version("cuda-bindings")
+    return driver_advice(version, int(driver))
+
+
 _RESTART = "open the bundle again in a new process"
+DRIVER_TOO_OLD = 35  # cudaErrorInsufficientDriver
 _FIXES = {  # of cudaError_t
     2: "close what else uses the GPU, give fewer or smaller pictures, or build engines with a smaller --max-tokens",
-    35: "install an NVIDIA driver that is new enough for this CUDA",
     100: "this machine shows no NVIDIA GPU; run it on one that has one",
 }
 

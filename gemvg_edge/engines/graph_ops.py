@@ -6,6 +6,7 @@ A bundle may be a stranger's, and a loop in its graph may never end. Reads ONNX'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from gemvg_edge.engines.protobuf import contents
@@ -26,6 +27,7 @@ KNOWN = frozenset((
 
 # Fields by their numbers in onnx.proto, of the model, its graph, a node and an attribute.
 _GRAPH, _FUNCTIONS, _NODE, _OP_TYPE, _ATTRIBUTE, _DOMAIN, _SUBGRAPH, _SUBGRAPHS = 7, 25, 1, 4, 5, 7, 6, 11
+_INPUT = 1  # of a node
 
 
 def check_operators(path: Path) -> None:
@@ -38,19 +40,34 @@ def check_operators(path: Path) -> None:
         raise GemvgError(f"{printable(path)} has the operator {unknown[0][:80]!r}, which no graph of ours has; {FIX}")
 
 
-def _operators(model: bytes) -> set[str]:
-    """Names of all operators, those of other domains than ONNX's with their domain; ValueError says what is wrong."""
-    found = set()
+def adds_bias_to_codes(path: Path) -> bool:
+    """Whether a MatMulNBits of the graph has a bias, its sixth input. Asked after `check_operators`."""
+    for node in _nodes(read_bytes(path)):
+        kinds = [bytes(value) for number, value in node if number == _OP_TYPE]
+        inputs = [bytes(value) for number, value in node if number == _INPUT]
+        if kinds == [b"MatMulNBits"] and any(inputs[5:]):
+            return True
+    return False
+
+
+def _nodes(model: bytes) -> Iterator[list[tuple[int, memoryview]]]:
+    """The fields of each node; ValueError says what is wrong."""
     for number, graph in contents(model):
         if number == _FUNCTIONS:
             raise ValueError("it has functions of its own")
         for _, node in (field for field in contents(graph) if field[0] == _NODE) if number == _GRAPH else ():
-            parts = list(contents(node))
-            for _, attribute in (part for part in parts if part[0] == _ATTRIBUTE):
-                if any(inner in (_SUBGRAPH, _SUBGRAPHS) for inner, _ in contents(attribute)):
-                    raise ValueError("it has a graph within its graph")
-            names = {number: bytes(value).decode() for number, value in parts if number in (_OP_TYPE, _DOMAIN)}
-            domain = names.get(_DOMAIN, "")
-            kind = names.get(_OP_TYPE, "")
-            found.add(kind if domain in ("", "ai.onnx") else f"{domain}.{kind}")
+            yield list(contents(node))
+
+
+def _operators(model: bytes) -> set[str]:
+    """Names of all operators, those of other domains than ONNX's with their domain; ValueError says what is wrong."""
+    found = set()
+    for parts in _nodes(model):
+        for _, attribute in (part for part in parts if part[0] == _ATTRIBUTE):
+            if any(inner in (_SUBGRAPH, _SUBGRAPHS) for inner, _ in contents(attribute)):
+                raise ValueError("it has a graph within its graph")
+        names = {number: bytes(value).decode() for number, value in parts if number in (_OP_TYPE, _DOMAIN)}
+        domain = names.get(_DOMAIN, "")
+        kind = names.get(_OP_TYPE, "")
+        found.add(kind if domain in ("", "ai.onnx") else f"{domain}.{kind}")
     return found

@@ -19,7 +19,8 @@ def open_engine(bundle: Bundle, engine: str | None, threads: int) -> Networks:
     """Both networks of a bundle, on the engine of this name, or without one on the fastest that runs it here."""
     built = bundle.manifest.tensorrt is not None
     if engine is not None and engine not in ENGINES:
-        raise GemvgError(f"engine={engine!r}; give one of {', '.join(ENGINES)}")
+        known = ", ".join(ENGINES)
+        raise GemvgError(f"engine={engine!r}; give one of {known} (for what `python -m export.to_tensorrt` built)")
     if engine is not None and built != (engine == "tensorrt"):
         holds = "TensorRT engines" if built else "ONNX graphs"
         fix = "open it with engine='tensorrt'" if built else "build engines with `python -m export.to_tensorrt`"

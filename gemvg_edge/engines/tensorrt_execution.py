@@ -47,8 +47,10 @@ class Execution:
     def select(self, profile: int) -> None:
         """Switch to an optimisation profile; shapes must be bound again."""
         if profile != self._profile:
-            switched = self._context.set_optimization_profile_async(profile, self._shared.stream.handle)
-            self._need(switched, f"switch to profile {profile}")
+            try:
+                self._context.set_optimization_profile_async(profile, self._shared.stream.handle)
+            except RuntimeError:  # it raises, and never gives False as the others do
+                self._need(False, f"switch to profile {profile}")
             self._profile = profile
 
     def bind_input(self, name: str, address: int, shape: tuple[int, ...]) -> None:

@@ -12,7 +12,8 @@ LONGEST = 500  # characters of TensorRT's own words
 LEAST = {"standard": (10, 15), "plain": (10, 3)}  # dialect -> the first TensorRT whose parser takes it
 MISSING = (
     "on a Jetson run `sudo apt install python3-libnvinfer` (a virtual environment then needs --system-site-packages), "
-    "elsewhere `pip install tensorrt-cu13`, or tensorrt-cu12 for a CUDA 12 driver"
+    "elsewhere `pip install 'tensorrt-cu13>=10.15,<11'`, or for a driver of CUDA 12 "
+    "`pip install 'tensorrt-cu12>=10.15,<11'`"
 )
 
 
@@ -77,3 +78,16 @@ def check_build(build: EngineBuild, version: str, compute_capability: str, gpu: 
             f"{where} holds engines for {build.gpu} (compute capability {build.compute_capability}), and this GPU is "
             f"{gpu} ({compute_capability}); {again}"
         )
+
+
+def driver_advice(cuda_python: str, driver: int) -> str:
+    """What to do where cuda-python is newer than the driver, whose `driver` is 12060 for CUDA 12.6, 0 for none."""
+    major, minor = driver // 1000, driver % 1000 // 10
+    if not driver:
+        return f"cuda-python {cuda_python} finds no NVIDIA driver; install one (`nvidia-smi` shows it then)"
+    # Within a major version an older driver will do, but not on every board.
+    below = f"{major}.{minor + 1}" if cuda_python.startswith(f"{major}.") else f"{major + 1}"
+    return (
+        f"cuda-python {cuda_python} is newer than this driver of CUDA {major}.{minor}; run "
+        f"`pip install 'cuda-python<{below}'`, or install a newer driver"
+    )
