@@ -15,7 +15,7 @@ import argparse
 import importlib.metadata
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ from gemvg_edge.opened import Limits, OpenedModel, open_model
 from gemvg_edge.positions import mrope_positions, mrope_table, text_positions, vision_table
 from gemvg_edge.prompt import encode_prefix, encode_query
 
-QUESTION = "all balls"
+QUESTION = "all red objects"
 SIZES = (203, 149), (131, 217)  # width and height: of no model's grid, one wide and one tall
 STEPS = 32
 THREADS = 1  # a sum has one order then, on every machine
@@ -137,7 +137,12 @@ class _Writer:
     """A prompt in a cache, to be followed by one answer after the other."""
 
     def __init__(
-        self, model: OpenedModel, decoder: Decoder[Any], embeddings: Floats, positions: npt.NDArray[np.int64], steps: int
+        self,
+        model: OpenedModel,
+        decoder: Decoder[Any],
+        embeddings: Floats,
+        positions: npt.NDArray[np.int64],
+        steps: int,
     ) -> None:
         self._model, self._decoder, self._steps = model, decoder, steps
         self._past, self._position = len(embeddings), int(positions.max()) + 1
@@ -185,8 +190,8 @@ def _seal(bundle: Path) -> str:
     return read_json_object(bundle / MANIFEST, "export the bundle again", "no such file").value(SEAL, str)
 
 
-def check(model: OpenedModel, theirs: Read) -> dict[str, Any]:
-    """An engine's arrays against a trace's: the largest difference of each, and the first that is off."""
+def check(model: OpenedModel, theirs: Read, network: float) -> dict[str, Any]:
+    """An engine's arrays against a trace's: the largest difference of each, and the first past its limit."""
     try:
         pictures = [theirs[f"picture_{k}"] for k in range(len(theirs["grids"]))]
         steps = max(len(theirs["free_ids"]), len(theirs["answer_ids"]))
@@ -194,7 +199,6 @@ def check(model: OpenedModel, theirs: Read) -> dict[str, Any]:
     except (KeyError, TypeError, UnicodeDecodeError) as error:
         raise GemvgError(f"the trace lacks {error}; write it again with `python -m export.trace BUNDLE`") from None
     ours = make_trace(model, given)
-    network = network_limit(model.manifest)
     off = sorted(set(ours) ^ (set(theirs) - {"about"}))
     found = {name: difference(name, ours, theirs, network) for name in ours if name in theirs}
     for name, value in found.items():
@@ -236,7 +240,8 @@ def _run(arguments: list[str] | None) -> int:
     model = open_model(given.bundle, engine, THREADS, Limits(1, 1), check_hashes=True)
     about = describe(given.bundle, manifest, engine)
     if trace is not None:
-        return _report(trace, about, check(model, trace))
+        theirs, ours = (json.loads(text_of(one["about"])) for one in (trace, about))
+        return _report(theirs, ours, check(model, trace, network_limit(manifest, theirs["engine"], engine)))
     pictures = [make_picture(*size, turn) for turn, size in enumerate(SIZES)]
     arrays = about | make_trace(model, Given(pictures, given.query, given.steps))
     write_trace(given.out, arrays)
@@ -251,8 +256,7 @@ def _run(arguments: list[str] | None) -> int:
     return 0
 
 
-def _report(trace: Read, about: Read, result: dict[str, Any]) -> int:
-    theirs, ours = (json.loads(text_of(one["about"])) for one in (trace, about))
+def _report(theirs: Mapping[str, str], ours: Mapping[str, str], result: dict[str, Any]) -> int:
     same = theirs["bundle_sha256"] == ours["bundle_sha256"]
     if not same:
         print(f"the trace is of another bundle, {theirs['bundle']} in the {theirs['dialect']} dialect")

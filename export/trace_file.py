@@ -27,6 +27,7 @@ ARITHMETIC = {"patches": 1e-5, "vision_cos": 1e-4, "vision_sin": 1e-4, "cos": 1e
 NETWORKS = ("visual_tokens", "embeddings", "free_logits", "answer_logits")
 FLOAT_WEIGHTS = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.25}
 CODES = 0.25
+WHOLE_FLOATS = "onnx"  # the engine that computes float32 in float32; others keep keys and values, or multiply, in less
 CHOSEN = {"free_ids": "free_logits", "answer_ids": "answer_logits"}
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -63,7 +64,9 @@ def check_place(path: Path, bundle: Path, *, overwrite: bool) -> None:
     """GemvgError where a trace would take the place of something else, or become a foreign file of the bundle."""
     refuse_inputs(path, [bundle, *bundle.iterdir()], "--out")
     if bundle.resolve() in path.resolve().parents:
-        raise GemvgError(f"--out {printable(path)} lies in the bundle, which holds its own files only; give another place")
+        raise GemvgError(
+            f"--out {printable(path)} lies in the bundle, which holds its own files only; give another place"
+        )
     if path.exists() and not overwrite:
         try:
             read_trace(path)
@@ -83,10 +86,12 @@ def text_of(array: npt.NDArray[Any]) -> str:
     return bytes(array.astype(np.uint8)).decode()
 
 
-def network_limit(manifest: Manifest) -> float:
-    """How far two engines' networks may be apart on one bundle, in standard deviations."""
-    codes = any(what.startswith("int") for part, what in manifest.weights.items() if part != "embedding")
-    return max(FLOAT_WEIGHTS[manifest.precision], CODES if codes else 0.0)
+def network_limit(manifest: Manifest, *engines: str) -> float:
+    """How far the networks of two engines may be apart on a bundle, in standard deviations."""
+    if any(what.startswith("int") for part, what in manifest.weights.items() if part != "embedding"):
+        return CODES
+    less = any(engine != WHOLE_FLOATS for engine in engines)
+    return max(FLOAT_WEIGHTS[manifest.precision], FLOAT_WEIGHTS["float16"] if less else 0.0)
 
 
 def limit_of(name: str, network: float) -> float:
@@ -108,7 +113,7 @@ def difference(name: str, ours: Read, theirs: Read, network: float) -> float:
         return np.inf
     off = float(np.abs(a - b).max())
     if limit_of(name, network) == network:
-        off /= float(b[np.isfinite(b)].std()) or 1.0
+        off /= float(b.std()) or 1.0
     return off if np.isfinite(off) else np.inf
 
 
