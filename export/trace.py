@@ -12,7 +12,7 @@ JSON; exit code 1 where an array is off, and the first that is off is named.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ from PIL import Image
 
 import gemvg_edge
 from export.trace_file import (
+    FIX,
     FORMAT,
     VERSION,
     Arrays,
@@ -57,7 +58,6 @@ QUESTION = "all red objects"
 SIZES = (203, 149), (131, 217)  # width and height: of no model's grid, one wide and one tall
 STEPS = 32
 THREADS = 1  # a sum has one order then, on every machine
-PACKAGES = {"onnx": "onnxruntime", "native": "gemvg-edge", "tensorrt": "tensorrt"}
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -175,13 +175,17 @@ class _Writer:
 
 def describe(bundle: Path, manifest: Manifest, engine: str) -> Arrays:
     """The trace's mark, as JSON: which bundle and which engine."""
-    package = PACKAGES.get(engine, "onnxruntime")
-    if engine in ("onnx-cuda", "onnx-tensorrt"):
-        package = "onnxruntime-gpu"
+    match engine:
+        case "native":
+            version = gemvg_edge.__version__
+        case "tensorrt":
+            version = manifest.tensorrt.version if manifest.tensorrt else ""
+        case _:
+            version = importlib.import_module("onnxruntime").__version__
     about = {
         "format": FORMAT, "version": VERSION, "gemvg_edge": gemvg_edge.__version__, "bundle": manifest.name,
         "bundle_sha256": _seal(bundle), "dialect": manifest.dialect, "precision": manifest.precision,
-        "engine": engine, "engine_version": importlib.metadata.version(package), "threads": THREADS,
+        "engine": engine, "engine_version": version, "threads": THREADS,
     }  # fmt: skip
     return {"about": to_bytes(json.dumps(about))}
 
@@ -192,13 +196,7 @@ def _seal(bundle: Path) -> str:
 
 def check(model: OpenedModel, theirs: Read, network: float) -> dict[str, Any]:
     """An engine's arrays against a trace's: the largest difference of each, and the first past its limit."""
-    try:
-        pictures = [theirs[f"picture_{k}"] for k in range(len(theirs["grids"]))]
-        steps = max(len(theirs["free_ids"]), len(theirs["answer_ids"]))
-        given = Given(pictures, text_of(theirs["question"]), steps, theirs["free_ids"], theirs["answer_ids"])
-    except (KeyError, TypeError, UnicodeDecodeError) as error:
-        raise GemvgError(f"the trace lacks {error}; write it again with `python -m export.trace BUNDLE`") from None
-    ours = make_trace(model, given)
+    ours = make_trace(model, _given_by(theirs))
     off = sorted(set(ours) ^ (set(theirs) - {"about"}))
     found = {name: difference(name, ours, theirs, network) for name in ours if name in theirs}
     for name, value in found.items():
@@ -207,6 +205,25 @@ def check(model: OpenedModel, theirs: Read, network: float) -> dict[str, Any]:
             off.append(name)
     differences = {name: value if np.isfinite(value) else None for name, value in found.items() if value}
     return {"passed": not off, "first_off": off[0] if off else None, "tolerance": network, "differences": differences}
+
+
+def _given_by(trace: Read) -> Given:
+    """What a trace started from; GemvgError where that is missing or something else."""
+    names = [name for name in trace if name.startswith("picture_")]
+    for name in ("question", "free_ids", "answer_ids", *(names or ["picture_0"])):
+        kind, dims = (np.int64, 1) if name.endswith("ids") else (np.uint8, 3 if name in names else 1)
+        array = trace.get(name)
+        if (
+            array is None
+            or array.dtype != kind
+            or array.ndim != dims
+            or not array.size
+            or array.shape[2:] not in ((), (3,))
+        ):
+            raise GemvgError(f"the trace's {name} is missing or of another kind; {FIX}")
+    free_ids, answer_ids = trace["free_ids"], trace["answer_ids"]
+    steps = max(len(free_ids), len(answer_ids))
+    return Given([trace[name] for name in names], text_of(trace["question"]), steps, free_ids, answer_ids)
 
 
 def main(arguments: list[str] | None = None) -> int:

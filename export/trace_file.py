@@ -19,6 +19,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable, refuse_inputs, replacing
 
 FORMAT, VERSION = "gemvg-edge-trace", 1
+ABOUT = ("bundle", "bundle_sha256", "dialect", "engine")  # what a trace must say of itself
 FIX = "write it again with `python -m export.trace BUNDLE`"
 # Absolute, of what is computed from pictures and positions alone; whatever is not named here, and no float, is exact.
 ARITHMETIC = {"patches": 1e-5, "vision_cos": 1e-4, "vision_sin": 1e-4, "cos": 1e-4, "sin": 1e-4}
@@ -53,10 +54,13 @@ def read_trace(path: Path) -> Arrays:
             arrays: Arrays = {name: archive[name] for name in archive.files}
         about = json.loads(text_of(arrays["about"]))
         found = about["format"], about["version"]
+        silent = [name for name in ABOUT if not isinstance(about.get(name), str)]
     except Exception as error:  # numpy's reader and zipfile let most of their errors out
         raise GemvgError(f"{printable(path)} is not a trace ({str(error)[:200]}); {FIX}") from None
     if found != (FORMAT, VERSION):
         raise GemvgError(f"{printable(path)} is {found[0]} {found[1]}, not {FORMAT} {VERSION}; {FIX}")
+    if silent:
+        raise GemvgError(f"{printable(path)} does not say its {silent[0]}; {FIX}")
     return arrays
 
 

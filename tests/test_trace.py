@@ -20,6 +20,7 @@ from export.to_onnx import main as export
 from export.trace import main as trace
 from export.trace_file import CHOSEN, NETWORKS, Arrays, limit_of, read_trace, text_of, write_trace
 from gemvg_edge import Grounder
+from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.engines.native.library import find_library
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests import bundle_runtime, bundle_runtime_pictures
@@ -93,7 +94,7 @@ def test_a_runtime_written_from_the_page_reproduces_the_trace(traced: Traced) ->
 def test_that_runtime_has_nothing_of_ours() -> None:
     names = set[str]()
     for module in (bundle_runtime, bundle_runtime_pictures):
-        tree = ast.parse(Path(module.__file__).read_text())
+        tree = ast.parse(Path(str(module.__file__)).read_text())
         names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     theirs = {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
@@ -229,6 +230,34 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert said in message
     assert len(message.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+KINDS: dict[str, tuple[Callable[[Arrays], object], str]] = {
+    "no pictures": (lambda a: [a.pop("picture_0"), a.pop("picture_1")], "picture_0"),
+    "a grey picture": (lambda a: a.update(picture_1=a["picture_1"][:, :, 0]), "picture_1"),
+    "no token": (lambda a: a.update(free_ids=a["free_ids"][:0]), "free_ids"),
+    "no question": (lambda a: a.pop("question"), "question"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("traced", ["shipped"], indirect=True)
+def test_a_trace_without_a_start(traced: Traced, tmp_path: Path, capsys: Capture, case: str) -> None:
+    arrays, (spoil, named) = read_trace(traced[1]), KINDS[case]
+    spoil(arrays)
+    write_trace(tmp_path / "spoilt.npz", arrays)
+    assert trace([str(traced[0]), "--check", str(tmp_path / "spoilt.npz")]) == 2
+    assert f"the trace's {named} is missing or of another kind; write it again" in capsys.readouterr().err
+
+
+def test_tables_of_codes_are_as_the_page_says() -> None:
+    rng, rows, hidden = np.random.default_rng(0), 5, 24
+    for codes, bits in ((hidden, 8), (hidden // 2, 4)):
+        table = np.zeros(rows, [("codes", "u1", (codes,)), ("scales", "<f2", (3,))])
+        table["codes"] = rng.integers(0, 256, (rows, codes))
+        table["scales"] = rng.normal(size=(rows, 3))
+        ours = bundle_runtime.embedding_rows(table, hidden)
+        np.testing.assert_array_equal(ours, dequantize_rows(table, hidden), str(bits))
 
 
 def test_no_bundle_and_a_damaged_trace(tmp_path: Path, capsys: Capture) -> None:
