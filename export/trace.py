@@ -4,9 +4,9 @@
     python -m export.trace BUNDLE --check trace.npz --engine native
 
 For those who write a runtime of their own: BUNDLE.md says what each array is. The pictures are made, and of odd sizes.
-The same bundle and engine give the same bytes. With `--check` an engine is compared with a trace, array by array: its
-networks are given the trace's tokens, so that one choice between equals does not spoil what follows. The last line is
-JSON; exit code 1 where an array is off, and the first that is off is named.
+The same bundle, engine and versions give the same bytes. With `--check` an engine is compared with a trace, array by
+array: its networks are given the trace's tokens, so that one choice between equals does not spoil what follows. The
+last line is JSON; exit code 1 where an array is off, and the first that is off is named.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 import gemvg_edge
@@ -185,7 +186,7 @@ def describe(bundle: Path, manifest: Manifest, engine: str) -> Arrays:
     about = {
         "format": FORMAT, "version": VERSION, "gemvg_edge": gemvg_edge.__version__, "bundle": manifest.name,
         "bundle_sha256": _seal(bundle), "dialect": manifest.dialect, "precision": manifest.precision,
-        "engine": engine, "engine_version": version, "threads": THREADS,
+        "engine": engine, "engine_version": version, "threads": THREADS, "pillow": PIL.__version__,
     }  # fmt: skip
     return {"about": to_bytes(json.dumps(about))}
 

@@ -22,8 +22,10 @@ Arrays = dict[str, Array]
 Steps = tuple[int, int]
 
 
-def run(folder: Path, pictures: Sequence[Array], question: str, free: Array, answer: Array) -> Arrays:
-    """All arrays of a trace but `about`; the answers' tokens are the trace's."""
+def run(folder: Path, trace: Arrays) -> Arrays:
+    """All arrays of a trace but `about`, from its pictures and question; the answers' tokens are the trace's."""
+    pictures, free, answer = [trace["picture_0"], trace["picture_1"]], trace["free_ids"], trace["answer_ids"]
+    question, about = bytes(trace["question"]).decode(), json.loads(bytes(trace["about"]))
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     numbers, model = manifest["preprocessing"], manifest["model"]
     merge = numbers["merge_size"]
@@ -33,7 +35,7 @@ def run(folder: Path, pictures: Sequence[Array], question: str, free: Array, ans
     for k, picture in enumerate(pictures):
         height, width = picture.shape[:2]
         w, h = new_size(width, height, numbers)
-        resized = resize(picture, w, h)
+        resized = resize(picture, w, h, int(about["pillow"].split(".")[0]))
         patches = to_patches(resized, numbers)
         grids.append((1, h // numbers["patch_size"], w // numbers["patch_size"]))
         sizes.append((width, height))

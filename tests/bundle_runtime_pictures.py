@@ -23,9 +23,16 @@ def new_size(width: int, height: int, numbers: dict[str, Any]) -> tuple[int, int
     return w, h
 
 
-def resize(pixels: Array, w: int, h: int) -> Array:
-    across = one_way(pixels.transpose(1, 0, 2), w).transpose(1, 0, 2)
-    return one_way(across, h)
+def resize(pixels: Array, w: int, h: int, pillow: int) -> Array:
+    """As this version of Pillow does it."""
+    height, width = pixels.shape[:2]
+    if pillow >= 13 and h < height and height - h > 2 * (width - w):
+        return across(one_way(pixels, h), w)
+    return one_way(across(pixels, w), h)
+
+
+def across(pixels: Array, w: int) -> Array:
+    return one_way(pixels.transpose(1, 0, 2), w).transpose(1, 0, 2)
 
 
 def one_way(pixels: Array, m: int) -> Array:

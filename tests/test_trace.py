@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -20,10 +21,13 @@ from export.to_onnx import main as export
 from export.trace import main as trace
 from export.trace_file import CHOSEN, NETWORKS, Arrays, limit_of, read_trace, text_of, write_trace
 from gemvg_edge import Grounder
+from gemvg_edge.bundle import FORMAT_VERSION
 from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.engines.native.library import find_library
+from gemvg_edge.images import Preprocessing, resize
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests import bundle_runtime, bundle_runtime_pictures
+from tests.bundle_runtime_pictures import new_size
 from tests.checkpoints import TINY, TINY_2_5, TOKENIZER, edit_json, write_checkpoint
 
 PAGE = Path(__file__).parents[1] / "BUNDLE.md"
@@ -76,8 +80,7 @@ def run(arguments: list[str], capsys: Capture) -> tuple[int, dict[str, Any]]:
 @pytest.mark.parametrize("traced", BUNDLES, indirect=True)
 def test_a_runtime_written_from_the_page_reproduces_the_trace(traced: Traced) -> None:
     theirs = read_trace(traced[1])
-    pictures, question = [theirs["picture_0"], theirs["picture_1"]], text_of(theirs["question"])
-    ours = bundle_runtime.run(traced[0], pictures, question, theirs["free_ids"], theirs["answer_ids"])
+    ours = bundle_runtime.run(traced[0], theirs)
     assert set(ours) == set(theirs) - {"about"}
     for name, array in theirs.items():
         if name == "about":
@@ -248,6 +251,21 @@ def test_a_trace_without_a_start(traced: Traced, tmp_path: Path, capsys: Capture
     write_trace(tmp_path / "spoilt.npz", arrays)
     assert trace([str(traced[0]), "--check", str(tmp_path / "spoilt.npz")]) == 2
     assert f"the trace's {named} is missing or of another kind; write it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (57, 203), (400, 30), (112, 84), (641, 479)])
+def test_pictures_are_resized_as_the_page_says(width: int, height: int) -> None:
+    picture = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    numbers = Preprocessing(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)
+    w, h = new_size(width, height, numbers.to_config())
+    theirs = resize(Image.fromarray(picture), numbers)
+    assert theirs.shape == (h, w, 3)
+    ours = bundle_runtime_pictures.resize(picture, w, h, int(PIL.__version__.split(".")[0]))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_page_is_of_this_version() -> None:
+    assert f"This is `format_version` {FORMAT_VERSION};" in " ".join(PAGE.read_text().split())
 
 
 def test_tables_of_codes_are_as_the_page_says() -> None:
