@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:  # mkdocs is a command of its own: the workshop's 
 
 # A file of the checkout -> where the site has it.
 OUTSIDE = {
+    "BUNDLE.md": "reference/format.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",

@@ -18,7 +18,7 @@ import gemvg_edge
 from bench.readme import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "BUNDLE.md", *sorted(DOCS.rglob("*.md"))]
 TUTORIALS = DOCS / "tutorials"
 FENCE = re.compile(r'^```([^\s`]+)(?: norun="([^"]*)")?[ ]*\n(.*?)^```[ ]*$', re.MULTILINE | re.DOTALL)
 SHOWN = ("json", "text")  # languages of what is only shown
