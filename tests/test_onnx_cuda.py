@@ -168,21 +168,24 @@ def test_a_bfloat16_cache_has_the_graphs_type(bundles: dict[str, Path]) -> None:
     inputs = [tensor(f"past_{part}_0", TensorProto.BFLOAT16, dims) for part in ("key", "value")]
     inputs.append(tensor("slots", TensorProto.INT64, [capacity]))
     outputs = [tensor(f"present_{part}_0", TensorProto.BFLOAT16, dims) for part in ("key", "value")]
-    outputs += [tensor("logits", TensorProto.FLOAT, [1, shape.vocab_size]), tensor("best", TensorProto.INT64, [1])]
-    zeros = onnx.numpy_helper.from_array(np.zeros((1, shape.vocab_size), np.float32))
+    outputs += [tensor("logits", TensorProto.FLOAT, [1, shape.vocab_size])]
+    size = onnx.numpy_helper.from_array(np.array([1, shape.vocab_size]))
     nodes = [
         helper.make_node("Identity", ["past_key_0"], ["present_value_0"]),
         helper.make_node("Identity", ["past_key_0"], ["present_key_0"]),
-        helper.make_node("Constant", [], ["logits"], value=zeros),
-        helper.make_node("ReduceMax", ["slots"], ["best"], keepdims=1),
+        helper.make_node("Constant", [], ["size"], value=size),
+        helper.make_node("ReduceMax", ["slots"], ["last"], keepdims=1),
+        helper.make_node("Cast", ["last"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Expand", ["number", "size"], ["logits"]),
     ]
     graph = helper.make_graph(nodes, "copies", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=[providers.CPU])
     cache = OnnxCache(session, manifest, capacity, "cpu")
     cache.keys_values["key_0"][...] = 0x3F80  # one
+    cache.look_at(capacity)
     session.run_with_iobinding(cache.binding)
-    assert cache.best == capacity - 1
+    assert (cache.logits == capacity - 1).all()
     assert (cache.keys_values["value_0"] == 0x3F80).all()
     assert cache.keys_values["value_0"].dtype == np.uint16
 
