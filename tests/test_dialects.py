@@ -71,7 +71,7 @@ def run_verify(bundle: Path, checkpoint: Path, capsys: Capture) -> tuple[int, di
     return code, json.loads(said.out.splitlines()[-1])
 
 
-@pytest.mark.parametrize(("dialect", "precision"), FLOAT_RECIPES[:6])
+@pytest.mark.parametrize(("dialect", "precision"), FLOAT_RECIPES)
 def test_floats_are_transformers(
     dialect: str, precision: str, checkpoints: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -81,8 +81,8 @@ def test_floats_are_transformers(
     assert (code, result["passed"], result["unparsed"]) == (0, True, [])
     assert {kind for kind in ("vision", "prefill", "decode", "batch") if kind in result} == kinds
     assert all(0 < result[kind] <= result["tolerance"] == TOLERANCES[precision] for kind in kinds)
-    if precision == "float16":
-        assert max(result[kind] for kind in kinds) > 1e-4, "these are not float16's digits"
+    if precision != "float32":
+        assert max(result[kind] for kind in kinds) > TOLERANCES[precision] / 300, "these are float32's digits"
     assert (result["dialect"], result["precision"]) == (dialect, precision)
 
 
@@ -128,7 +128,8 @@ def test_codes_are_transformers(
     code, result = run_verify(tmp_path / "bundle", checkpoints / codes, capsys)
     assert (code, result["tolerance"], result["unparsed"]) == (0, TOLERANCES[precision], [])
     assert result["weights"]["decoder"] == ("int4-gptq-g32" if codes == "int4" else f"{codes[:4]}-gptq-channel")
-    assert set(result["with_8_bit_activations"]) == {"vision", "prefill", "decode"}
+    emulated = precision == "float16" and dialect != "fused"  # as TensorRT's kernels, which round no activations
+    assert set(result.get("with_8_bit_activations", {})) == (set() if emulated else {"vision", "prefill", "decode"})
 
 
 @pytest.mark.parametrize("dialect", ["standard", "plain"])
@@ -193,41 +194,6 @@ def test_exported_twice_gives_equal_bytes(
     for folder in ("one", "two"):
         assert export_as(checkpoints / stored, tmp_path / folder / "bundle", dialect, precision) == 0
     assert digests(tmp_path / "one" / "bundle") == digests(tmp_path / "two" / "bundle")
-
-
-# Largest difference from float32 in the output's standard deviations: bfloat16 has 8 binary digits.
-BFLOAT16_DIFFERENCE = (1e-3, 0.1)
-LENGTHS = {"batch": 2, "tokens": 5, "capacity": 9, "slots": 9, "rows": 2, "pictures": 2, "patches": 16}
-
-
-def random_inputs(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Two scenes' tokens behind a past of three, or two pictures; caches in the graph's own type."""
-    rng = np.random.default_rng(0)
-    known = {
-        "places": np.tile(np.arange(3, 8), (2, 1)), "slots": np.arange(9), "rows": np.array([4, 9]),
-        "valid": np.ones((2, 16), np.bool_),
-    }  # fmt: skip
-    inputs = {}
-    for value in graph.input:
-        tensor = value.type.tensor_type
-        shape = [dim.dim_value or LENGTHS[dim.dim_param] for dim in tensor.shape.dim]
-        floats = rng.standard_normal(shape).astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        inputs[value.name] = known.get(value.name, floats)
-    return inputs
-
-
-@pytest.mark.parametrize("dialect", ["standard", "plain"])
-@pytest.mark.parametrize("graph", [VISION_GRAPH, DECODER_GRAPH])
-def test_bfloat16_graphs_compute_the_same(dialect: str, graph: str, checkpoints: Path, tmp_path: Path) -> None:
-    """By onnx itself, since ONNX Runtime's CPU kernels have no bfloat16."""
-    found = {}
-    for precision in ("float32", "bfloat16"):
-        assert export_as(checkpoints / "floats", tmp_path / precision, dialect, precision) == 0
-        model = onnx.load(tmp_path / precision / graph)
-        outputs: Any = ReferenceEvaluator(model).run(None, random_inputs(model.graph))
-        found[precision] = outputs[0]
-    difference = np.abs(found["bfloat16"] - found["float32"]).max() / found["float32"].std()
-    assert BFLOAT16_DIFFERENCE[0] < difference < BFLOAT16_DIFFERENCE[1]
 
 
 @pytest.fixture(scope="module")
