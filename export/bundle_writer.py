@@ -28,6 +28,7 @@ from export.vision_qwen2_5 import write_vision_qwen2_5
 from export.weights import DENSE, Place, Scheme, WeightWriter
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
+from quantize.awq_format import AWQ
 from quantize.checkpoint import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
@@ -169,7 +170,9 @@ def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
     if not checkpoint.is_quantized(layer):
         return otherwise
     bits, groups = checkpoint.grid(layer)
-    return f"int{bits}-gptq-" + ("channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}")
+    method = AWQ if checkpoint.codes_format == AWQ else "gptq"
+    size = "channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}"
+    return f"int{bits}-{method}-{size}"
 
 
 def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """PyTorch's side of verification: transformers' model with the weights that a bundle stands for, in float32.
 
-A checkpoint of GPTQ codes is dequantised; what the export rounded on its way (`int4-rtn-g32` in the manifest, float16)
+A checkpoint of codes is dequantised; what the export rounded on its way (`int4-rtn-g32` in the manifest, float16)
 is rounded here too. So what is left between the two sides is arithmetic. Needs the training stack.
 """
 
@@ -24,6 +24,7 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.rtn import dequantize, quantize
 
 _ROUNDED = re.compile(r"int(\d)-rtn-g(\d+)")
+_CODES = re.compile(r"-(gptq|awq)-")
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
 
 
 def same_codes(bundle: Bundle, checkpoint: Checkpoint) -> bool:
-    """Whether the bundle's weights are what the checkpoint holds; not where only one of them was quantised by GPTQ."""
-    return any("gptq" in what for what in bundle.manifest.weights.values()) == bool(checkpoint.gptq_version)
+    """Whether the bundle's weights are what the checkpoint holds; not where only one of them has codes."""
+    return any(_CODES.search(what) for what in bundle.manifest.weights.values()) == bool(checkpoint.codes_format)
 
 
 def load_reference(bundle: Bundle, checkpoint: Checkpoint) -> Any:

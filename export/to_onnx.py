@@ -3,8 +3,8 @@
     python -m export.to_onnx CHECKPOINT BUNDLE [--dialect fused|standard|plain] [--precision float32|float16|bfloat16]
     python -m export.to_onnx CHECKPOINT BUNDLE --weights int4 [--vision-weights int8]     (fused: rounds on the way)
 
-Layers that the checkpoint has as GPTQ codes keep them. Memory stays at a few times the largest piece read (64 MiB),
-whatever the size of the model.
+Layers that the checkpoint has as GPTQ or AWQ codes keep them. Memory stays at a few times the largest piece read (64
+MiB), whatever the size of the model.
 """
 
 from __future__ import annotations

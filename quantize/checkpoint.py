@@ -1,8 +1,8 @@
-"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy; also of a GPTQ checkpoint.
+"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy; also of GPTQ and AWQ checkpoints.
 
 Reads safetensors (one file or shards with an index) without torch. A file is opened for each read and closed again, so
-that what was read does not stay mapped: the peak is the piece asked for. A layer that is stored as GPTQ codes reads as
-the weight that they stand for, or as the codes themselves. Knows nothing of graphs and solvers.
+that what was read does not stay mapped: the peak is the piece asked for. A layer that is stored as codes reads as the
+weight that they stand for, or as the codes themselves. Knows nothing of graphs and solvers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.json_object import JsonObject
-from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_grids, read_version, unpack
+from gemvg_edge.json_object import JsonObject, short
+from quantize import awq_format, gptq_format
+from quantize.awq_format import AWQ
+from quantize.gptq_format import WORD, QuantizedLinear, dequantize
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
 from train.checkpoint import CONFIG, check_floats, read_object, weight_files
@@ -34,41 +36,50 @@ NOT_FINITE = {2: {"float16": (0x7FFF, 0x7C00), "bfloat16": (0x7FFF, 0x7F80)}, 4:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its config, where each tensor lies, and the version of its GPTQ format if it has any."""
+    """An opened checkpoint: its config, where each tensor lies, and how its codes are laid out if it has any."""
 
     folder: Path
     config: ModelConfig
     places: dict[str, tuple[Path, str]]  # tensor -> file and its name there
     shapes: dict[str, tuple[int, ...]]  # of each as it is stored
-    gptq_version: str | None = None
+    codes_format: str | None = None  # AWQ, or the version of the GPTQ format
 
     def is_quantized(self, layer: str) -> bool:
-        """Whether a layer, named without `.weight`, is stored as GPTQ codes."""
-        return self.gptq_version is not None and f"{layer}.qweight" in self.places
+        """Whether a layer, named without `.weight`, is stored as codes."""
+        return self.codes_format is not None and f"{layer}.qweight" in self.places
 
     def quantized(self, layer: str) -> QuantizedLinear:
         """The codes of such a layer."""
-        assert self.gptq_version is not None
-        parts = {part: self.stored(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in self.places}
+        assert self.codes_format is not None
+        names = {part: f"{layer}.{part}" for part in self._parts}
+        parts = {part: self.stored(name) for part, name in names.items() if name in self.places}
         try:
-            return unpack(parts, self.gptq_version)
+            if self.codes_format == AWQ:
+                return awq_format.unpack(parts)
+            return gptq_format.unpack(parts, self.codes_format)
         except (ValueError, KeyError) as error:
-            raise GemvgError(f"{self.folder}: {layer} is not stored in the GPTQ format ({error})") from None
+            raise self._misfit(layer, str(error)) from None
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return awq_format.PARTS if self.codes_format == AWQ else gptq_format.PARTS
+
+    def _misfit(self, layer: str, what: str) -> GemvgError:
+        name = "AWQ" if self.codes_format == AWQ else "GPTQ"
+        return GemvgError(f"{self.folder}: {layer} is not stored in the {name} format ({what})")
 
     def grid(self, layer: str) -> tuple[int, int]:
         """(bits, number of groups) of a quantised layer, without reading it."""
         zeros, codes = self._shape(f"{layer}.qzeros"), self._shape(f"{layer}.qweight")
         if len(zeros) != 2 or len(codes) != 2 or 0 in (*zeros, *codes):
-            raise GemvgError(
-                f"{self.folder}: {layer} is not stored in the GPTQ format (qweight {codes}, qzeros {zeros})"
-            )
-        return zeros[1] * WORD // codes[1], zeros[0]
+            raise self._misfit(layer, f"qweight {codes}, qzeros {zeros}")
+        return awq_format.BITS if self.codes_format == AWQ else zeros[1] * WORD // codes[1], zeros[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         if self.is_quantized(layer := name.removesuffix(".weight")):
-            words, outputs = self._shape(f"{layer}.qweight")
-            return outputs, words * WORD // max(1, self.grid(layer)[0])
+            bits, (rows, columns) = max(1, self.grid(layer)[0]), self._shape(f"{layer}.qweight")
+            return (columns * WORD // bits, rows) if self.codes_format == AWQ else (columns, rows * WORD // bits)
         return self._shape(name)
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -131,9 +142,13 @@ def open_checkpoint(folder: str | Path, profile: str | None = None) -> Checkpoin
     # transformers does not tie a head that was stored, whatever the config says.
     stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places
     config = replace(config, tied_head=config.tied_head and not stored_head)
-    quantization = read_object(folder / CONFIG).object("quantization_config", {})
-    version = read_version(quantization) if quantization.content else None
-    checkpoint = Checkpoint(folder, config, places, shapes, version)
+    stated = read_object(folder / CONFIG)
+    quantized = bool(stated.content.get("quantization_config"))
+    quantization = stated.object(
+        "quantization_config" if quantized else "compression_config", {}
+    )  # once llm-compressor's
+    codes = _codes_format(quantization) if quantization.content else None
+    checkpoint = Checkpoint(folder, config, places, shapes, codes)
     used = set()
     layers = []
     for name, shape in expected_tensors(checkpoint.config):
@@ -141,11 +156,11 @@ def open_checkpoint(folder: str | Path, profile: str | None = None) -> Checkpoin
             raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
         if checkpoint.is_quantized(layer := name.removesuffix(".weight")):
             layers.append((layer, shape[1]))
-            used |= {f"{layer}.{part}" for part in PARTS}
+            used |= {f"{layer}.{part}" for part in checkpoint._parts}
         else:
             used.add(name)
     _check_unused(checkpoint, sorted(set(places) - used))
-    if version:
+    if codes:
         _check_grids(checkpoint, quantization, layers)
     return checkpoint
 
@@ -164,9 +179,24 @@ def check_finite(values: npt.NDArray[Any], path: Path, name: str) -> None:
         )
 
 
+def _codes_format(quantization: JsonObject) -> str:
+    match method := quantization.value("quant_method", str):
+        case "gptq":
+            return gptq_format.read_version(quantization)
+        case "awq":
+            awq_format.check_version(quantization)
+            return AWQ
+    raise GemvgError(
+        f"{quantization.path}: quant_method {short(method)} is not read; give the float checkpoint that it was made "
+        "from, or one of GPTQ or AWQ"
+    )
+
+
 def _check_grids(checkpoint: Checkpoint, quantization: JsonObject, layers: Sequence[tuple[str, int]]) -> None:
     """GemvgError for a layer (name, inputs) whose bits and groups are not what the config states."""
-    stated, ordered = read_grids(quantization), quantization.value("desc_act", bool, False)
+    awq = checkpoint.codes_format == AWQ
+    stated = awq_format.read_grids(quantization) if awq else gptq_format.read_grids(quantization)
+    ordered = not awq and quantization.value("desc_act", bool, False)
     for layer, inputs in layers:
         bits, groups = checkpoint.grid(layer)
         if (bits, groups) not in {(b, 1 if size == -1 else -(-inputs // size)) for b, size in stated}:

@@ -1,6 +1,6 @@
 """A checkpoint in transformers: which of its classes a family of models has, and the whole model in float32.
 
-Of a GPTQ checkpoint the model computes with the weights that the codes stand for, so no kernel of anyone's is needed.
+Of a checkpoint of codes the model computes with the weights that they stand for, so no kernel of anyone's is needed.
 A further family is one more case in `family`.
 """
 
@@ -73,7 +73,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     """A checkpoint in float32 for inference, its codes dequantised if it has any; GemvgError as `open_checkpoint`."""
     checkpoint = open_checkpoint(folder)
     kind = family(checkpoint.config.shape.model_type)
-    if not checkpoint.gptq_version:
+    if not checkpoint.codes_format:
         return from_folder(kind.model, folder, torch.float32)[0].eval()
     config = kind.config.from_pretrained(folder)
     del config.quantization_config  # or transformers asks for GPTQ kernels
