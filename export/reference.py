@@ -38,10 +38,10 @@ class Case:
     steps: int
 
 
-def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
-    """The checkpoint; GemvgError where the bundle's manifest or tokenizer says anything else than it does."""
+def open_same_model(bundle: Bundle, folder: Path, base: Path | None = None) -> Checkpoint:
+    """The checkpoint, an adapter merged; GemvgError where the bundle's manifest or tokenizer says anything else."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(folder, manifest.profile)
+    checkpoint = open_checkpoint(folder, manifest.profile, base)
     settings = checkpoint.config.settings
     pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("", asdict(manifest.model), asdict(checkpoint.config.shape)),
@@ -82,10 +82,10 @@ def load_reference(bundle: Bundle, checkpoint: Checkpoint) -> Any:
     try:
         import torch
 
-        from quantize.torch_model import load_model
+        from quantize.torch_model import build_model
     except ImportError as error:
         raise GemvgError(f"PyTorch's side cannot be run ({error}); run `pip install --group train`") from None
-    model = load_model(checkpoint.folder)
+    model = build_model(checkpoint)
     weights, precision = bundle.manifest.weights, bundle.manifest.precision
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()

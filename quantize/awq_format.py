@@ -20,7 +20,6 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import JsonObject, short
 from quantize.gptq_format import USUAL_GROUP, WORD, QuantizedLinear, check_scales
 
-AWQ = "awq"
 BITS = 4
 IN_A_WORD = WORD // BITS
 PARTS = ("qweight", "qzeros", "scales")
