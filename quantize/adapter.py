@@ -27,6 +27,7 @@ from train.checkpoint import (
     INDEX,
     PREPROCESSOR,
     PROCESSOR,
+    QUANTIZED,
     SINGLE,
     TOKENIZER,
     CheckpointSettings,
@@ -140,7 +141,7 @@ def open_adapter(folder: Path, base: Path | None) -> Adapter | None:
     if not is_file(folder / WEIGHTS):
         other = " (adapter_model.bin, a pickle, is not read)" if is_file(folder / "adapter_model.bin") else ""
         raise GemvgError(f"{folder}: no {WEIGHTS}{other}; save the adapter as safetensors")
-    if read_object(found / CONFIG).content.get("quantization_config"):
+    if any(read_object(found / CONFIG).content.get(key) for key in QUANTIZED):
         raise GemvgError(
             f"{found} is quantised, and adapters are merged into floats; give the float checkpoint that it was made "
             "from with --base"

@@ -244,7 +244,7 @@ def _check_unused(checkpoint: Checkpoint, names: list[str]) -> None:
                 f"{checkpoint.adapter.weights}: {checkpoint.places[name][1]} {shape} is merged into nothing of "
                 f"{checkpoint.folder}; give the base that it was trained on with --base, or {MERGE}"
             )
-        if name.endswith("inv_freq"):
+        if name.endswith(".inv_freq"):
             continue
         if checkpoint.is_quantized(name.removesuffix(".weight")):
             raise GemvgError(

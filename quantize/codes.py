@@ -14,16 +14,17 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import JsonObject, short
 from quantize import awq_format, gptq_format
 from quantize.gptq_format import WORD, QuantizedLinear
+from train.checkpoint import QUANTIZED
 
 AWQ = "awq"
 
 
 def read_format(config: JsonObject) -> str | None:
     """AWQ or the version of the GPTQ format, None where a config.json states floats; GemvgError for another method."""
-    stated = bool(config.content.get("quantization_config"))
-    quantization = config.object("quantization_config" if stated else "compression_config", {})  # llm-compressor's once
-    if not quantization.content:
+    key = next((key for key in QUANTIZED if config.content.get(key)), None)
+    if key is None:
         return None
+    quantization = config.object(key)
     match method := quantization.value("quant_method", str):
         case "gptq":
             return gptq_format.read_version(quantization)
