@@ -20,6 +20,7 @@ from tests.checkpoints import (
     edit_json,
     write_checkpoint,
 )
+from tests.test_hub import ID, cache
 from tests.tokenizers_small import small_tokenizer
 from train.checkpoint import ADAPTER, CONFIG
 
@@ -37,6 +38,8 @@ def other_patches(folder: Path) -> None:
     shutil.copy(folder.parent / "whole" / "preprocessor_config.json", folder)
     edit_json(folder / "preprocessor_config.json", patch_size=28)
 
+
+__all__ = ["cache"]
 
 LAYER = "model.language_model.layers.0.mlp.down_proj"
 
@@ -167,6 +170,14 @@ def test_weights_beside_an_adapter_stay_refused(bases: Path, tmp_path: Path) -> 
     shutil.copytree(bases / "adapter", folder, dirs_exist_ok=True)
     with pytest.raises(GemvgError, match="has an adapter beside its weights"):
         open_checkpoint(folder)
+
+
+def test_a_base_by_its_hub_id_is_found_in_the_cache(cache: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", cache, r=8, target_modules=["q_proj"])
+    edit_json(tmp_path / "adapter" / ADAPTER, base_model_name_or_path=str(ID))
+    assert open_checkpoint(tmp_path / "adapter").folder == cache
+    edit_json(tmp_path / "adapter" / ADAPTER, base_model_name_or_path=None)
+    assert export([str(tmp_path / "adapter"), str(tmp_path / "bundle"), "--base", str(ID)]) == 0
 
 
 def test_a_hub_id_of_a_base_says_what_to_do(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
