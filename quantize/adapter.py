@@ -24,11 +24,9 @@ from quantize.tensors import EMBEDDING, HEAD
 from train.checkpoint import (
     ADAPTER,
     CONFIG,
-    INDEX,
     PREPROCESSOR,
     PROCESSOR,
     QUANTIZED,
-    SINGLE,
     TOKENIZER,
     CheckpointSettings,
     read_object,
@@ -38,6 +36,7 @@ from train.hub import checkpoint_folder
 
 WEIGHTS = "adapter_model.safetensors"
 DOWN, UP = "lora_A.weight", "lora_B.weight"
+WHOLE = ("model*.safetensors", "model*.safetensors.index.json", "pytorch_model*.bin")  # weights of a model
 PREFIX = "base_model.model."  # peft's wrappers around the model
 WRAPPED = ".base_layer."  # and around a layer
 MERGE = "merge it with peft's merge_and_unload() and save_pretrained(), and give what that wrote"
@@ -90,7 +89,8 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is an adapter and nothing else; one with weights of a model beside it is for nobody to guess."""
-    return is_file(folder / ADAPTER) and not is_file(folder / SINGLE) and not is_file(folder / INDEX)
+    whole = next((file for pattern in WHOLE for file in folder.glob(pattern)), None)
+    return is_file(folder / ADAPTER) and not whole
 
 
 def find_base(folder: Path, given: Path | None) -> Path | None:
@@ -217,8 +217,8 @@ def check_settings(adapter: Adapter, settings: CheckpointSettings) -> None:
         theirs = open_tokenizer(file, "take the base's instead")
         if theirs.get_vocab(with_added_tokens=True) != settings.tokenizer.get_vocab(with_added_tokens=True):
             raise GemvgError(
-                f"{file} has other tokens than {adapter.base}, whose table has no rows for them; {MERGE}, tokenizer "
-                "and all"
+                f"{file} has other tokens than {adapter.base}, whose tokenizer an adapter is used with; {MERGE}, with "
+                "this tokenizer in it"
             )
     processor = is_file(adapter.folder / PROCESSOR) and read_object(adapter.folder / PROCESSOR).content
     if is_file(adapter.folder / PREPROCESSOR) or (processor and processor.get("image_processor")):

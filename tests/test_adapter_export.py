@@ -112,6 +112,17 @@ def test_quantising_an_adapter_is_quantising_its_merge(bases: Path, tmp_path: Pa
         quantize(quantised_settings(tmp_path, model=bases / "adapter", out=base / "codes"))
 
 
+def test_what_is_rewritten_of_a_bfloat16_base_keeps_the_digits_of_the_merge(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "base", GROUPED, bfloat16=True)
+    write_adapter(tmp_path / "adapter", tmp_path / "base", r=4, target_modules=["q_proj", "fc1"])
+    quantize(quantised_settings(tmp_path, tmp_path / "adapter", method="rtn"))
+    merged, codes = open_checkpoint(tmp_path / "adapter"), open_checkpoint(tmp_path / "codes")
+    for part, stored in (("fc1", "float32"), ("fc2", "bfloat16")):
+        name = f"visual.blocks.0.mlp.{part}.weight"
+        assert codes.dtype(name).name == stored
+        assert np.array_equal(codes.read(name), merged.read(name))
+
+
 def test_settings_of_a_trainer_beside_an_adapter_are_no_obstacle(bases: Path, tmp_path: Path) -> None:
     """Trainers save tokenizer and processor along, some the base's config too; the base's own count."""
     folder = shutil.copytree(bases / "adapter", tmp_path / "adapter")

@@ -165,9 +165,11 @@ def test_the_base_is_found_as_written_beside_the_adapter_or_as_told(
         open_checkpoint(folder, base=tmp_path / "base")
 
 
-def test_weights_beside_an_adapter_stay_refused(bases: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_weights_beside_an_adapter_stay_refused(name: str, bases: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bases / "whole", tmp_path / "both")
     shutil.copytree(bases / "adapter", folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
     with pytest.raises(GemvgError, match="has an adapter beside its weights"):
         open_checkpoint(folder)
 
