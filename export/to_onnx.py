@@ -56,7 +56,8 @@ def export(
     other = f" (the checkpoint has {stated}; --max-pixels)" if budget != stated else ""
     with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor", delay=1) as bar:
         write_bundle(opened, target, recipe, lambda name: bar.update() and None, overwrite=overwrite)
-    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}", file=sys.stderr)
+    merged = f"; {opened.adapter.folder} merged into {opened.folder}" if opened.adapter else ""
+    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}{merged}", file=sys.stderr)
 
 
 def read_recipe(given: argparse.Namespace) -> Recipe:

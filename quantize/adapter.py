@@ -201,7 +201,7 @@ def read_scaling(
 def add_product(weight: Array, down: Array, up: Array, scaling: float) -> Array:
     """Weight (out, in) + scaling * up (out, rank) @ down (rank, in), as peft adds them."""
     try:
-        # numpy's product sums in another order, which shows in the last digit of every other number.
+        # numpy's product sums in another order than peft's, which shows in last digits.
         import torch
     except ImportError as error:
         raise GemvgError(f"merging an adapter needs PyTorch ({error}); run `pip install --group train`") from None
@@ -238,7 +238,8 @@ def _check_mergeable(config: JsonObject) -> None:
     """GemvgError for what is not merged as weight + scaling * B @ A."""
     if (kind := config.value("peft_type", str)) != "LORA":
         raise GemvgError(f"{config.path}: an adapter of type {short(kind)} is not merged here; {MERGE}")
-    if (start := config.content.get("init_lora_weights", True)) not in STARTS:
+    start = config.content.get("init_lora_weights", True)
+    if (start.lower() if isinstance(start, str) else start) not in STARTS:
         raise GemvgError(
             f"{config.path}: init_lora_weights {short(start)} changed the base's weights before training; {MERGE}"
         )

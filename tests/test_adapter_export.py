@@ -59,7 +59,7 @@ def test_an_adapter_is_exported_as_its_merge(
     assert export([str(tmp_path / "merged"), str(tmp_path / "theirs" / "bundle"), *options]) == 0
     files = [open_bundle(tmp_path / side / "bundle").manifest.files for side in ("ours", "theirs")]
     assert files[0] == files[1]
-    capsys.readouterr()
+    assert f"; {given} merged into {base}\n" in capsys.readouterr().err
     assert verify([str(tmp_path / "ours" / "bundle"), "--against", str(given), "--base", str(base)]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["passed"] is True
     assert verify([str(tmp_path / "ours" / "bundle"), "--against", str(base)]) == 1

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoHaConfig, LoraConfig, get_peft_model
 
 from export.to_onnx import main as export
 from gemvg_edge.errors import GemvgError
 from quantize.adapter import PREFIX, WEIGHTS, find_base
 from quantize.checkpoint import open_checkpoint
-from tests.adapters import Change, edit_adapter, say, write_adapter
+from tests.adapters import Change, edit_adapter, load_base, say, write_adapter
 from tests.checkpoints import (
     GROUPED,
     edit_json,
@@ -136,6 +139,34 @@ def test_what_is_not_merged_is_one_sentence(
     assert "\n" not in message.rpartition("\r")[2]
     assert re.search(said, message), message
     assert not (tmp_path / "bundle").exists()
+
+
+REAL: dict[str, tuple[Any, str]] = {
+    "DoRA": (LoraConfig(r=4, target_modules=["q_proj"], use_dora=True), "use_dora is True"),
+    "LoHa": (LoHaConfig(r=4, target_modules=["q_proj"]), "type 'LOHA' is not merged"),
+    "the table": (LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"]), "lora_embedding_A .* is merged into n"),
+    "a convolution": (LoraConfig(r=4, target_modules=["patch_embed.proj"]), "where the layer is no linear one"),
+    "token rows": (LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[3, 5]), "trainable_token_ind"),
+    "PiSSA": (LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa"), "'pissa' changed the base's"),
+    "biases of B": (LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True), "lora_bias is True"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of the table
+@pytest.mark.parametrize("case", REAL)
+def test_what_peft_saves_and_is_not_merged_is_refused(case: str, bases: Path, tmp_path: Path) -> None:
+    options, said = REAL[case]
+    get_peft_model(load_base(bases / "whole"), options).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(GemvgError, match=said):
+        open_checkpoint(tmp_path / "adapter")
+
+
+def test_without_torch_the_sentence_says_what_to_install(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_checkpoint(bases / "adapter")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert opened.read("model.norm.weight").shape == (96,)
+    with pytest.raises(GemvgError, match=r"merging an adapter needs PyTorch .*pip install --group train"):
+        opened.read("model.layers.0.mlp.down_proj.weight")
 
 
 def test_the_base_is_found_as_written_beside_the_adapter_or_as_told(
