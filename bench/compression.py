@@ -231,7 +231,7 @@ def compression(
     checkpoint: Path, quantised: Sequence[Path], limit: int, group_size: int, data: Path, work: Path
 ) -> list[dict[str, Any]]:
     """Every row's figures, the float model's first."""
-    if open_checkpoint(checkpoint).gptq_version:
+    if open_checkpoint(checkpoint).codes_format:
         raise GemvgError(f"{checkpoint} is quantised; give the float checkpoint first")
     work = work / f"{checkpoint.name}-g{group_size}-{checkpoint_digest(checkpoint)[:12]}"
     work.mkdir(parents=True, exist_ok=True)

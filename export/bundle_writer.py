@@ -28,6 +28,7 @@ from export.vision_qwen2_5 import write_vision_qwen2_5
 from export.weights import DENSE, Place, Scheme, WeightWriter
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
+from quantize import codes
 from quantize.checkpoint import Checkpoint
 from quantize.model_config import ModelConfig
 from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
@@ -80,8 +81,9 @@ def write_bundle(
 ) -> None:
     """Write a bundle folder; with `overwrite` a bundle there is replaced but for its README.md, all else is refused."""
     recipe.check()
-    with new_bundle_folder(target, bundle.FILES, [checkpoint.folder], overwrite=overwrite) as work:
-        check_chat_template(checkpoint.folder, checkpoint.config.settings.template)
+    with new_bundle_folder(target, bundle.FILES, checkpoint.folders, overwrite=overwrite) as work:
+        for folder in checkpoint.folders:  # an adapter's own template is what it was trained with
+            check_chat_template(folder, checkpoint.config.settings.template)
         records = _write_parts(checkpoint, work, recipe, on_tensor)
         shutil.copyfile(checkpoint.folder / bundle.TOKENIZER, work / bundle.TOKENIZER)
         records[bundle.TOKENIZER] = describe(work / bundle.TOKENIZER)
@@ -169,7 +171,9 @@ def _weights_name(checkpoint: Checkpoint, layer: str, otherwise: str) -> str:
     if not checkpoint.is_quantized(layer):
         return otherwise
     bits, groups = checkpoint.grid(layer)
-    return f"int{bits}-gptq-" + ("channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}")
+    method = codes.method(checkpoint.codes_format or "")
+    size = "channel" if groups == 1 else f"g{checkpoint.shape(f'{layer}.weight')[1] // groups}"
+    return f"int{bits}-{method}-{size}"
 
 
 def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, Any]:

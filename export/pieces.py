@@ -38,6 +38,9 @@ class PieceReader:
         GemvgError where float16 cannot hold a number, and for a file that ends too early.
         """
         shape = self._checkpoint.shape(name)
+        if self._checkpoint.is_adapted(name):
+            yield from self._merged_rows(name, dtype)
+            return
         path, stored_as, start = self._place(name)
         row = int(np.prod(shape[1:])) * stored_as.itemsize
         step = max(1, PIECE_BYTES // row)
@@ -51,6 +54,15 @@ class PieceReader:
                 check_finite(rows, path, name)
                 yield rows if stored_as == dtype else self._convert(rows, dtype, name)
                 self._turn ^= 1
+
+    def _merged_rows(self, name: str, dtype: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+        """The same of a weight that an adapter adds to, which is made as a whole."""
+        merged = self._checkpoint.read(name)
+        step = max(1, PIECE_BYTES // max(1, merged[0].nbytes))
+        for first in range(0, len(merged), step):
+            rows = merged[first : first + step]
+            yield rows if rows.dtype == dtype else self._convert(rows, dtype, name)
+            self._turn ^= 1
 
     def _convert(self, rows: npt.NDArray[Any], dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
         converted = self._buffer(self._converted, rows.size * dtype.itemsize).view(dtype).reshape(rows.shape)

@@ -1,6 +1,6 @@
 """PyTorch's side of verification: transformers' model with the weights that a bundle stands for, in float32.
 
-A checkpoint of GPTQ codes is dequantised; what the export rounded on its way (`int4-rtn-g32` in the manifest, float16)
+A checkpoint of codes is dequantised; what the export rounded on its way (`int4-rtn-g32` in the manifest, float16)
 is rounded here too. So what is left between the two sides is arithmetic. Needs the training stack.
 """
 
@@ -24,6 +24,7 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.rtn import dequantize, quantize
 
 _ROUNDED = re.compile(r"int(\d)-rtn-g(\d+)")
+_CODES = re.compile(r"-(gptq|awq)-")
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Case:
     steps: int
 
 
-def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
-    """The checkpoint; GemvgError where the bundle's manifest or tokenizer says anything else than it does."""
+def open_same_model(bundle: Bundle, folder: Path, base: Path | None = None) -> Checkpoint:
+    """The checkpoint, an adapter merged; GemvgError where the bundle's manifest or tokenizer says anything else."""
     manifest = bundle.manifest
-    checkpoint = open_checkpoint(folder, manifest.profile)
+    checkpoint = open_checkpoint(folder, manifest.profile, base)
     settings = checkpoint.config.settings
     pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("", asdict(manifest.model), asdict(checkpoint.config.shape)),
@@ -72,8 +73,8 @@ def open_same_model(bundle: Bundle, folder: Path) -> Checkpoint:
 
 
 def same_codes(bundle: Bundle, checkpoint: Checkpoint) -> bool:
-    """Whether the bundle's weights are what the checkpoint holds; not where only one of them was quantised by GPTQ."""
-    return any("gptq" in what for what in bundle.manifest.weights.values()) == bool(checkpoint.gptq_version)
+    """Whether the bundle's weights are what the checkpoint holds; not where only one of them has codes."""
+    return any(_CODES.search(what) for what in bundle.manifest.weights.values()) == bool(checkpoint.codes_format)
 
 
 def load_reference(bundle: Bundle, checkpoint: Checkpoint) -> Any:
@@ -81,10 +82,10 @@ def load_reference(bundle: Bundle, checkpoint: Checkpoint) -> Any:
     try:
         import torch
 
-        from quantize.torch_model import load_model
+        from quantize.torch_model import build_model
     except ImportError as error:
         raise GemvgError(f"PyTorch's side cannot be run ({error}); run `pip install --group train`") from None
-    model = load_model(checkpoint.folder)
+    model = build_model(checkpoint)
     weights, precision = bundle.manifest.weights, bundle.manifest.precision
     head = model.get_output_embeddings()
     embedding = model.get_input_embeddings()

@@ -2,9 +2,10 @@
 
     python -m export.to_onnx CHECKPOINT BUNDLE [--dialect fused|standard|plain] [--precision float32|float16|bfloat16]
     python -m export.to_onnx CHECKPOINT BUNDLE --weights int4 [--vision-weights int8]     (fused: rounds on the way)
+    python -m export.to_onnx ADAPTER BUNDLE [--base CHECKPOINT]                       (LoRA, merged on the way by torch)
 
-Layers that the checkpoint has as GPTQ codes keep them. Memory stays at a few times the largest piece read (64 MiB),
-whatever the size of the model.
+Layers that the checkpoint has as GPTQ or AWQ codes keep them. Memory stays at a few times the largest piece read (64
+MiB), whatever the size of the model; of an adapter, at the layer that is being merged.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ def export(
     overwrite: bool = False,
     profile: str | None = None,
     max_pixels: int | None = None,
+    base: Path | None = None,
 ) -> None:
     """Write the bundle, with a progress bar over the checkpoint's tensors.
 
     `profile` is one of train.profiles.NAMES, or guessed. `max_pixels` is the budget of a picture; left out, it is the
     checkpoint's, but no more than EDGE_MAX_PIXELS. Says on stderr what it chose.
+    `base` is the checkpoint that an adapter belongs to; left out, it is the one that the adapter names.
     """
     recipe.check()
-    opened = open_checkpoint(checkpoint, profile)
+    opened = open_checkpoint(checkpoint, profile, base)
     stated = opened.config.settings.preprocessing.max_pixels
     settings = with_budget(opened.config.settings, max_pixels)
     opened = replace(opened, config=replace(opened.config, settings=settings))
@@ -53,7 +56,8 @@ def export(
     other = f" (the checkpoint has {stated}; --max-pixels)" if budget != stated else ""
     with tqdm(total=count_tensors(opened), desc=target.name, unit="tensor", delay=1) as bar:
         write_bundle(opened, target, recipe, lambda name: bar.update() and None, overwrite=overwrite)
-    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}", file=sys.stderr)
+    merged = f"; {opened.adapter.folder} merged into {opened.folder}" if opened.adapter else ""
+    print(f"{target.name}: profile {settings.profile}, max_pixels {budget}{other}{merged}", file=sys.stderr)
 
 
 def read_recipe(given: argparse.Namespace) -> Recipe:
@@ -73,9 +77,13 @@ def _run(arguments: list[str] | None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m export.to_onnx", description=__doc__, formatter_class=raw)
     parser.add_argument(
-        "checkpoint", type=Path, help="a Qwen2-VL folder (config.json, safetensors, tokenizer), or its hub id"
+        "checkpoint",
+        type=Path,
+        help="a Qwen2-VL folder (config.json, safetensors, tokenizer) or LoRA folder, or its hub id",
     )
     parser.add_argument("bundle", type=Path, help="the bundle folder to write")
+    belongs = "of an adapter: the checkpoint that it belongs to, or its hub id (default: the one that it names)"
+    parser.add_argument("--base", type=Path, metavar="CHECKPOINT", help=belongs)
     dialects = "ONNX Runtime's ops, those of opset 24, or those of TensorRT 10.3 (default: %(default)s)"
     parser.add_argument("--dialect", choices=DIALECTS, default="fused", help=dialects)
     precisions = "what the graphs compute in (default: %(default)s)"
@@ -93,6 +101,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     given = parser.parse_args(arguments)
     chosen = {"profile": given.profile, "max_pixels": given.max_pixels, "overwrite": given.overwrite}
+    chosen["base"] = given.base and checkpoint_folder(given.base)
     export(checkpoint_folder(given.checkpoint), given.bundle, read_recipe(given), **chosen)
     return 0
 

@@ -54,11 +54,14 @@ SCENES = (((4, 7),), ((4, 7), (6, 3)), ((1, 1), (5, 8), (6, 3), (5, 8)))
 Differences = dict[str, float]
 
 
-def verify(bundle: Bundle, checkpoint: Path) -> dict[str, Any]:
-    """The last line's content: what does not parse, and the largest difference of each kind of output."""
+def verify(bundle: Bundle, checkpoint: Path, base: Path | None = None) -> dict[str, Any]:
+    """The last line's content: what does not parse, and the largest difference of each kind of output.
+
+    `base` as in open_checkpoint.
+    """
     manifest = bundle.manifest
     problems = check_targets(bundle)
-    opened = open_same_model(bundle, checkpoint)
+    opened = open_same_model(bundle, checkpoint, base)
     for_engines = TARGETS[manifest.dialect] and manifest.precision != "float32"  # that is for checking the arithmetic
     engines = read_shortened(bundle) if for_engines and not problems else {}
     model = load_reference(bundle, opened)
@@ -304,13 +307,16 @@ def _run(arguments: list[str] | None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m export.verify", description=__doc__, formatter_class=raw)
     parser.add_argument("bundle", type=Path, help="the bundle folder to check, one of graphs")
-    against = "the checkpoint folder, or hub id, that it was exported from (required)"
+    against = "the checkpoint or adapter folder, or hub id, that it was exported from (required)"
     parser.add_argument("--against", type=Path, required=True, metavar="CHECKPOINT", help=against)
+    belongs = "of an adapter: the checkpoint that it belongs to, or its hub id (default: the one that it names)"
+    parser.add_argument("--base", type=Path, metavar="CHECKPOINT", help=belongs)
     given = parser.parse_args(arguments)
     bundle = open_bundle(given.bundle)
     if bundle.manifest.tensorrt:
         raise GemvgError(f"{bundle.folder} holds TensorRT engines; verify the bundle that they were built from")
-    result = verify(bundle, checkpoint_folder(given.against))
+    base = given.base and checkpoint_folder(given.base)
+    result = verify(bundle, checkpoint_folder(given.against), base)
     print(json.dumps(result))
     return 0 if result["passed"] else 1
 

@@ -1,15 +1,16 @@
-"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy; also of a GPTQ checkpoint.
+"""A Hugging Face checkpoint folder -> its tensors, one at a time, as float32 numpy; also of GPTQ and AWQ checkpoints.
 
 Reads safetensors (one file or shards with an index) without torch. A file is opened for each read and closed again, so
-that what was read does not stay mapped: the peak is the piece asked for. A layer that is stored as GPTQ codes reads as
-the weight that they stand for, or as the codes themselves. Knows nothing of graphs and solvers.
+that what was read does not stay mapped: the peak is the piece asked for. A layer that is stored as codes reads as the
+weight that they stand for, or as the codes themselves; one that an adapter belongs to reads as merged. Knows
+nothing of graphs and solvers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,27 @@ from safetensors import SafetensorError, safe_open
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import JsonObject
-from quantize.gptq_format import PARTS, WORD, QuantizedLinear, dequantize, read_grids, read_version, unpack
+from quantize import codes
+from quantize.adapter import (
+    DOWN,
+    MERGE,
+    UP,
+    Adapter,
+    add_product,
+    check_settings,
+    lay_on,
+    name_in_model,
+    open_adapter,
+    read_scaling,
+)
+from quantize.gptq_format import QuantizedLinear, dequantize
 from quantize.model_config import ModelConfig, read_config
 from quantize.tensors import HEAD, expected_tensors
 from train.checkpoint import CONFIG, check_floats, read_object, weight_files
 
 # transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
 RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+CHECKED = 2**18  # numbers that are looked through at a time
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # All bits but the sign's, and from which number on they are infinity or no number.
 NOT_FINITE = {2: {"float16": (0x7FFF, 0x7C00), "bfloat16": (0x7FFF, 0x7F80)}, 4: {"float32": (0x7FFFFFFF, 0x7F800000)}}
@@ -34,41 +49,59 @@ NOT_FINITE = {2: {"float16": (0x7FFF, 0x7C00), "bfloat16": (0x7FFF, 0x7F80)}, 4:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: its config, where each tensor lies, and the version of its GPTQ format if it has any."""
+    """An opened checkpoint: its config, where each tensor lies, and how its codes are laid out if it has any."""
 
     folder: Path
     config: ModelConfig
     places: dict[str, tuple[Path, str]]  # tensor -> file and its name there
     shapes: dict[str, tuple[int, ...]]  # of each as it is stored
-    gptq_version: str | None = None
+    codes_format: str | None = None  # as quantize.codes names it
+    adapter: Adapter | None = None  # merged on the way; `folder` is that of its base
+    scalings: Mapping[str, float] = field(default_factory=dict)  # of the layers that it adds to, without `.weight`
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that it is read from."""
+        return [self.folder, *([self.adapter.folder] if self.adapter else [])]
+
+    def is_adapted(self, name: str) -> bool:
+        """Whether an adapter adds to a tensor. It is float32 then, whatever the base is stored in."""
+        return name.endswith(".weight") and name.removesuffix(".weight") in self.scalings
 
     def is_quantized(self, layer: str) -> bool:
-        """Whether a layer, named without `.weight`, is stored as GPTQ codes."""
-        return self.gptq_version is not None and f"{layer}.qweight" in self.places
+        """Whether a layer, named without `.weight`, is stored as codes."""
+        return self.codes_format is not None and f"{layer}.qweight" in self.places
 
     def quantized(self, layer: str) -> QuantizedLinear:
         """The codes of such a layer."""
-        assert self.gptq_version is not None
-        parts = {part: self.stored(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in self.places}
+        names = {part: f"{layer}.{part}" for part in codes.parts(self._layout)}
+        parts = {part: self.stored(name) for part, name in names.items() if name in self.places}
         try:
-            return unpack(parts, self.gptq_version)
+            return codes.unpack(self._layout, parts)
         except (ValueError, KeyError) as error:
-            raise GemvgError(f"{self.folder}: {layer} is not stored in the GPTQ format ({error})") from None
+            raise self._misfit(layer, str(error)) from None
+
+    @property
+    def _layout(self) -> str:
+        assert self.codes_format is not None  # only asked of a quantised layer
+        return self.codes_format
+
+    def _misfit(self, layer: str, what: str) -> GemvgError:
+        name = codes.method(self._layout).upper()
+        return GemvgError(f"{self.folder}: {layer} is not stored in the {name} format ({what})")
 
     def grid(self, layer: str) -> tuple[int, int]:
         """(bits, number of groups) of a quantised layer, without reading it."""
-        zeros, codes = self._shape(f"{layer}.qzeros"), self._shape(f"{layer}.qweight")
-        if len(zeros) != 2 or len(codes) != 2 or 0 in (*zeros, *codes):
-            raise GemvgError(
-                f"{self.folder}: {layer} is not stored in the GPTQ format (qweight {codes}, qzeros {zeros})"
-            )
-        return zeros[1] * WORD // codes[1], zeros[0]
+        zeros, packed = self._shape(f"{layer}.qzeros"), self._shape(f"{layer}.qweight")
+        if len(zeros) != 2 or len(packed) != 2 or 0 in (*zeros, *packed):
+            raise self._misfit(layer, f"qweight {packed}, qzeros {zeros}")
+        return codes.bits_of(self._layout, packed, zeros), zeros[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         if self.is_quantized(layer := name.removesuffix(".weight")):
-            words, outputs = self._shape(f"{layer}.qweight")
-            return outputs, words * WORD // max(1, self.grid(layer)[0])
+            bits = max(1, self.grid(layer)[0])
+            return codes.weight_shape(self._layout, self._shape(f"{layer}.qweight"), bits)
         return self._shape(name)
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -77,11 +110,15 @@ class Checkpoint:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type that a tensor is stored in, without reading it."""
+        if self.is_adapted(name):
+            return np.dtype(np.float32)
         with self._slice(name) as tensor:
             return np.asarray(tensor[:0]).dtype
 
     def stored(self, name: str) -> npt.NDArray[Any]:
         """A whole tensor in the type that it is stored in."""
+        if self.is_adapted(name):
+            return self.read(name)
         with self._slice(name) as tensor:
             return self._checked(name, np.asarray(tensor[:]))
 
@@ -93,11 +130,18 @@ class Checkpoint:
         """A whole tensor."""
         if self.is_quantized(layer := name.removesuffix(".weight")):
             return dequantize(self.quantized(layer))
-        return self._floats(name, slice(None)).astype(np.float32, copy=False)
+        values = self._floats(name, slice(None)).astype(np.float32, copy=False)
+        return self._merged(layer, values) if self.is_adapted(name) else values
+
+    def _merged(self, layer: str, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        down, up = self.read(f"{layer}.{DOWN}"), self.read(f"{layer}.{UP}")
+        merged = add_product(weight, down, up, self.scalings[layer])
+        check_finite(merged, self.places[f"{layer}.{DOWN}"][0], f"{layer}, merged,")
+        return merged
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows start..stop of a matrix (out, in)."""
-        if self.is_quantized(name.removesuffix(".weight")):
+        if self.is_quantized(name.removesuffix(".weight")) or self.is_adapted(name):
             return self.read(name)[start:stop]
         return self._floats(name, slice(start, stop)).astype(np.float32, copy=False)
 
@@ -120,34 +164,46 @@ class Checkpoint:
             raise GemvgError(f"{self.folder}: no tensor {name}; the checkpoint is incomplete or of another model")
 
 
-def open_checkpoint(folder: str | Path, profile: str | None = None) -> Checkpoint:
+def open_checkpoint(folder: str | Path, profile: str | None = None, base: Path | None = None) -> Checkpoint:
     """Read a checkpoint's config, find its tensors and check their shapes; GemvgError names what is missing.
 
-    `profile` as in train.checkpoint.read_settings.
+    `profile` as in train.checkpoint.read_settings. An adapter's folder opens as its base, merged: that which it names,
+    or `base`.
     """
-    folder = Path(folder)
+    adapter = open_adapter(Path(folder), base)
+    folder = adapter.base if adapter else Path(folder)
     config = read_config(folder, profile)
-    places, shapes = _find_tensors(folder)
+    if adapter:
+        check_settings(adapter, config.settings)
+    places, shapes = _find_tensors(*weight_files(folder))
+    if adapter:
+        theirs = _find_tensors([adapter.weights], {}, name_in_model)
+        lay_on(adapter, theirs, (places, shapes), config.tied_head and HEAD not in places)
     # transformers does not tie a head that was stored, whatever the config says.
     stored_head = HEAD in places or HEAD.replace("weight", "qweight") in places
     config = replace(config, tied_head=config.tied_head and not stored_head)
-    quantization = read_object(folder / CONFIG).object("quantization_config", {})
-    version = read_version(quantization) if quantization.content else None
-    checkpoint = Checkpoint(folder, config, places, shapes, version)
+    layout = codes.read_format(stated := read_object(folder / CONFIG))
+    checkpoint = Checkpoint(folder, config, places, shapes, layout, adapter)
     used = set()
     layers = []
+    scalings = {}
     for name, shape in expected_tensors(checkpoint.config):
         if (found := checkpoint.shape(name)) != shape:
-            raise GemvgError(f"{folder}: {name} has shape {found}, by config.json {shape}; they do not belong together")
+            place = places[name][0].parent if name in places else folder
+            raise GemvgError(f"{place}: {name} has shape {found}, by config.json {shape}; they do not belong together")
         if checkpoint.is_quantized(layer := name.removesuffix(".weight")):
             layers.append((layer, shape[1]))
-            used |= {f"{layer}.{part}" for part in PARTS}
+            used |= {f"{layer}.{part}" for part in codes.parts(checkpoint._layout)}
         else:
             used.add(name)
+        down, up = f"{layer}.{DOWN}", f"{layer}.{UP}"
+        if adapter and name.endswith(".weight") and down in places and places[down][0] == adapter.weights:
+            scalings[layer] = read_scaling(adapter, places[down][1], shapes[down], shapes.get(up), shape)
+            used |= {down, up}
     _check_unused(checkpoint, sorted(set(places) - used))
-    if version:
-        _check_grids(checkpoint, quantization, layers)
-    return checkpoint
+    if layout:
+        _check_grids(checkpoint, stated, layers)
+    return replace(checkpoint, scalings=scalings)
 
 
 def check_finite(values: npt.NDArray[Any], path: Path, name: str) -> None:
@@ -156,24 +212,26 @@ def check_finite(values: npt.NDArray[Any], path: Path, name: str) -> None:
     if values.dtype.name not in kinds or not values.size:
         return
     mask, least = kinds[values.dtype.name]
-    bits = values.view(f"u{values.dtype.itemsize}")
-    # Comparing bits keeps pace with the disk; bfloat16 has no fast isfinite.
-    if int((bits & bits.dtype.type(mask)).max()) >= least:
+    bits = values.reshape(-1).view(f"u{values.dtype.itemsize}")
+    # Comparing bits keeps pace with the disk, in pieces that a cache holds; bfloat16 has no fast isfinite.
+    pieces = (bits[start : start + CHECKED] for start in range(0, len(bits), CHECKED))
+    if any(int((piece & piece.dtype.type(mask)).max()) >= least for piece in pieces):
         raise GemvgError(
             f"{path}: {name} holds NaN or infinity; download the checkpoint again or go back to a good one"
         )
 
 
-def _check_grids(checkpoint: Checkpoint, quantization: JsonObject, layers: Sequence[tuple[str, int]]) -> None:
+def _check_grids(checkpoint: Checkpoint, config: JsonObject, layers: Sequence[tuple[str, int]]) -> None:
     """GemvgError for a layer (name, inputs) whose bits and groups are not what the config states."""
-    stated, ordered = read_grids(quantization), quantization.value("desc_act", bool, False)
+    stated = codes.stated_grids(checkpoint._layout, config)
+    ordered = codes.in_activation_order(checkpoint._layout, config)
     for layer, inputs in layers:
         bits, groups = checkpoint.grid(layer)
         if (bits, groups) not in {(b, 1 if size == -1 else -(-inputs // size)) for b, size in stated}:
-            config = ", ".join(f"{b} bits in groups of {size}" for b, size in sorted(stated))
+            grids = ", ".join(f"{b} bits in groups of {size}" for b, size in sorted(stated))
             raise GemvgError(
                 f"{checkpoint.folder}: {layer} is stored in {bits} bits and {groups} groups, but {CONFIG} states "
-                f"{config}; take both from one checkpoint"
+                f"{grids}; take both from one checkpoint"
             )
         if ordered and f"{layer}.g_idx" not in checkpoint.places:
             raise GemvgError(f"{checkpoint.folder}: {layer} is in activation order without g_idx; quantise it again")
@@ -182,9 +240,14 @@ def _check_grids(checkpoint: Checkpoint, quantization: JsonObject, layers: Seque
 def _check_unused(checkpoint: Checkpoint, names: list[str]) -> None:
     """GemvgError for a tensor that would be left out though it says something; zeros and rotary tables do not."""
     for name in names:
-        if name.endswith("inv_freq"):
-            continue
         shape = checkpoint.shapes[name]
+        if checkpoint.adapter and checkpoint.places[name][0] == checkpoint.adapter.weights:
+            raise GemvgError(
+                f"{checkpoint.adapter.weights}: {checkpoint.places[name][1]} {shape} is merged into nothing of "
+                f"{checkpoint.folder}; give the base that it was trained on with --base, or {MERGE}"
+            )
+        if name.endswith(".inv_freq"):
+            continue
         if checkpoint.is_quantized(name.removesuffix(".weight")):
             raise GemvgError(
                 f"{checkpoint.folder}: {name} is stored beside the codes of the same layer; keep one of the two"
@@ -196,15 +259,16 @@ def _check_unused(checkpoint: Checkpoint, names: list[str]) -> None:
             )
 
 
-def _find_tensors(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, tuple[int, ...]]]:
+def _find_tensors(
+    files: Sequence[Path], index: Mapping[str, str], rename: Callable[[str], str] = str
+) -> tuple[dict[str, tuple[Path, str]], dict[str, tuple[int, ...]]]:
     """Where each tensor lies (file and its name there), and its shape as stored."""
-    files, index = weight_files(folder)
     places: dict[str, tuple[Path, str]] = {}
     shapes = {}
     for path in files:
         with _open(path) as file:
             for stored in file.keys():  # noqa: SIM118  (not a dict)
-                name = _canonical(stored)
+                name = _canonical(rename(stored))
                 if index and index.get(stored, path.name) != path.name:
                     continue  # a copy that the index does not mean
                 if name in places:
@@ -213,10 +277,10 @@ def _find_tensors(folder: Path) -> tuple[dict[str, tuple[Path, str]], dict[str, 
     return places, shapes
 
 
-def open_float_checkpoint(folder: Path) -> Checkpoint:
+def open_float_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     """The same, for work that begins with float weights; GemvgError for a quantised one."""
-    checkpoint = open_checkpoint(folder)
-    check_floats(folder)
+    checkpoint = open_checkpoint(folder, base=base)
+    check_floats(checkpoint.folder)
     return checkpoint
 
 

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
+from quantize.adapter import with_base
 from quantize.calibration import (
     CalibrationPrompt,
     TokenWeights,
@@ -59,7 +60,7 @@ Calibration = Literal["grounding", "text"]
 class Settings:
     """Everything that a run is told; data and model have no default."""
 
-    model: Path  # the float checkpoint folder to read
+    model: Path  # the float checkpoint folder to read, or a LoRA adapter's
     out: Path  # the checkpoint folder to write
     bits: Bits = 4  # bits a weight of the decoder's linear layers
     group_size: int = 128  # inputs that share a scale; -1 for all
@@ -83,6 +84,7 @@ class Settings:
     search: bool = True  # search the clipping of each group
     true_sequential: bool = False  # a block's layers see what those before them became: more passes
     device: str = "auto"  # what torch computes on, such as cpu or cuda; auto: the GPU if there is one
+    base: Path | None = None  # of an adapter: the checkpoint that it belongs to; none: the one that it names
     overwrite: Switch = False  # replace a finished result that is at --out
 
     def grid(self, layer: str) -> Grid | None:
@@ -108,8 +110,9 @@ class Settings:
 
 def quantize(run: Settings) -> None:
     """Write the quantised checkpoint; after an error its finished blocks stay in the work folder."""
+    run = with_base(run)
     check_out(run)
-    checkpoint = open_float_checkpoint(run.model)
+    checkpoint = open_float_checkpoint(run.model, run.base)
     run = replace(run, device=usable_device(run.device))
     check(run, checkpoint)
     prompts = [] if run.method == "rtn" else read_prompts(run, checkpoint)

@@ -106,11 +106,16 @@ def unpack(tensors: Mapping[str, Array], version: str = VERSION_1) -> QuantizedL
         stored = _shift_zeros(stored, bits, 1)
     zeros = np.ascontiguousarray(_unpack_rows(stored, bits).T)
     codes = np.ascontiguousarray(_unpack_rows(qweight, bits).T)
+    return QuantizedLinear(codes, check_scales(scales), zeros, g_idx.astype(np.int32), bits)
+
+
+def check_scales(scales: Array) -> npt.NDArray[np.float16]:
+    """The scales in float16; ValueError where it does not hold them."""
     with np.errstate(over="ignore"):  # reported here
-        stored_scales = scales.astype(np.float16)
-    if not np.isfinite(stored_scales).all():
+        stored = scales.astype(np.float16)
+    if not np.isfinite(stored).all():
         raise ValueError("its scales hold NaN, infinity or numbers past float16's")
-    return QuantizedLinear(codes, stored_scales, zeros, g_idx.astype(np.int32), bits)
+    return stored
 
 
 def read_grids(quantization: JsonObject) -> set[tuple[int, int]]:
@@ -137,10 +142,7 @@ def read_grids(quantization: JsonObject) -> set[tuple[int, int]]:
 
 
 def read_version(quantization: JsonObject) -> str:
-    """The version that `quantization_config` of a config.json states; GemvgError for another method than GPTQ."""
-    method = quantization.value("quant_method", str)
-    if method != "gptq":
-        raise GemvgError(f"{quantization.path}: quant_method {method!r} is not read; give a GPTQ or a float checkpoint")
+    """The version of GPTQ's format that `quantization_config` of a config.json states; GemvgError for another."""
     version = quantization.value("checkpoint_format", str, VERSION_1)
     if version not in (VERSION_1, VERSION_2):
         raise GemvgError(

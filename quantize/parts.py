@@ -65,10 +65,11 @@ def write_checkpoint(
 ) -> None:
     """Put the parts together in shards, with config (changed), tokenizer and a record of what was done.
 
-    `own_head`: there is a head now, though it may have been the embedding table before.
+    `own_head`: there is a head now, though it may have been the embedding table before. An adapter may bring one too.
     """
     config = read_json(checkpoint.folder / CONFIG) | changes
-    if own_head:
+    parted = checkpoint.adapter is not None and not checkpoint.config.tied_head
+    if own_head or parted:
         for section in (config, config.get("text_config", {})):
             section["tie_word_embeddings"] = False
     parts = [_part_file(work, name) for name in (START, *block_names(checkpoint))]

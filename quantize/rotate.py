@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from quantize.adapter import with_base
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
 from quantize.stream import HEAD, MERGER, block_names
@@ -40,16 +41,18 @@ Array = npt.NDArray[np.float32]
 class Settings:
     """What a run is told."""
 
-    model: Path  # the float checkpoint folder to read
+    model: Path  # the float checkpoint folder to read, or a LoRA adapter's
     out: Path  # the checkpoint folder to write
     seed: Seed = 0  # what the random rotation starts from
+    base: Path | None = None  # of an adapter: the checkpoint that it belongs to; none: the one that it names
     overwrite: Switch = False  # replace a finished result that is at --out
 
 
 def rotate(run: Settings) -> None:
     """Write the rotated checkpoint."""
+    run = with_base(run)
     check_out(run)
-    checkpoint = open_float_checkpoint(run.model)
+    checkpoint = open_float_checkpoint(run.model, run.base)
     rotation = random_rotation(checkpoint.config.shape.hidden_size, run.seed)
     with writing_parts(run.out), working(run) as work:
         for name in tqdm([START, *block_names(checkpoint)], unit="block"):

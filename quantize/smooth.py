@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
+from quantize.adapter import with_base
 from quantize.calibration import grounding_prompts
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
@@ -34,7 +35,7 @@ SMALLEST = 1e-5  # of a scale and of what it is made from: a channel that is nev
 class Settings:
     """What a run is told."""
 
-    model: Path  # the float checkpoint folder to read
+    model: Path  # the float checkpoint folder to read, or a LoRA adapter's
     out: Path  # the checkpoint folder to write
     alpha: float = 0.5  # share of the difficulty that goes to the weights, 0 to 1
     samples: int = 128  # how many prompts the activations are measured on
@@ -42,6 +43,7 @@ class Settings:
     scenes: Path = Path("data/world/calibration")  # where the simulated scenes are, or are rendered to
     max_pixels: int | None = None  # pixels of a calibration picture after resizing, at most; none: as export has it
     device: str = "auto"  # what torch computes on, such as cpu or cuda; auto: the GPU if there is one
+    base: Path | None = None  # of an adapter: the checkpoint that it belongs to; none: the one that it names
     overwrite: Switch = False  # replace a finished result that is at --out
 
 
@@ -96,9 +98,10 @@ def smooth(run: Settings) -> None:
     """Write the smoothed checkpoint."""
     if not 0 <= run.alpha <= 1 or run.samples < 1:
         raise GemvgError(f"--alpha is {run.alpha} and --samples {run.samples}; give 0 to 1, and at least 1")
+    run = with_base(run)
     check_out(run)
     run = replace(run, device=usable_device(run.device))
-    checkpoint = open_float_checkpoint(run.model)
+    checkpoint = open_float_checkpoint(run.model, run.base)
     settings = with_budget(checkpoint.config.settings, run.max_pixels)
     prompts = grounding_prompts(settings, run.records, run.scenes, run.samples)
     with writing_parts(run.out), working(run) as work:

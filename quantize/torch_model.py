@@ -1,6 +1,6 @@
 """A checkpoint in transformers: which of its classes a family of models has, and the whole model in float32.
 
-Of a GPTQ checkpoint the model computes with the weights that the codes stand for, so no kernel of anyone's is needed.
+Of a checkpoint of codes the model computes with the weights that they stand for, so no kernel of anyone's is needed.
 A further family is one more case in `family`.
 """
 
@@ -24,7 +24,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
-from quantize.checkpoint import in_modules, open_checkpoint
+from quantize.checkpoint import Checkpoint, in_modules, open_checkpoint
 from quantize.model_config import GENERATION
 from quantize.tensors import expected_tensors
 from train.load import from_folder
@@ -71,12 +71,20 @@ def family(model_type: str) -> Family:
 
 def load_model(folder: Path) -> PreTrainedModel:
     """A checkpoint in float32 for inference, its codes dequantised if it has any; GemvgError as `open_checkpoint`."""
-    checkpoint = open_checkpoint(folder)
+    return build_model(open_checkpoint(folder))
+
+
+def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The same of an opened checkpoint; an adapter is merged."""
+    folder = checkpoint.folder
     kind = family(checkpoint.config.shape.model_type)
-    if not checkpoint.gptq_version:
+    if not checkpoint.codes_format and not checkpoint.adapter:
         return from_folder(kind.model, folder, torch.float32)[0].eval()
     config = kind.config.from_pretrained(folder)
-    del config.quantization_config  # or transformers asks for GPTQ kernels
+    if checkpoint.codes_format:
+        del config.quantization_config  # or transformers asks for kernels
+    if not checkpoint.config.tied_head:  # an adapter may have parted them
+        config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     names = [name for name, _ in expected_tensors(checkpoint.config)]
     weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
     model = kind.model.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()

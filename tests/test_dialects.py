@@ -12,13 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx.reference import ReferenceEvaluator
 
 from export.to_onnx import main as export
 from export.verify import TOLERANCES
 from export.verify import main as verify
 from gemvg_edge import GemvgError, Grounder
-from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, DIALECTS, EMBEDDING, VISION_GRAPH, open_bundle
+from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, DIALECTS, EMBEDDING, open_bundle
 from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a picture token past the table": (edit_config(image_token_id=10**6), "image_token_id"),
     "fewer locations than tokens": (add_locations(9, 41), "has 41 location tokens, but config.json states 9"),
     "more locations than tokens": (add_locations(60, 41), "has no token <loc_41>, but config.json has 60"),
-    "an adapter": (into_adapter, "is an adapter .it has adapter_config.json.*merge_and_unload"),
+    "an adapter": (into_adapter, "adapter_config.json does not name the model that it belongs to; give it with --base"),
     "an adapter beside the weights": (lambda folder: write_json(folder / "adapter_config.json", {"peft_type": "LORA"}),
                                       "has an adapter beside its weights .adapter_config.json"),
     "heads of another width": (edit_config("text_config", head_dim=64), "head_dim 64 is not hidden_size / num_att"),

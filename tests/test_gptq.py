@@ -317,7 +317,7 @@ BAD: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "calibration": (lambda folder: None, {"calibration": "c4"}, "--calibration is c4; give one of grounding, text"),
     "text": (lambda folder: None, {"calibration": "text", "text": Path("none.txt")}, "none.txt cannot be read as text"),
     "method of a config": (
-        use_method("awq"), {}, "quant_method 'awq' is not read; give a GPTQ or a float checkpoint"
+        use_method("eetq"), {}, "quant_method 'eetq' is not read; give the float checkpoint that it was made from, or"
     ),
 }  # fmt: skip
 

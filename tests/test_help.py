@@ -60,7 +60,7 @@ def test_texts_are_the_same_on_every_terminal(monkeypatch: pytest.MonkeyPatch) -
 def test_a_setting_of_a_stage_is_told_whole() -> None:
     said = entries(TEXTS["quantize.gptq"])
     assert said["--bits {3,4,8}"] == "bits a weight of the decoder's linear layers (default: 4)"
-    assert said["--model PATH"] == "the float checkpoint folder to read (required)"
+    assert said["--model PATH"] == "the float checkpoint folder to read, or a LoRA adapter's (required)"
     assert said["--records PATH"].endswith("none: simulated scenes (default: none)")
     assert said["--sym, --no-sym"].endswith("(default: True)")
     assert "--overwrite" in said

@@ -30,6 +30,7 @@ CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "to
 PROCESSOR = "processor_config.json"  # transformers 5 keeps the preprocessor's settings in it
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+QUANTIZED = ("quantization_config", "compression_config")  # the latter once was compressed-tensors'
 OTHER_WEIGHTS = ("*.bin", "*.gguf", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -136,7 +137,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 def check_floats(folder: Path) -> None:
     """GemvgError for a checkpoint whose weights are codes, where the work begins with floats."""
-    if read_object(folder / CONFIG).content.get("quantization_config"):
+    if any(read_object(folder / CONFIG).content.get(key) for key in QUANTIZED):
         raise GemvgError(f"{folder} is quantised already; give the float checkpoint that it came from")
 
 

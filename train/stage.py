@@ -34,7 +34,7 @@ from train.output_folder import CONTENTS, REPLACES, WORK, check_target, fingerpr
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 LOGGED = 40  # entries of the log that training.json keeps, about
-CHECKPOINTS = ("model", "teacher")  # the settings that may name a checkpoint by its hub id
+CHECKPOINTS = ("model", "teacher", "base")  # the settings that may name a checkpoint by its hub id
 UNRECORDED = "overwrite"  # the setting that says nothing of the result
 
 Settings = TypeVar("Settings")
@@ -90,7 +90,7 @@ def run_stage(name: str, settings: type[Settings], description: str, train: Call
 def from_hub(run: Settings) -> Settings:
     """The same run with the folders of checkpoints that were given by a hub id."""
     given: dict[str, Any] = {name: value for name, value in vars(run).items() if name in CHECKPOINTS}
-    return replace(run, **{name: checkpoint_folder(path) for name, path in given.items()})  # type: ignore[type-var]
+    return replace(run, **{name: checkpoint_folder(path) for name, path in given.items() if path})  # type: ignore[type-var]
 
 
 def usable_device(name: str) -> str:

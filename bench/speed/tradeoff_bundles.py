@@ -33,7 +33,7 @@ def make_bundles(checkpoint: Path, bits: Sequence[str], work: Path) -> dict[str,
 
     Codes stay codes, so a GPTQ checkpoint gives one bundle. A float one has a GPTQ bundle only where it is the shipped.
     """
-    if open_checkpoint(checkpoint).gptq_version:
+    if open_checkpoint(checkpoint).codes_format:
         return {GPTQ: _export(checkpoint, "", work)} if GPTQ in bits else {}
     found = {name: _export(checkpoint, name, work) for name in ROUNDED if name in bits}
     if GPTQ in bits and checkpoint.resolve() == TABLETOP:
