@@ -92,7 +92,8 @@ def attention_by_hand(query: Any, key: Any, value: Any, mask: Any, precision: st
     scores = np.where(mask, product(q, k.T), np.float32(-1e30))
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares = (shares / shares.sum(axis=1, keepdims=True)).astype(half).astype(np.float32)
-    return product(shares, value).astype(half).astype(np.float32)
+    found: np.ndarray = product(shares, value).astype(half).astype(np.float32)
+    return found
 
 
 @pytest.mark.parametrize(("precision", "most"), [("float16", 2e-3), ("bfloat16", 1.6e-2)])
