@@ -29,9 +29,8 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
         (_cache_input(g, ops, shape, dtype, f"past_key_{i}"), _cache_input(g, ops, shape, dtype, f"past_value_{i}"))
         for i in range(shape.layers)
     ]
-    residual, features = _split_features(
-        g, cast(g, node(g.op.Reshape(embeds, [-1, shape.embedding_width])), dtype), shape
-    )
+    rows = cast(g, node(g.op.Reshape(embeds, [-1, shape.embedding_width])), dtype)
+    residual, features = _split_features(g, rows, shape)
     y = ops.rms_norm(g, residual, weights.vector("model.layers.0.input_layernorm.weight"), epsilon)
     cache: list[ir.Value] = []
     for i, past in enumerate(pasts):

@@ -49,7 +49,7 @@ class Ops(Protocol):
         """(norm of x + residual, x + residual)."""
 
     def decoder_inputs(self, g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> Inputs:
-        """The graph's inputs beside the embeddings (batch, tokens, embedding width) and the cache: they say where tokens are.
+        """The graph's inputs beside the embeddings (batch, tokens, width) and the cache: they say where tokens are.
 
         Holds `rows`, whose logits are wanted: indices into batch x tokens.
         """

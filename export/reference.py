@@ -107,7 +107,7 @@ def load_reference(bundle: Bundle, checkpoint: Checkpoint) -> Any:
 
 
 def run_reference(model: Any, case: Case, image_token_id: int) -> tuple[list[Floats], Floats]:
-    """Visual tokens (tokens, embedding width) of each picture, and logits (1 + steps, vocab) of the prompt's end and of each token after it.
+    """Visual tokens of each picture, and logits (1 + steps, vocab) of the prompt's end and of each token after it.
 
     The sequence goes through in one piece, without a cache.
     """

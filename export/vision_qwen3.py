@@ -25,7 +25,7 @@ def write_vision_qwen3(g: GraphBuilder, config: ModelConfig, weights: WeightWrit
     inputs = ops.picture_inputs(g, patches, shape, weights.dtype)
     residual = _add_places(g, embed_patches(g, patches, config, weights, ops), patches, config, weights)
     y = ops.layer_norm(g, residual, *norm_of(weights, "visual.blocks.0.norm1"), EPSILON)
-    features = []
+    features: list[ir.Value] = []
     for i in range(shape.depth):
         block = f"visual.blocks.{i}"
         with part_of(g, block):

@@ -1,4 +1,4 @@
-"""Boxes <-> text: the grammar of an answer, in digits, location tokens, pixels or JSON. Shared with rewards and scorers.
+"""Boxes <-> text: the grammar of an answer, in digits, location tokens or pixels. Shared with rewards and scorers.
 
 Written: one line an image with targets, boxes sorted by (image, x1, y1); no target is `None`:
 
@@ -49,8 +49,8 @@ UNNAMED = ("refuse", "query", "each")
 class AnswerFormat:
     """How a checkpoint writes coordinates; kept under `grounding.answer` of its config.json."""
 
-    # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own. With "json" the digits of
-    # 0..1000 may stand in JSON, as Qwen3-VL writes them.
+    # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own. "json": digits that
+    # may also stand in JSON; Qwen3-VL's own.
     coordinates: Literal["digits", "locations", "pixels", "json"] = "digits"
     locations: int = 0  # how many <loc_k> tokens the vocabulary has
     # Which of several pictures an answer is about that names none: no box is read; or the one that the query names; or

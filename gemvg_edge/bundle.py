@@ -248,9 +248,8 @@ def _read_model(model: JsonObject) -> ModelShape:
     shape = {key: model.value(key, int, low=1, high=high) for key, high in most.items()}
     last = shape["vocab_size"] - 1
     qwen3 = model_type == "qwen3_vl"
-    width = (
-        shape["heads"] * shape["head_dim"] if qwen3 else shape["hidden_size"]
-    )  # Qwen3's heads are as wide as it says
+    # Qwen3's heads need not share a token's width among them.
+    width = shape["heads"] * shape["head_dim"] if qwen3 else shape["hidden_size"]
     model.in_range("heads x head_dim", width, 1, MOST_WIDTH)
     _check_heads(model, width, shape["heads"], shape["head_dim"])
     if shape["heads"] % shape["kv_heads"]:

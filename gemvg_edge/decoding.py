@@ -40,7 +40,7 @@ class Rope(NamedTuple):
 
 
 def embed_prompt(decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, pictures: Sequence[Floats]) -> Floats:
-    """Token embeddings (tokens, embedding width) with the pictures' visual tokens put in their places, in order."""
+    """Token embeddings (tokens, width) with the pictures' visual tokens put in their places, in order."""
     embeddings = decoder.embed(ids)
     if pictures:
         embeddings[ids == image_token_id] = np.concatenate(pictures)
@@ -50,7 +50,7 @@ def embed_prompt(decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, p
 def prefill(
     decoder: Decoder[CacheT], rope: Rope, embeddings: Floats, positions: Positions, cache: CacheT, past: int
 ) -> Floats:
-    """Run embeddings (tokens, embedding width) at positions (3, tokens) on top of `past` cached tokens; logits of the last."""
+    """Run embeddings (tokens, width) at positions (3, tokens) on top of `past` cached tokens; logits of the last."""
     (logits,) = decoder.forward([Step(embeddings, cache, past, rope.table(positions))])
     last: Floats = logits[-1]
     return last

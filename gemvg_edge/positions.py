@@ -28,7 +28,7 @@ class RopeTable(NamedTuple):
 class PlaceTable(NamedTuple):
     """Patches among the places of a learned table: a patch's vector is the sum of four rows, each by its weight."""
 
-    index: npt.NDArray[np.int64]  # (patches, 4)
+    rows: npt.NDArray[np.int64]  # (patches, 4)
     weight: npt.NDArray[np.float32]  # (patches, 4)
 
 
@@ -98,7 +98,7 @@ def vision_table(grid: Grid, merge: int, head_dim: int, theta: float = 10000.0) 
 
 
 def place_table(grid: Grid, merge: int, side: int) -> PlaceTable:
-    """Where each patch lies in a learned table of side x side places that is stretched over the picture, corner to corner.
+    """Where each patch lies in a learned table of side x side places, which is stretched over the picture to its edges.
 
     Equal to transformers' bilinear get_vision_interpolation_indices_and_weights; patches in merge-block order.
     """

@@ -1,6 +1,6 @@
 """Pictures and a query -> token ids. The one template; training, calibration and benchmarks use it too.
 
-It is the Qwen-VL models' chat template with the pictures first and the query last, so that the pictures' part is a prefix that
+It is Qwen-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that
 can be prefilled once and asked many times. Knows nothing about pixels: a picture is its patch grid.
 """
 

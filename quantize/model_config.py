@@ -1,8 +1,8 @@
 """The model's shape: config.json and generation_config.json of a checkpoint, on top of what train.checkpoint reads.
 
-Accepts the flat configs of Qwen2-VL and Qwen2.5-VL checkpoints on the hub and the nested ones of Qwen3-VL and of what
-transformers 5 saves. Refuses what the graphs do not compute (another rotary type, a sliding window, another activation) instead of
-ignoring it. A further family of models is one more case of `_read_vision`.
+Accepts the flat configs of Qwen2-VL and Qwen2.5-VL checkpoints on the hub, and nested ones: Qwen3-VL's and those that
+transformers 5 saves. Refuses what the graphs do not compute (another rotary type, a sliding window, another activation)
+instead of ignoring it. A further family of models is one more case of `_read_vision`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ from quantize.model_config import GENERATION
 from quantize.tensors import expected_tensors
 from train.load import from_folder
 
-
 Part = Callable[..., torch.nn.Module]
 
 

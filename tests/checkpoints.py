@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, as transformers itself saves them, for tests of every later stage.
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, as transformers saves them, for tests of later stages.
 
 Weights keep activations near 1; norms and biases are random too, so that a forgotten or misplaced one shows.
 """

@@ -24,8 +24,8 @@ class VisionRun(NamedTuple):
     """One run of the vision graph."""
 
     members: list[int]  # which of the given pictures it holds
-    # patches (members, slots, patch_dim); cos, sin (slots, head_dim / 2); with windows valid (members, slots) bool; with
-    # a table of places place_index (slots, 4) int64 and place_weight (slots, 4)
+    # patches (members, slots, patch_dim); cos, sin (slots, head_dim / 2); with windows valid (members, slots) bool;
+    # with a table of places place_index (slots, 4) int64 and place_weight (slots, 4)
     inputs: dict[str, npt.NDArray[Any]]
     token_order: npt.NDArray[np.int64] | None  # (tokens,): which output is each token of a picture; None: in order
 
@@ -33,17 +33,18 @@ class VisionRun(NamedTuple):
 def vision_runs(shape: VisionShape, merge: int, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[VisionRun]:
     """Patches (n_i, patch_dim) of each picture in merge-block order, and its grid -> the runs that encode them all.
 
-    A run's graph gives (members, slots / merge^2, embedding width); where there is a `token_order`, picture k's tokens are
+    A run's graph gives (members, slots / merge^2, width); where there is a `token_order`, picture k's tokens are
     output[k][token_order].
     """
     runs = []
     for grid in dict.fromkeys(grids):
         members = [i for i, other in enumerate(grids) if other == grid]
         table = vision_table(grid, merge, shape.head_dim, shape.rope_theta)
-        inputs = {"patches": np.stack([patches[i] for i in members]), "cos": table.cos, "sin": table.sin}
+        inputs: dict[str, npt.NDArray[Any]] = {"patches": np.stack([patches[i] for i in members])}
+        inputs |= {"cos": table.cos, "sin": table.sin}
         if shape.position_side:
             places = place_table(grid, merge, shape.position_side)
-            inputs |= {"place_index": places.index, "place_weight": places.weight}
+            inputs |= {"place_index": places.rows, "place_weight": places.weight}
         if not shape.window:
             runs.append(VisionRun(members, inputs, None))
             continue
