@@ -154,7 +154,8 @@ def _write_graph(
         record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
         node.metadata_props.clear()
-    if not any(value.dtype == ir.DataType.INT4 for value in graph.initializers.values()):
+    int4 = any(value.dtype == ir.DataType.INT4 for value in graph.initializers.values())
+    if not int4 and not any("block_size" in node.attributes for node in graph if node.op_type == "DequantizeLinear"):
         graph.opset_imports.update(ops.OPSETS_WITHOUT_INT4)
     ir.save(ir.Model(graph, ir_version=IR_VERSIONS[graph.opset_imports[""]], producer_name=PRODUCER), path)
     return {path.name: describe(path), data.path.name: record}
