@@ -105,11 +105,11 @@ def place_table(grid: Grid, merge: int, side: int) -> PlaceTable:
     taps, weights = [], []
     for size in grid[1:]:
         at = np.arange(size, dtype=np.float32) * np.float32(side - 1) / np.float32(max(1, size - 1))
-        first = np.floor(at)
-        share = at - first
-        near = first.astype(np.int64)
+        before = np.floor(at)
+        share = 1 - (at - before)
+        near = before.astype(np.int64)
         taps.append(np.stack([near, np.minimum(near + 1, side - 1)], axis=1))
-        weights.append(np.stack([1 - share, share], axis=1))
+        weights.append(np.stack([share, 1 - share], axis=1))
     row, column = _block_order(grid, merge)
     index = taps[0][row][:, :, None] * side + taps[1][column][:, None]  # (h * w, 2, 2)
     weight = weights[0][row][:, :, None] * weights[1][column][:, None]
