@@ -125,11 +125,11 @@ TRUE_2_5_WIDTHS: dict[str, Any] = {
 }  # fmt: skip
 
 
-# The widths of Qwen3-VL-2B, all of its decoder's layers that take deepstack features; and of the 8B.
+# The widths of Qwen3-VL-2B with those of its decoder's layers that take deepstack features; and of the 8B.
 TRUE_3_2B_WIDTHS: dict[str, Any] = {
     "model_type": "qwen3_vl",
     "text_config": {
-        "vocab_size": 448, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 4,
+        "vocab_size": 448, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 3,
         "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6, "attention_bias": False,
         "rope_parameters": {
@@ -137,7 +137,7 @@ TRUE_3_2B_WIDTHS: dict[str, Any] = {
         },
     },
     "vision_config": {
-        "depth": 4, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2048, "num_heads": 16,
+        "depth": 3, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2048, "num_heads": 16,
         "patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": [0, 1, 2],
     },
 }  # fmt: skip
