@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import VisionShape
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.images import patchify, resize
 from gemvg_edge.prompt import PromptTemplate
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize, read_prompts
@@ -98,6 +100,17 @@ def test_the_hub_s_config_says_the_same_and_has_the_family_s_profile(tiny: tuple
     assert (found.profile, found.answer_format) == ("qwen3-vl", AnswerFormat("json", unnamed="each"))
     assert not found.template.system_turn
     assert 'that matches the description "{query}" in the image' in found.template.query
+
+
+@pytest.mark.parametrize("size", [(160, 64), (33, 700), (20, 20), (640, 480)])
+def test_pictures_become_the_patches_that_transformers_makes(size: tuple[int, int], tiny: tuple[Any, Path]) -> None:
+    numbers = read_settings(tiny[1] / "checkpoint").preprocessing
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(tiny[1] / "checkpoint")(images=[picture], return_tensors="np")
+    patches, grid = patchify(resize(picture, numbers), numbers)
+    assert theirs["image_grid_thw"].tolist() == [list(grid)]
+    assert np.abs(patches - theirs["pixel_values"]).max() < 1e-6
 
 
 def in_config(*keys: str, to: Any) -> Callable[[Path], None]:

@@ -152,8 +152,8 @@ def records(folder: Path) -> Iterator[Record]:
 def test_codes_are_kept_in_every_dialect(kind: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "floats", GROUPED_3)
     write_records(list(records(tmp_path)), tmp_path / "records.jsonl")
-    given = {"records": tmp_path / "records.jsonl", "group_size": 32, "positive_scales": True, "device": "cpu"}
-    quantize(Settings(tmp_path / "floats", tmp_path / "codes", **(given | CODES[kind])))
+    given: dict[str, Any] = {"records": tmp_path / "records.jsonl", "group_size": 32, "positive_scales": True}
+    quantize(Settings(tmp_path / "floats", tmp_path / "codes", device="cpu", **(given | CODES[kind])))
     checkpoint = open_checkpoint(tmp_path / "codes")
     for dialect in DIALECTS:
         write_bundle(checkpoint, tmp_path / dialect, Recipe(dialect))
