@@ -209,14 +209,14 @@ def _read_rope(text: JsonObject, head_dim: int, interleaved: bool) -> tuple[floa
     kind = rope.value("rope_type", str, rope.value("type", str, "default"))
     if kind not in ("default", "mrope"):
         raise GemvgError(f"{rope.path}: rotary type {kind!r} is not supported; Qwen2-VL's is 'mrope' (or 'default')")
-    # transformers does not look at what a config says of interleaving: the family decides.
-    if rope.value("partial_rotary_factor", float, 1.0) != 1 or interleaved != rope.value(
-        "mrope_interleaved", bool, interleaved
-    ):
+    stated_so = rope.value("mrope_interleaved", bool, interleaved)
+    if rope.value("partial_rotary_factor", float, 1.0) != 1 or (stated_so and not interleaved):
         raise GemvgError(
-            f"{rope.path}: partial rotary positions are not supported, nor interleaved ones of another family than "
-            "Qwen3-VL, which has no others"
+            f"{rope.path}: partial or interleaved rotary positions are not supported; Qwen2-VL has neither, and "
+            "Qwen3-VL's are interleaved but whole"
         )
+    if interleaved and not stated_so:  # transformers would not look at it
+        raise GemvgError(f"{rope.path}: mrope_interleaved is false, unlike in every Qwen3-VL; {rope.fix}")
     sections, half = rope.integers("mrope_section", low=0), head_dim // 2
     if len(sections) != 3 or sum(sections) != half:
         raise GemvgError(f"{rope.path}: mrope_section is {list(sections)}; it needs three numbers with the sum {half}")

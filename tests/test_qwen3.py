@@ -154,8 +154,11 @@ BAD = {
     ),
     "heads of another width": (in_text("head_dim", 16), "mrope_section is .*; it needs three numbers with the sum 8"),
     "biases": (in_text("attention_bias", True), "attention_bias is true; Qwen3-VL's attention has no biases"),
-    "not interleaved": (in_config(*ROPE, "mrope_interleaved", to=False), "nor interleaved ones of another family than"),
-    "partial": (in_config(*ROPE, "partial_rotary_factor", to=0.5), "partial rotary positions are not supported"),
+    "not interleaved": (
+        in_config(*ROPE, "mrope_interleaved", to=False),
+        "mrope_interleaved is false, unlike in every Q",
+    ),
+    "partial": (in_config(*ROPE, "partial_rotary_factor", to=0.5), "partial or interleaved rotary positions are"),
     "no sections": (in_config(*ROPE, "mrope_section", to=None), "lacks the field text_config.rope_parameters.mrope_s"),
     "a mixture of experts": (in_config("model_type", to="qwen3_vl_moe"), "unknown model type 'qwen3_vl_moe'; this gem"),
 }
