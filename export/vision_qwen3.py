@@ -56,7 +56,7 @@ def _add_places(
     index = g.input("place_index", INT64, ["patches", 4])
     weight = cast(g, g.input("place_weight", FLOAT, ["patches", 4]), weights.dtype)
     nearest = g.op.Gather(weights.matrix(PLACES), index, axis=0)  # (patches, 4, width)
-    places = g.op.ReduceSum(g.op.Mul(nearest, g.op.Unsqueeze(weight, [2])), [1], keepdims=0)
+    places = g.op.Reshape(g.op.MatMul(g.op.Unsqueeze(weight, [1]), nearest), [-1, width])
     pictures = g.op.Reshape(rows, sizes(g, patches, 0, 2, width))
     return node(g.op.Reshape(g.op.Add(pictures, places), [-1, width]))
 

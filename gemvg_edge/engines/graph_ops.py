@@ -17,8 +17,8 @@ FIX = "copy or export the bundle again"
 KNOWN = frozenset((
     "Add", "ArgMax", "Attention", "Cast", "Concat", "Constant", "DequantizeLinear", "Div", "Expand", "Gather",
     "Gelu", "Gemm", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Mul", "RMSNormalization", "ReduceMean",
-    "ReduceSum", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "SimplifiedLayerNormalization", "Slice", "Softmax",
-    "Split", "Sqrt", "Sub", "TensorScatter", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "SimplifiedLayerNormalization", "Slice", "Softmax", "Split",
+    "Sqrt", "Sub", "TensorScatter", "Tile", "Transpose", "Unsqueeze", "Where",
     "com.microsoft.GroupQueryAttention", "com.microsoft.MatMulNBits", "com.microsoft.MultiHeadAttention",
     "com.microsoft.QuickGelu", "com.microsoft.RotaryEmbedding", "com.microsoft.SkipLayerNormalization",
     "com.microsoft.SkipSimplifiedLayerNormalization",
