@@ -200,7 +200,7 @@ def shape_of(config: ModelConfig, name: str) -> Shape:
             mergers=1 + decoder.deepstack,
             window=(tower.window * numbers.merge_size) ** 2,
             full_layers=len(config.full_attention_blocks) if tower.window else tower.depth,
-            places=tower.position_side**2,
+            places=tower.place_side**2,
         ),
         max_visual_tokens=numbers.max_pixels // (numbers.patch_size * numbers.merge_size) ** 2,
     )

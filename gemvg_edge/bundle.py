@@ -56,7 +56,7 @@ class VisionShape:
     head_dim: int  # width of a head
     rope_theta: float  # base of the rotary frequencies
     window: int = 0  # merged tokens a side of an attention window; 0: all blocks attend to the whole picture
-    position_side: int = 0  # rows and columns of a learned table of places, stretched over each picture; 0: none
+    place_side: int = 0  # rows and columns of a learned table of places, stretched over each picture; 0: none
 
 
 @dataclass(frozen=True)
@@ -290,13 +290,11 @@ def _read_vision(vision: JsonObject, model_type: str) -> VisionShape:
     window = vision.value("window", int, 0, low=0, high=MOST_HEADS)
     if (window > 0) != (model_type == "qwen2_5_vl"):
         raise GemvgError(f"{vision.path}: model.vision.window is {window}, not that of a {model_type}; {vision.fix}")
-    side = vision.value("position_side", int, 0, low=0, high=MOST_SIDE)
+    side = vision.value("place_side", int, 0, low=0, high=MOST_SIDE)
     if (side > 0) != (model_type == "qwen3_vl"):
-        raise GemvgError(
-            f"{vision.path}: model.vision.position_side is {side}, not that of a {model_type}; {vision.fix}"
-        )
+        raise GemvgError(f"{vision.path}: model.vision.place_side is {side}, not that of a {model_type}; {vision.fix}")
     theta = vision.value("rope_theta", float, low=THETAS[0], high=THETAS[1])
-    return VisionShape(**numbers, rope_theta=theta, window=window, position_side=side)
+    return VisionShape(**numbers, rope_theta=theta, window=window, place_side=side)
 
 
 def _check_heads(shape: JsonObject, width: int, heads: int, head_dim: int) -> None:

@@ -120,7 +120,7 @@ def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessi
             whole = vision.integers("fullatt_block_indexes", low=0, high=shape.depth - 1)
             return _Tower(shape, _count(vision, "intermediate_size"), whole)
         case "qwen3_vl":
-            shape = _vision_shape(vision, _count(vision, "hidden_size"), 0, _position_side(vision))
+            shape = _vision_shape(vision, _count(vision, "hidden_size"), 0, _place_side(vision))
             blocks = vision.integers("deepstack_visual_indexes", low=0, high=shape.depth - 1)
             if list(blocks) != sorted(set(blocks)) or len(blocks) > MOST_DEEPSTACK:
                 raise GemvgError(
@@ -131,14 +131,14 @@ def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessi
     raise GemvgError(f"{vision.path}: the vision tower of a {model_type} is not known")
 
 
-def _position_side(vision: JsonObject) -> int:
+def _place_side(vision: JsonObject) -> int:
     count = vision.value("num_position_embeddings", int, low=1, high=MOST_SIDE**2)
     if (side := math.isqrt(count)) ** 2 != count:
         raise GemvgError(f"{vision.path}: vision num_position_embeddings is {count}, no square; {vision.fix}")
     return side
 
 
-def _vision_shape(vision: JsonObject, width: int, window: int, position_side: int = 0) -> VisionShape:
+def _vision_shape(vision: JsonObject, width: int, window: int, place_side: int = 0) -> VisionShape:
     heads = _count(vision, "num_heads")
     if width % heads or width // heads % 4:
         raise GemvgError(f"{vision.path}: vision width {width} is not num_heads {heads} times a multiple of 4")
@@ -156,7 +156,7 @@ def _vision_shape(vision: JsonObject, width: int, window: int, position_side: in
             "rope_theta", float, 10000.0, low=THETAS[0], high=THETAS[1]
         ),
         window=window,
-        position_side=position_side,
+        place_side=place_side,
     )
 
 

@@ -269,7 +269,7 @@ def _patch_embeddings(
 
 def _places(checkpoint: Checkpoint, prompt: CalibrationPrompt, device: str) -> torch.Tensor | float:
     """Each patch's learned place (patches, width); nothing where a tower has none."""
-    side, merge = checkpoint.config.shape.vision.position_side, checkpoint.config.settings.preprocessing.merge_size
+    side, merge = checkpoint.config.shape.vision.place_side, checkpoint.config.settings.preprocessing.merge_size
     if not side:
         return 0.0
     tables = [place_table(grid, merge, side) for grid in prompt.grids]

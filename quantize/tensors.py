@@ -75,7 +75,7 @@ def _qwen3_tower(config: ModelConfig) -> Iterator[Tensor]:
     """What comes after the weight of the patch embedding."""
     shape, width, merged = config.shape.vision, config.shape.vision.embed_dim, config.merged_dim
     yield "visual.patch_embed.proj.bias", (width,)
-    yield PLACES, (shape.position_side**2, width)
+    yield PLACES, (shape.place_side**2, width)
     for i in range(shape.depth):
         block, inner = f"visual.blocks.{i}", config.vision_intermediate_size
         yield from _norm(f"{block}.norm1", width)

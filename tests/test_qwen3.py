@@ -74,7 +74,7 @@ def test_the_config_is_read(tiny: tuple[Any, Path]) -> None:
     assert (shape.model_type, shape.mrope_interleaved, shape.mrope_section) == ("qwen3_vl", True, (6, 5, 5))
     assert (shape.hidden_size, shape.heads, shape.head_dim) == (96, 4, 32)
     assert (shape.deepstack, shape.embedding_width, config.deepstack_blocks) == (2, 3 * 96, (0, 2))
-    assert shape.vision == VisionShape(4, 48, 2, 24, 100.0, position_side=5)
+    assert shape.vision == VisionShape(4, 48, 2, 24, 100.0, place_side=5)
     assert (config.vision_intermediate_size, config.vision_activation) == (56, "gelu_pytorch_tanh")
     assert config.settings.preprocessing == PREPROCESSING_3
     assert config.settings.answer_format == AnswerFormat("json")

@@ -279,13 +279,13 @@ def edit(*keys: str, to: Any) -> Damage:
 
 
 DAMAGES = {
-    "no table of places": (edit("model", "vision", "position_side", to=0), "position_side is 0, not that of a qwen3"),
+    "no table of places": (edit("model", "vision", "place_side", to=0), "place_side is 0, not that of a qwen3"),
     "a table of Qwen2-VL": (edit("model", "model_type", to="qwen2_vl"), "which do not make up the width 96"),
     "not interleaved": (edit("model", "mrope_interleaved", to=False), "mrope_interleaved is False, not that of"),
     "interleaved in words": (edit("model", "mrope_interleaved", to="yes"), "mrope_interleaved is 'yes', not of"),
     "more deepstack than layers": (edit("model", "deepstack", to=4), "model.deepstack is 4, not 0 to 3"),
     "less than none": (edit("model", "deepstack", to=-1), "model.deepstack is -1, not 0 to 3"),
-    "a huge table": (edit("model", "vision", "position_side", to=10**6), "position_side is 1000000, not 0 to 4096"),
+    "a huge table": (edit("model", "vision", "place_side", to=10**6), "place_side is 1000000, not 0 to 4096"),
     "wide heads": (edit("model", "head_dim", to=2**16), "heads x head_dim is 262144, not 1 to 65536"),
     "another answer": (edit("answer", "coordinates", to="pixels"), "does not fit answer.coordinates 'pixels'"),
 }  # fmt: skip

@@ -20,7 +20,7 @@ HEAD_DIM = 8
 
 
 def shape(window: int, side: int = 0) -> VisionShape:
-    return VisionShape(2, 16, 2, HEAD_DIM, rope_theta=100.0, window=window, position_side=side)
+    return VisionShape(2, 16, 2, HEAD_DIM, rope_theta=100.0, window=window, place_side=side)
 
 
 def pictures(grids: list[Grid]) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ def vision_contract(manifest: Manifest) -> tuple[Tensors, Tensors]:
     inputs |= {"sin": rows}
     if shape.window:
         inputs["valid"] = (BOOL, (None, None))
-    if shape.position_side:
+    if shape.place_side:
         inputs |= {"place_index": (INT64, (None, 4)), "place_weight": (FLOAT, (None, 4))}
     return inputs, {"tokens": (FLOAT, (None, None, manifest.model.embedding_width))}
 

@@ -42,8 +42,8 @@ def vision_runs(shape: VisionShape, merge: int, patches: Sequence[Floats], grids
         table = vision_table(grid, merge, shape.head_dim, shape.rope_theta)
         inputs: dict[str, npt.NDArray[Any]] = {"patches": np.stack([patches[i] for i in members])}
         inputs |= {"cos": table.cos, "sin": table.sin}
-        if shape.position_side:
-            places = place_table(grid, merge, shape.position_side)
+        if shape.place_side:
+            places = place_table(grid, merge, shape.place_side)
             inputs |= {"place_index": places.rows, "place_weight": places.weight}
         if not shape.window:
             runs.append(VisionRun(members, inputs, None))

@@ -28,7 +28,7 @@ def seeds() -> list[bytes]:
     content = json.loads(_SHIPPED)
     pixels = content | {"answer": {"coordinates": "pixels", "locations": 0}, "coordinate_frame": {"kind": "absolute"}}
     windows = {**content["model"], "model_type": "qwen2_5_vl", "vision": {**content["model"]["vision"], "window": 4}}
-    vision = {**content["model"]["vision"], "position_side": 48}
+    vision = {**content["model"]["vision"], "place_side": 48}
     qwen3 = {**content["model"], "model_type": "qwen3_vl", "vision": vision, "mrope_interleaved": True, "deepstack": 2}
     in_json = {"answer": {"coordinates": "json", "unnamed": "each"}, "prompt": {"system_turn": False}}
     names = ("vision.engine", "decoder.engine", "head.engine", "embedding.npy", "tokenizer.json")
@@ -81,7 +81,7 @@ def _use(file: Path) -> None:
     cell = numbers.merge_size
     if height * width <= 2**22 and cell <= 64:
         vision_table((1, 2 * cell, cell), cell, shape.vision.head_dim, shape.vision.rope_theta)
-        if shape.vision.position_side:
-            place_table((1, 2 * cell, cell), cell, shape.vision.position_side)
+        if shape.vision.place_side:
+            place_table((1, 2 * cell, cell), cell, shape.vision.place_side)
     assert len(decoder_contract(read)[0]) <= 6 + 2 * 1024
     vision_contract(read)
