@@ -2,10 +2,10 @@
 
     python -m bench.dialects [--folder data/dialects] [--save bench/results/dialects.json]
 
-Three models: the small one of this repository, and two random ones of two layers of each kind at the true widths of
-Qwen2-VL-7B and Qwen2.5-VL-7B (a cut vocabulary). Each in float32, and quantised to int4 and int8 (rounded to nearest:
-only the export is on trial). What is compared is export.verify's. Needs 12 GB of disk and 8 GB of memory, which are
-freed again. Ends with one JSON line.
+Four models: the small one of this repository, and three random ones of two layers of each kind at the true widths of
+Qwen2-VL-7B, Qwen2.5-VL-7B and Qwen3-VL-8B (a cut vocabulary). Each in float32, and quantised to int4 and int8 (rounded
+to nearest: only the export is on trial). What is compared is export.verify's. Needs 12 GB of disk and 8 GB of memory,
+which are freed again. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.random_checkpoint import QWEN2_5_VL_7B_WIDE, QWEN2_VL_7B_WIDE, write_random_checkpoint
+from bench.random_checkpoint import (
+    QWEN2_5_VL_7B_WIDE,
+    QWEN2_VL_7B_WIDE,
+    QWEN3_VL_8B_WIDE,
+    write_random_checkpoint,
+)
 from bench.results import result_file, save_result
 from export.bundle_writer import Recipe
 from export.reference import load_reference, open_same_model, run_reference
@@ -28,6 +33,11 @@ from quantize.gptq import Settings, quantize
 from train.output_folder import WORK, marked
 
 SMALL = Path("checkpoints/tabletop")
+WIDE = {
+    "qwen2-vl, 7B wide": QWEN2_VL_7B_WIDE,
+    "qwen2.5-vl, 7B wide": QWEN2_5_VL_7B_WIDE,
+    "qwen3-vl, 8B wide": QWEN3_VL_8B_WIDE,
+}
 WEIGHTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "int4": {"bits": 4, "vision_bits": 8, "head_bits": 8, "embedding_bits": 8},
@@ -38,7 +48,7 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 def checkpoints(folder: Path) -> Iterator[tuple[str, Path, int]]:
     """Name, folder and group size of int4 of each model, made when it is asked for and then taken away."""
     yield "tabletop", SMALL, 32
-    for name, config in (("qwen2-vl, 7B wide", QWEN2_VL_7B_WIDE), ("qwen2.5-vl, 7B wide", QWEN2_5_VL_7B_WIDE)):
+    for name, config in WIDE.items():
         write_random_checkpoint(folder / "wide", config)
         yield name, folder / "wide", 128
         shutil.rmtree(folder / "wide")

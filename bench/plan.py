@@ -244,7 +244,7 @@ def _changes(shape: Shape, device: Device, pictures: int, budgets: Sequence[int]
     return {
         "further": further,
         "devices": [name for name, there in read_devices().items() if fits(shape, there)],
-        "models": [other.name for other in smaller if other.name.startswith("qwen2-vl") and fits(other, device)],
+        "models": [other.name for other in smaller if fits(other, device)],
     }
 
 

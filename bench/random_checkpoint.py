@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from gemvg_edge.command import OVERWRITE, command
+from quantize.checkpoint import in_modules
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
 from train.output_folder import new_folder
@@ -80,7 +81,43 @@ QWEN2_5_VL_7B_WIDE: dict[str, Any] = QWEN2_VL_7B_WIDE | {
         "fullatt_block_indexes": [1],
     },
 }
-PREPROCESSOR = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+# The same of Qwen3-VL-8B, whose vision tower has heads of 72 numbers.
+QWEN3_VL_8B_WIDE: dict[str, Any] = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "model_type": "qwen3_vl",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 1024,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+        "hidden_act": "silu",
+        "attention_bias": False,
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl",
+        "depth": 2,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "in_channels": 3,
+        "out_hidden_size": 4096,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [0, 1],
+    },
+}
+PREPROCESSOR = {"min_pixels": 3136, "max_pixels": 12845056, "temporal_patch_size": 2, "merge_size": 2}
 SHARD_BYTES = 2 * 10**9
 
 
@@ -92,7 +129,8 @@ def write_settings(folder: Path, config: dict[str, Any]) -> None:
     config = {**config, "image_token_id": ids["image_pad"], "eos_token_id": ids["im_end"]}
     config["grounding"] = {"prompt": {"number_images": True}}  # as the small tokenizer's chat template has it
     write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    patch = {"patch_size": config["vision_config"]["patch_size"]}
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR | patch)
     tokenizer.save_pretrained(folder)
 
 
@@ -111,7 +149,9 @@ def _write_random(folder: Path, config: dict[str, Any], dtype: str) -> None:
 
 def write_weights(folder: Path, dtype: str = "bfloat16") -> None:
     """Random weights of every tensor that the folder's config.json asks for, a shard at a time."""
-    shapes = list(expected_tensors(read_config(folder)))
+    config = read_config(folder)
+    shapes = list(expected_tensors(config))
+    renames = config.shape.model_type == "qwen3_vl"  # whose files came after transformers named its modules
     noise = np.random.default_rng(0).standard_normal(2**22, dtype=np.float32) * 0.02
     weight_map: dict[str, str] = {}
     shard: dict[str, npt.NDArray[Any]] = {}
@@ -123,7 +163,7 @@ def write_weights(folder: Path, dtype: str = "bfloat16") -> None:
         # Every tensor its own: ONNX Runtime packs equal weights only once, and the memory would look too small.
         own = np.roll(noise, 104_729 * k)
         values = np.ones(shape, np.float32) if is_norm and name.endswith("weight") else np.resize(own, shape)
-        shard[name] = values.astype(dtype)
+        shard[in_modules(name) if renames else name] = values.astype(dtype)
     _write_shard(folder, shard, shards, weight_map)
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 

@@ -36,6 +36,7 @@ class DecoderShape:
     head_dim: int
     inner: int
     vocab: int
+    head_norms: bool = False  # of queries and keys, in place of their biases
 
     @property
     def matrices(self) -> int:
@@ -45,8 +46,9 @@ class DecoderShape:
 
     @property
     def vectors(self) -> int:
-        """Norms and biases as Qwen2 has them; Qwen3's are fewer still."""
-        return self.layers * (2 * self.hidden + self.head_dim * (self.heads + 2 * self.kv_heads)) + self.hidden
+        """Norms, and the biases of Qwen2 or the norms of heads of Qwen3."""
+        of_heads = 2 if self.head_norms else self.heads + 2 * self.kv_heads
+        return self.layers * (2 * self.hidden + self.head_dim * of_heads) + self.hidden
 
     @property
     def table(self) -> int:
@@ -74,6 +76,7 @@ class VisionShape:
     mergers: int  # one, and DeepStack's
     window: int
     full_layers: int
+    places: int = 0  # rows of a learned table
 
     @property
     def blocks(self) -> int:
@@ -92,8 +95,9 @@ class VisionShape:
 
     @property
     def vectors(self) -> int:
-        """Norms and biases as Qwen2-VL has them, without the merger's."""
-        return self.depth * (4 * self.width + 5 * self.width + self.inner)
+        """Norms and biases as Qwen2-VL has them, without the mergers'; with learned places, these and one bias more."""
+        extra = (self.places + 1) * self.width if self.places else 0
+        return self.depth * (4 * self.width + 5 * self.width + self.inner) + extra
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Point:
 
 
 def shape_of(config: ModelConfig, name: str) -> Shape:
-    """The shape of a Qwen2-VL checkpoint."""
+    """The shape of a checkpoint."""
     decoder, tower, numbers = config.shape, config.shape.vision, config.settings.preprocessing
     return Shape(
         name,
@@ -182,19 +186,21 @@ def shape_of(config: ModelConfig, name: str) -> Shape:
             head_dim=decoder.head_dim,
             inner=config.intermediate_size,
             vocab=decoder.vocab_size,
+            head_norms=config.head_norms,
         ),
         VisionShape(
             depth=tower.depth,
             width=tower.embed_dim,
             inner=config.vision_intermediate_size,
-            mlp_matrices=2,
+            mlp_matrices=3 if tower.window else 2,  # windows came with a gated MLP
             channels=config.channels,
             patch=numbers.patch_size,
             temporal=numbers.temporal_patch_size,
             merge=numbers.merge_size,
-            mergers=1,
-            window=0,
-            full_layers=tower.depth,
+            mergers=1 + decoder.deepstack,
+            window=(tower.window * numbers.merge_size) ** 2,
+            full_layers=len(config.full_attention_blocks) if tower.window else tower.depth,
+            places=tower.place_side**2,
         ),
         max_visual_tokens=numbers.max_pixels // (numbers.patch_size * numbers.merge_size) ** 2,
     )
@@ -205,7 +211,8 @@ def weight_bytes(shape: Shape, precision: Precision) -> dict[str, float]:
     decoder, vision = shape.decoder, shape.vision
     tower = vision.blocks + vision.patch_embedding + vision.mergers * shape.merger
     merged = vision.width * vision.merge**2
-    merger_vectors = vision.mergers * (2 * vision.width + merged + decoder.hidden)
+    merger_vectors = vision.mergers * (merged + decoder.hidden)  # biases; DeepStack's norm the merged patches
+    merger_vectors += 2 * vision.width + 2 * merged * (vision.mergers - 1)
     return {
         "decoder": _stored(decoder.matrices, precision.decoder) + HALF * decoder.vectors,
         "embedding": _stored(decoder.table, precision.embedding),
@@ -223,7 +230,8 @@ def activation_bytes(shape: Shape, prompt_tokens: int, visual_tokens: int) -> fl
     width = 2 * decoder.hidden + decoder.head_dim * (decoder.heads + 2 * decoder.kv_heads) + 2 * decoder.inner
     patches = visual_tokens * vision.merge**2
     tower = patches * (2 * vision.width + 3 * vision.width + (vision.mlp_matrices - 1) * vision.inner)
-    return HALF * (max(tower, prompt_tokens * width) + prompt_tokens * decoder.hidden)
+    embedding = decoder.hidden * vision.mergers  # a token comes with its DeepStack features
+    return HALF * (max(tower, prompt_tokens * width) + prompt_tokens * embedding)
 
 
 def vision_work(shape: Shape, precision: Precision, visual_tokens: int, pictures: int = 1) -> Work:

@@ -46,7 +46,8 @@ GROUPS = {
     "export": "Export",
     "bench": "Bench and plan",
 }
-PUBLIC = ("qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-7b")  # shapes of public weights that run here
+# Shapes of public weights that run here.
+PUBLIC = ("qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
 SCENE = 2, 512  # pictures, and tokens of each: 401,408 pixels
 _MADE = re.compile(r"<!-- made: (\w+)(?: ([\w.]+))? -->")
 _FIELD = re.compile(r" {4}(\w+): (.+?)(?: = (.+?))?(?:  # (.+))?")

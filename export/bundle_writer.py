@@ -25,6 +25,7 @@ from export.hashed_file import FileEntry, HashedFile, describe
 from export.template_check import check_chat_template
 from export.vision import write_vision
 from export.vision_qwen2_5 import write_vision_qwen2_5
+from export.vision_qwen3 import write_vision_qwen3
 from export.weights import DENSE, Place, Scheme, WeightWriter
 from gemvg_edge import bundle
 from gemvg_edge.errors import GemvgError
@@ -132,6 +133,8 @@ def _vision_writer(config: ModelConfig) -> WriteNetwork:
             return write_vision
         case "qwen2_5_vl":
             return write_vision_qwen2_5
+        case "qwen3_vl":
+            return write_vision_qwen3
     raise GemvgError(f"no vision tower of {config.shape.model_type!r} is exported")
 
 
@@ -153,7 +156,8 @@ def _write_graph(
         record = data.record()
     for node in graph:  # the builder's notes on Python scopes, which are empty here
         node.metadata_props.clear()
-    if not any(value.dtype == ir.DataType.INT4 for value in graph.initializers.values()):
+    int4 = any(value.dtype == ir.DataType.INT4 for value in graph.initializers.values())
+    if not int4 and not any("block_size" in node.attributes for node in graph if node.op_type == "DequantizeLinear"):
         graph.opset_imports.update(ops.OPSETS_WITHOUT_INT4)
     ir.save(ir.Model(graph, ir_version=IR_VERSIONS[graph.opset_imports[""]], producer_name=PRODUCER), path)
     return {path.name: describe(path), data.path.name: record}
@@ -192,7 +196,7 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
         "dialect": recipe.dialect,
         "precision": precision,
         "weights": {
-            "vision": _weights_name(checkpoint, "visual.merger.mlp.2", recipe.vision.name(precision)),
+            "vision": _weights_name(checkpoint, "visual.blocks.0.attn.proj", recipe.vision.name(precision)),
             "decoder": _weights_name(checkpoint, "model.layers.0.mlp.down_proj", recipe.decoder.name(precision)),
             "head": _weights_name(checkpoint, "lm_head", recipe.decoder.name(precision)),
             "embedding": _weights_name(checkpoint, EMBEDDING_LAYER, recipe.embedding),

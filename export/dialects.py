@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export import ops_fused, ops_plain, ops_standard
-from export.graph import Inputs
+from export.graph import HeadNorms, Inputs
 from export.weights import Linear
 from gemvg_edge.bundle import ModelShape, VisionShape
 from gemvg_edge.errors import GemvgError
@@ -49,15 +49,21 @@ class Ops(Protocol):
         """(norm of x + residual, x + residual)."""
 
     def decoder_inputs(self, g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: ir.DataType) -> Inputs:
-        """The graph's inputs beside the embeddings (batch, tokens, hidden) and the cache: they say where tokens are.
+        """The graph's inputs beside the embeddings (batch, tokens, width) and the cache: they say where tokens are.
 
         Holds `rows`, whose logits are wanted: indices into batch x tokens.
         """
 
     def cached_attention(
-        self, g: GraphBuilder, qkv: ir.Value, past: tuple[ir.Value, ir.Value], inputs: Inputs, shape: ModelShape
+        self,
+        g: GraphBuilder,
+        qkv: ir.Value,
+        past: tuple[ir.Value, ir.Value],
+        inputs: Inputs,
+        shape: ModelShape,
+        norms: HeadNorms | None = None,
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Causal attention over the past (key, value) and the new tokens.
+        """Causal attention over the past (key, value) and the new tokens, whose heads may be normed before.
 
         Returns (y, key, value), the last two as NEW_CACHE says.
         """
@@ -76,7 +82,7 @@ class Ops(Protocol):
         """Attention among the patches of each picture, or of each window of so many patches."""
 
     def activation(self, g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
-        """`quick_gelu` or `gelu`."""
+        """`quick_gelu`, `gelu` or `gelu_pytorch_tanh`."""
 
     def silu_times(self, g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:
         """silu(gate) * up."""

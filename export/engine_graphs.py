@@ -89,7 +89,7 @@ def split_head(model: onnx.ModelProto, pieces: int) -> tuple[onnx.ModelProto, on
                 if name == source:
                     names[index] = HIDDEN
     shapes = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output)}
-    rows, width = shapes[LOGITS].shape.dim[0], shapes["inputs_embeds"].shape.dim[-1].dim_value
+    rows, width = shapes[LOGITS].shape.dim[0], _weight(graph, "model.norm.weight").dims[0]
     dims = [rows.dim_param or rows.dim_value, width]
     # The cache has the type that the graph computes in.
     graph.value_info.append(helper.make_tensor_value_info(HIDDEN, shapes["past_key_0"].elem_type, dims))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 Inputs = Mapping[str, ir.Value]  # a graph's inputs and what is computed from them once, by names of a dialect's own
 FLOAT, INT32, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL
+
+
+class HeadNorms(NamedTuple):
+    """RMS norms of each head's queries and keys, before the rotary embedding."""
+
+    query: ir.Value  # (head_dim)
+    key: ir.Value  # (head_dim)
+    epsilon: float
 
 
 def node(value: Any) -> ir.Value:
@@ -43,6 +51,11 @@ def sizes(g: GraphBuilder, x: ir.Value, start: int, end: int, *more: int) -> ir.
 def permute(g: GraphBuilder, x: ir.Value, order: Sequence[int]) -> ir.Value:
     """X with its axes in this order."""
     return node(g.op.Transpose(x, perm=list(order)))
+
+
+def gelu(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
+    """`gelu`, or `gelu_pytorch_tanh`."""
+    return node(g.op.Gelu(x, approximate="tanh" if name == "gelu_pytorch_tanh" else "none"))
 
 
 def set_output(g: GraphBuilder, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> None:

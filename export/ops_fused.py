@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.graph import BOOL, FLOAT, INT32, Inputs, cast, node, sizes
+from export.graph import BOOL, FLOAT, INT32, HeadNorms, Inputs, cast, gelu, node, sizes
 from export.weights import BlockLinear, DenseLinear, GridLinear, Linear, take_in_order
 from gemvg_edge.bundle import ModelShape, VisionShape
 
@@ -78,16 +78,33 @@ def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: 
 
 
 def cached_attention(
-    g: GraphBuilder, qkv: ir.Value, past: tuple[ir.Value, ir.Value], inputs: Inputs, shape: ModelShape
+    g: GraphBuilder,
+    qkv: ir.Value,
+    past: tuple[ir.Value, ir.Value],
+    inputs: Inputs,
+    shape: ModelShape,
+    norms: HeadNorms | None = None,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Causal attention over the cache; with one row a token, do_rotary serves mRoPE's 3-D positions unchanged."""
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    packed = node(g.op.Reshape(qkv, [1, -1, width]))
     y, key, value = _fused(g).GroupQueryAttention(
-        g.op.Reshape(qkv, [1, -1, width]), None, None, *past,
+        *([packed, None, None] if norms is None else _normed(g, packed, shape, norms)), *past,
         *(inputs[name] for name in ("last", "total", "cos", "sin")), _outputs=3,
         num_heads=shape.heads, kv_num_heads=shape.kv_heads, do_rotary=1, scale=shape.head_dim**-0.5,
     )  # fmt: skip
     return node(g.op.Reshape(y, [-1, shape.heads * shape.head_dim])), key, value
+
+
+def _normed(g: GraphBuilder, packed: ir.Value, shape: ModelShape, norms: HeadNorms) -> list[ir.Value]:
+    """Queries, keys and values (1, tokens, width) of a packed input, each head of the first two normed."""
+    parts = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
+    query, key, value = g.op.Split(packed, parts, axis=-1, _outputs=3)
+    found = []
+    for x, weight, width in ((query, norms.query, parts[0]), (key, norms.key, parts[1])):
+        y = rms_norm(g, node(g.op.Reshape(x, [-1, shape.head_dim])), weight, norms.epsilon)
+        found.append(node(g.op.Reshape(y, [1, -1, width])))
+    return [*found, value]
 
 
 def picture_inputs(
@@ -121,8 +138,8 @@ def picture_attention(g: GraphBuilder, qkv: ir.Value, inputs: Inputs, shape: Vis
 
 
 def activation(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
-    """`quick_gelu` or `gelu`."""
-    return node(_fused(g).QuickGelu(x, alpha=1.702) if name == "quick_gelu" else g.op.Gelu(x, approximate="none"))
+    """`quick_gelu`, `gelu` or `gelu_pytorch_tanh`."""
+    return node(_fused(g).QuickGelu(x, alpha=1.702)) if name == "quick_gelu" else gelu(g, x, name)
 
 
 def silu_times(g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import GraphBuilder
 
-from export.graph import BOOL, FLOAT, INT64, Inputs, cast, node, permute, sizes
+from export.graph import BOOL, FLOAT, INT64, HeadNorms, Inputs, cast, gelu, node, permute, sizes
 from export.weights import BlockLinear, DenseLinear, GridLinear, Linear, take_in_order
 from gemvg_edge.bundle import ModelShape, VisionShape
 
@@ -112,13 +112,21 @@ def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: 
 
 
 def cached_attention(
-    g: GraphBuilder, qkv: ir.Value, past: tuple[ir.Value, ir.Value], inputs: Inputs, shape: ModelShape
+    g: GraphBuilder,
+    qkv: ir.Value,
+    past: tuple[ir.Value, ir.Value],
+    inputs: Inputs,
+    shape: ModelShape,
+    norms: HeadNorms | None = None,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Causal attention over the cache and the new tokens; the queries of a key/value head are one matrix."""
     heads, kv_heads, head_dim = shape.heads, shape.kv_heads, shape.head_dim
     qkv = node(g.op.Reshape(qkv, inputs["heads"]))  # (batch, tokens, heads + 2 kv_heads, head_dim)
-    parts = [heads + kv_heads, kv_heads]
-    turning, value = g.op.Split(qkv, parts, axis=2, _outputs=2)
+    turning, value = g.op.Split(qkv, [heads + kv_heads, kv_heads], axis=2, _outputs=2)
+    if norms:
+        query, key = g.op.Split(turning, [heads, kv_heads], axis=2, _outputs=2)
+        query, key = rms_norm(g, query, norms.query, norms.epsilon), rms_norm(g, key, norms.key, norms.epsilon)
+        turning = node(g.op.Concat(query, key, axis=2))
     turned = rotate(g, turning, *(g.op.Unsqueeze(inputs[k], [2]) for k in ("cos", "sin")))
     query, key = g.op.Split(turned, [heads, kv_heads], axis=2, _outputs=2)
     key, value = (permute(g, x, (0, 2, 1, 3)) for x in (key, value))  # (batch, kv_heads, tokens, head_dim)
@@ -180,10 +188,8 @@ def picture_attention(g: GraphBuilder, qkv: ir.Value, inputs: Inputs, shape: Vis
 
 
 def activation(g: GraphBuilder, x: ir.Value, name: str) -> ir.Value:
-    """`quick_gelu` or `gelu`."""
-    if name == "gelu":
-        return node(g.op.Gelu(x, approximate="none"))
-    return node(g.op.Mul(x, g.op.Sigmoid(g.op.Mul(x, 1.702))))
+    """`quick_gelu`, `gelu` or `gelu_pytorch_tanh`."""
+    return node(g.op.Mul(x, g.op.Sigmoid(g.op.Mul(x, 1.702)))) if name == "quick_gelu" else gelu(g, x, name)
 
 
 def silu_times(g: GraphBuilder, gate: ir.Value, up: ir.Value) -> ir.Value:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export import ops_plain
-from export.graph import BOOL, Inputs, node, permute, sizes
+from export.graph import BOOL, HeadNorms, Inputs, node, permute, sizes
 from gemvg_edge.bundle import ModelShape, VisionShape
 
 OPSETS = OPSETS_WITHOUT_INT4 = {"": 24}
@@ -51,11 +51,18 @@ def decoder_inputs(g: GraphBuilder, embeds: ir.Value, shape: ModelShape, dtype: 
 
 
 def cached_attention(
-    g: GraphBuilder, qkv: ir.Value, past: tuple[ir.Value, ir.Value], inputs: Inputs, shape: ModelShape
+    g: GraphBuilder,
+    qkv: ir.Value,
+    past: tuple[ir.Value, ir.Value],
+    inputs: Inputs,
+    shape: ModelShape,
+    norms: HeadNorms | None = None,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Causal attention over the cache, into which the new keys and values are put before."""
     qkv = permute(g, node(g.op.Reshape(qkv, inputs["heads"])), (0, 2, 1, 3))  # (batch, heads + 2 kv, tokens, head_dim)
     query, key, value = g.op.Split(qkv, [shape.heads, shape.kv_heads, shape.kv_heads], axis=1, _outputs=3)
+    if norms:
+        query, key = rms_norm(g, query, norms.query, norms.epsilon), rms_norm(g, key, norms.key, norms.epsilon)
     query, key = (g.op.RotaryEmbedding(x, inputs["cos"], inputs["sin"]) for x in (query, key))
     keys, values = (
         node(g.op.TensorScatter(cache, new, inputs["first"], axis=-2))

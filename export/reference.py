@@ -127,4 +127,12 @@ def run_reference(model: Any, case: Case, image_token_id: int) -> tuple[list[Flo
             use_cache=False,
             logits_to_keep=case.steps + 1,
         )
-    return [feature.numpy() for feature in features.pooler_output], output.logits[0].numpy()
+    return visual_tokens(features), output.logits[0].numpy()
+
+
+def visual_tokens(features: Any) -> list[Floats]:
+    """What get_image_features gives -> tokens (tokens, embedding width) of each picture, deepstack features behind."""
+    import torch
+
+    parts = [features.pooler_output, *features.get("deepstack_features", [])]
+    return [torch.cat(picture, dim=-1).numpy() for picture in zip(*parts, strict=True)]

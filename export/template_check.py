@@ -49,7 +49,8 @@ def _render(template: str, prompt: PromptTemplate) -> str:
     """The template's text for one question; ValueError says why there is none."""
     content: list[dict[str, Any]] = [{"type": "image"}, {"type": "image"}]
     content.append({"type": "text", "text": prompt.query.replace("{query}", QUERY)})
-    messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": content}]
+    system = [{"role": "system", "content": prompt.system}] if prompt.system_turn else []
+    messages = [*system, {"role": "user", "content": content}]
     asked = {"template": template, "messages": messages, "add_vision_id": prompt.number_images,
              "memory": MEMORY, "longest": LONGEST}  # fmt: skip
     command = [sys.executable, "-P", str(RENDERER)]  # -P: this folder's other files are no modules to it

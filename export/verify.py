@@ -39,7 +39,7 @@ from gemvg_edge.engines.finite import NotFiniteError
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import patchify
-from gemvg_edge.positions import mrope_positions, mrope_table
+from gemvg_edge.positions import mrope_positions
 from gemvg_edge.prompt import encode_prefix, encode_query
 from gemvg_edge.tokenizer import open_tokenizer
 from train.hub import checkpoint_folder
@@ -212,7 +212,7 @@ def run_bundle(
 ) -> tuple[list[Floats], Floats]:
     """Visual tokens of each picture, and logits (1 + steps, vocab) of the prompt's end and of each token after it."""
     shape, merge = bundle.manifest.model, bundle.manifest.preprocessing.merge_size
-    rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
+    rope = Rope.of(shape)
     features = vision.encode(case.patches, case.grids)
     embeddings = embed_prompt(decoder, case.ids, shape.image_token_id, features)
     positions = mrope_positions(case.ids, shape.image_token_id, case.grids, merge)
@@ -235,7 +235,7 @@ def run_batch(bundle: Bundle, session: Any, cases: Sequence[Case], features: Seq
     shape, plain = manifest.model, manifest.dialect == "plain"
     lengths = np.array([len(case.ids) - case.steps for case in cases])
     tokens, capacity = int(lengths.max()), int(lengths.max()) + STEPS
-    embeds = np.zeros((len(cases), capacity, shape.hidden_size), np.float32)
+    embeds = np.zeros((len(cases), capacity, shape.embedding_width), np.float32)
     cos = np.zeros((len(cases), capacity, shape.head_dim // 2), np.float32)
     sin = cos.copy()
     for k, (case, visual) in enumerate(zip(cases, features, strict=True)):
@@ -244,7 +244,7 @@ def run_batch(bundle: Bundle, session: Any, cases: Sequence[Case], features: Seq
         positions = mrope_positions(case.ids, shape.image_token_id, case.grids, manifest.preprocessing.merge_size)
         count = len(case.ids)
         embeds[k, :count] = rows
-        cos[k, :count], sin[k, :count] = mrope_table(positions, shape.head_dim, shape.rope_theta, shape.mrope_section)
+        cos[k, :count], sin[k, :count] = Rope.of(shape).table(positions)
     names = [f"{part}_{layer}" for layer in range(shape.layers) for part in ("key", "value")]
     dims = (len(cases), shape.kv_heads, capacity, shape.head_dim)
     caches = {name: np.zeros(dims, np.float32) for name in names}

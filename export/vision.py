@@ -24,20 +24,20 @@ def write_vision(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, op
     patches = patches_input(g, config)
     inputs = ops.picture_inputs(g, patches, shape, weights.dtype)
     residual = embed_patches(g, patches, config, weights, ops)
-    y = ops.layer_norm(g, residual, *_norm(weights, "visual.blocks.0.norm1"), EPSILON)
+    y = ops.layer_norm(g, residual, *norm_of(weights, "visual.blocks.0.norm1"), EPSILON)
     for i in range(shape.depth):
         block = f"visual.blocks.{i}"
         with part_of(g, block):
             qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
             y = ops.picture_attention(g, qkv, inputs, shape)
             y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
-            y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, f"{block}.norm2"), EPSILON)
+            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, f"{block}.norm2"), EPSILON)
             y = ops.activation(
                 g, ops.linear(g, y, linear(weights, f"{block}.mlp.fc1", scheme)), config.vision_activation
             )
             y = ops.linear(g, y, linear(weights, f"{block}.mlp.fc2", scheme))
             following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
-            y, residual = ops.add_layer_norm(g, y, residual, *_norm(weights, following), EPSILON)
+            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, following), EPSILON)
     merge_patches(g, y, patches, config, weights, ops, scheme)
 
 
@@ -50,7 +50,8 @@ def embed_patches(g: GraphBuilder, patches: ir.Value, config: ModelConfig, weigh
     """Patches (pictures, patches, values) -> (rows, width)."""
     rows = cast(g, node(g.op.Reshape(patches, [-1, config.patch_dim])), weights.dtype)
     # This layer sees raw pixels, where rounding costs most, and is small.
-    embedding = weights.linear("visual.patch_embed.proj", ["visual.patch_embed.proj"], DENSE, bias=False)
+    name, bias = "visual.patch_embed.proj", config.shape.model_type == "qwen3_vl"
+    embedding = weights.linear(name, [name], DENSE, bias=bias)
     return ops.linear(g, rows, embedding)
 
 
@@ -66,10 +67,14 @@ def merge_patches(
     """Normed patches (rows, width) -> the graph's output, visual tokens of the language model."""
     y = node(g.op.Reshape(y, [-1, config.merged_dim]))  # a block of patches becomes one token
     y = ops.activation(g, ops.linear(g, y, linear(weights, "visual.merger.mlp.0", scheme)), "gelu")
-    y = ops.linear(g, y, linear(weights, "visual.merger.mlp.2", scheme))
-    hidden = config.shape.hidden_size
-    tokens = node(g.op.Reshape(cast(g, y, FLOAT, source=weights.dtype), sizes(g, patches, 0, 1, -1, hidden)))
-    set_output(g, tokens, "tokens", FLOAT, ["pictures", "tokens", hidden])
+    give_tokens(g, ops.linear(g, y, linear(weights, "visual.merger.mlp.2", scheme)), patches, config, weights.dtype)
+
+
+def give_tokens(g: GraphBuilder, y: ir.Value, patches: ir.Value, config: ModelConfig, dtype: ir.DataType) -> None:
+    """Tokens (rows, embedding width) of all pictures -> the graph's output."""
+    width = config.shape.embedding_width
+    tokens = node(g.op.Reshape(cast(g, y, FLOAT, source=dtype), sizes(g, patches, 0, 1, -1, width)))
+    set_output(g, tokens, "tokens", FLOAT, ["pictures", "tokens", width])
 
 
 def linear(weights: WeightWriter, name: str, scheme: Scheme) -> Linear:
@@ -77,5 +82,6 @@ def linear(weights: WeightWriter, name: str, scheme: Scheme) -> Linear:
     return weights.linear(name, [name], scheme, bias=True)
 
 
-def _norm(weights: WeightWriter, name: str) -> tuple[ir.Value, ir.Value]:
+def norm_of(weights: WeightWriter, name: str) -> tuple[ir.Value, ir.Value]:
+    """Weight and bias of a layer norm."""
     return weights.vector(f"{name}.weight"), weights.vector(f"{name}.bias")

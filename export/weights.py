@@ -120,6 +120,12 @@ class WeightWriter:
         self._on_tensor(name)
         return value
 
+    def matrix(self, name: str) -> ir.Value:
+        """A float table, as the checkpoint lays it out."""
+        value = self._floats(name, [name], self._checkpoint.shape(name))
+        self._on_tensor(name)
+        return value
+
     def linear(self, name: str, parts: Sequence[str], scheme: Scheme, bias: bool) -> Linear:
         """One linear layer from the `.weight` (and `.bias`) of parts whose outputs are laid side by side."""
         weights = [f"{part}.weight" for part in parts]

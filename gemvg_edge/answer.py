@@ -9,8 +9,8 @@ Written: one line an image with targets, boxes sorted by (image, x1, y1); no tar
 With reasoning: `<think>...</think><answer>the same</answer>`. Boxes in a query are marks.py's.
 
 Read: those, with or without `<think>..</think><answer>..</answer>`, and what Migician ("It's in the third image. ..."),
-Qwen2-VL, UniVG-R1 and Qwen2.5-VL (JSON with `bbox_2d`, in pixels) write. The format is ours: GeM-VG's own was never
-published.
+Qwen2-VL, UniVG-R1, Qwen2.5-VL (JSON with `bbox_2d`, in pixels) and Qwen3-VL (the same, in 0..1000) write. The format is
+ours: GeM-VG's own was never published.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import short
 
 NO_TARGET = "None"
-# How Qwen2.5-VL says that nothing is there.
+# How Qwen2.5-VL and Qwen3-VL say that nothing is there.
 _EMPTY_LIST = re.compile(r"(?:```(?:json)?)?\s*\[\s*\]\s*(?:```)?")
 # Qwen's boxes drift past the edge, by 6 % of the side where it was seen; a box further out is not of this picture.
 DRIFT = 0.08
 MOST_LOCATIONS = 100_000  # tokens; a picture has fewer pixels along a side
-COORDINATES = ("digits", "locations", "pixels")
+COORDINATES = ("digits", "locations", "pixels", "json")
+IN_JSON = ("pixels", "json")  # of checkpoints that write a `bbox_2d`
 UNNAMED = ("refuse", "query", "each")
 
 
@@ -48,8 +49,9 @@ UNNAMED = ("refuse", "query", "each")
 class AnswerFormat:
     """How a checkpoint writes coordinates; kept under `grounding.answer` of its config.json."""
 
-    # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own.
-    coordinates: Literal["digits", "locations", "pixels"] = "digits"
+    # Pixels are those of the picture as the model sees it, after the resize; Qwen2.5-VL's own. "json": digits that
+    # may also stand in JSON; Qwen3-VL's own.
+    coordinates: Literal["digits", "locations", "pixels", "json"] = "digits"
     locations: int = 0  # how many <loc_k> tokens the vocabulary has
     # Which of several pictures an answer is about that names none: no box is read; or the one that the query names; or
     # that one, and where the query names none each picture is asked alone.
@@ -84,7 +86,7 @@ class AnswerFormat:
     def steps(self, resized: Size | None = None) -> Steps:
         """The largest x and y in a picture; GemvgError where its resized (width, height) decides and is not given."""
         match self.coordinates:
-            case "digits":
+            case "digits" | "json":
                 return RELATIVE_STEPS
             case "locations":
                 return self.locations - 1, self.locations - 1
@@ -202,7 +204,7 @@ def _read_box(
     image = image if written.image is None else written.image
     if kind == "locations" and answer_format.coordinates != "locations":
         return None, "the answer has location tokens, which this model does not use"
-    if kind == "json" and answer_format.coordinates != "pixels":
+    if kind == "json" and answer_format.coordinates not in IN_JSON:
         return None, "the answer has a bbox_2d, whose pixels this model does not use"
     if image is None:
         return None, "a box names none of the pictures"
@@ -229,5 +231,5 @@ def _past(value: float, most: int) -> str:
 
 
 def _says_none(body: str, answer_format: AnswerFormat) -> bool:
-    empty = answer_format.coordinates == "pixels" and _EMPTY_LIST.fullmatch(body)
+    empty = answer_format.coordinates in IN_JSON and _EMPTY_LIST.fullmatch(body)
     return body.lower() == NO_TARGET.lower() or bool(empty)

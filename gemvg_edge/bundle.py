@@ -35,11 +35,12 @@ FILES = (VISION_GRAPH, VISION_DATA, DECODER_GRAPH, DECODER_DATA, EMBEDDING, TOKE
 VISION_ENGINE, DECODER_ENGINE, HEAD_ENGINE = "vision.engine", "decoder.engine", "head.engine"
 ENGINE_FILES = (VISION_ENGINE, DECODER_ENGINE, EMBEDDING, TOKENIZER)  # and the head's, where it was split off
 SEAL = "sha256"  # the manifest's field for the digest of all its others
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 DIALECTS = ("fused", "standard", "plain")
 PRECISIONS = ("float32", "float16", "bfloat16")
 # Far past every model, and near enough that no number of a stranger's manifest asks for memory or time without end.
 MOST_LAYERS, MOST_HEADS, MOST_WIDTH, MOST_TOKENS = 1024, 1024, 2**16, 2**24
+MOST_DEEPSTACK, MOST_SIDE = 16, 4096
 THETAS = 1.0, 1e12  # of rotary frequencies
 PARTS = ("vision", "decoder", "head", "embedding")  # whose weights a manifest describes
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -55,6 +56,7 @@ class VisionShape:
     head_dim: int  # width of a head
     rope_theta: float  # base of the rotary frequencies
     window: int = 0  # merged tokens a side of an attention window; 0: all blocks attend to the whole picture
+    place_side: int = 0  # rows and columns of a learned table of places, stretched over each picture; 0: none
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ class ModelShape:
     image_token_id: int  # the token in whose place a visual token goes
     eos_token_ids: tuple[int, ...]  # those that end an answer
     vision: VisionShape
+    mrope_interleaved: bool = False  # time, height and width take turns among the frequencies, else each has its run
+    deepstack: int = 0  # decoder layers, from the first, after each of which more of a picture's features are added
+
+    @property
+    def embedding_width(self) -> int:
+        """Numbers of a token as the decoder takes it and the vision tower gives it: the deepstack features follow."""
+        return self.hidden_size * (1 + self.deepstack)
 
 
 @dataclass(frozen=True)
@@ -238,7 +247,11 @@ def _read_model(model: JsonObject) -> ModelShape:
     most |= {"head_dim": MOST_WIDTH, "vocab_size": MOST_TOKENS}
     shape = {key: model.value(key, int, low=1, high=high) for key, high in most.items()}
     last = shape["vocab_size"] - 1
-    _check_heads(model, shape["hidden_size"], shape["heads"], shape["head_dim"])
+    qwen3 = model_type == "qwen3_vl"
+    # Qwen3's heads need not share a token's width among them.
+    width = shape["heads"] * shape["head_dim"] if qwen3 else shape["hidden_size"]
+    model.in_range("heads x head_dim", width, 1, MOST_WIDTH)
+    _check_heads(model, width, shape["heads"], shape["head_dim"])
     if shape["heads"] % shape["kv_heads"]:
         raise GemvgError(
             f"{model.path}: model.heads is {shape['heads']}, no multiple of kv_heads {shape['kv_heads']}; {model.fix}"
@@ -250,6 +263,11 @@ def _read_model(model: JsonObject) -> ModelShape:
         )
     if not (stops := model.integers("eos_token_ids", low=0, high=last)):
         raise GemvgError(f"{model.path}: model.eos_token_ids is empty, so that no answer would end; {model.fix}")
+    if model.value("mrope_interleaved", bool, False) != qwen3:
+        raise GemvgError(
+            f"{model.path}: model.mrope_interleaved is {not qwen3}, not that of a {model_type}; {model.fix}"
+        )
+    most_deepstack = min(shape["layers"], MOST_DEEPSTACK) if qwen3 else 0
     model.only(*(field.name for field in fields(ModelShape)))
     return ModelShape(
         model_type=model_type,
@@ -258,6 +276,8 @@ def _read_model(model: JsonObject) -> ModelShape:
         image_token_id=model.value("image_token_id", int, low=0, high=last),
         eos_token_ids=stops,
         vision=_read_vision(model.object("vision"), model_type),
+        mrope_interleaved=qwen3,
+        deepstack=model.value("deepstack", int, 0, low=0, high=most_deepstack),
         **shape,
     )
 
@@ -270,8 +290,11 @@ def _read_vision(vision: JsonObject, model_type: str) -> VisionShape:
     window = vision.value("window", int, 0, low=0, high=MOST_HEADS)
     if (window > 0) != (model_type == "qwen2_5_vl"):
         raise GemvgError(f"{vision.path}: model.vision.window is {window}, not that of a {model_type}; {vision.fix}")
+    side = vision.value("place_side", int, 0, low=0, high=MOST_SIDE)
+    if (side > 0) != (model_type == "qwen3_vl"):
+        raise GemvgError(f"{vision.path}: model.vision.place_side is {side}, not that of a {model_type}; {vision.fix}")
     theta = vision.value("rope_theta", float, low=THETAS[0], high=THETAS[1])
-    return VisionShape(**numbers, rope_theta=theta, window=window)
+    return VisionShape(**numbers, rope_theta=theta, window=window, place_side=side)
 
 
 def _check_heads(shape: JsonObject, width: int, heads: int, head_dim: int) -> None:

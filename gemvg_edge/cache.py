@@ -59,7 +59,7 @@ class SceneCache:
         return self._bytes
 
     def tokens(self, picture: Digest) -> Floats | None:
-        """A picture's visual tokens (tokens, hidden), which must not be written; None where they are not kept."""
+        """A picture's visual tokens (tokens, width), which must not be written; None where they are not kept."""
         with self._lock:
             if (entry := self._entries.get(picture)) is None:
                 return None

@@ -196,7 +196,8 @@ def _inspect(options: argparse.Namespace) -> int:
 def _describe_answers(answer: AnswerFormat) -> str:
     if answer.coordinates == "pixels":
         return "pixels of each resized picture"
-    return f"{answer.coordinates}, 0..{answer.steps()[0]} of each picture's width and height"
+    kind = "JSON" if answer.coordinates == "json" else answer.coordinates
+    return f"{kind}, 0..{answer.steps()[0]} of each picture's width and height"
 
 
 def _completion(options: argparse.Namespace) -> int:

@@ -11,9 +11,10 @@ from typing import Generic, NamedTuple
 
 import numpy as np
 
+from gemvg_edge.bundle import ModelShape
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, Ids, Step
 from gemvg_edge.grammar import Walk, free
-from gemvg_edge.positions import Positions, mrope_table, text_positions
+from gemvg_edge.positions import Positions, RopeTable, mrope_table, text_positions
 from gemvg_edge.prompt import TokenIds
 
 DRAFT = 6  # tokens that are tried at once where a text repeats what was said
@@ -26,10 +27,20 @@ class Rope(NamedTuple):
     head_dim: int
     theta: float
     sections: tuple[int, int, int]
+    interleaved: bool = False
+
+    @staticmethod
+    def of(shape: ModelShape) -> Rope:
+        """Those of a model."""
+        return Rope(shape.head_dim, shape.rope_theta, shape.mrope_section, shape.mrope_interleaved)
+
+    def table(self, positions: Positions) -> RopeTable:
+        """The rows of tokens at positions (3, tokens)."""
+        return mrope_table(positions, *self)
 
 
 def embed_prompt(decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, pictures: Sequence[Floats]) -> Floats:
-    """Token embeddings (tokens, hidden) with the pictures' visual tokens put in their places, in order."""
+    """Token embeddings (tokens, width) with the pictures' visual tokens put in their places, in order."""
     embeddings = decoder.embed(ids)
     if pictures:
         embeddings[ids == image_token_id] = np.concatenate(pictures)
@@ -39,9 +50,8 @@ def embed_prompt(decoder: Decoder[CacheT], ids: TokenIds, image_token_id: int, p
 def prefill(
     decoder: Decoder[CacheT], rope: Rope, embeddings: Floats, positions: Positions, cache: CacheT, past: int
 ) -> Floats:
-    """Run embeddings (tokens, hidden) at positions (3, tokens) on top of `past` cached tokens; logits of the last."""
-    table = mrope_table(positions, rope.head_dim, rope.theta, rope.sections)
-    (logits,) = decoder.forward([Step(embeddings, cache, past, table)])
+    """Run embeddings (tokens, width) at positions (3, tokens) on top of `past` cached tokens; logits of the last."""
+    (logits,) = decoder.forward([Step(embeddings, cache, past, rope.table(positions))])
     last: Floats = logits[-1]
     return last
 
@@ -81,9 +91,7 @@ class Writing(Generic[CacheT]):
         if self._legal is None and decoder.batches and self.tokens:
             draft = look_up(whole, min(DRAFT, self._max_tokens - len(self.tokens) - 1))
         ids = np.array(whole[self._ran :] + draft, np.int64)
-        table = mrope_table(
-            text_positions(self._position + self._ran, len(ids)), rope.head_dim, rope.theta, rope.sections
-        )
+        table = rope.table(text_positions(self._position + self._ran, len(ids)))
         step = Step(decoder.embed(ids), self._cache, self._past + self._ran, table, 1 + len(draft), self._legal)
         self._ran = len(whole)
         return step, draft

@@ -54,7 +54,7 @@ def localise(query: str, answer_format: AnswerFormat, resized: Sequence[Size] | 
     Pixels need each picture's `resized` (width, height). A query does not say which picture a box of it lies in, so
     all must have one size; GemvgError otherwise.
     """
-    if answer_format.coordinates == "digits" or not _MARK.search(query):
+    if answer_format.coordinates in ("digits", "json") or not _MARK.search(query):
         return query
     if answer_format.coordinates == "pixels" and len(set(resized or ())) > 1:
         found = ", ".join(f"{width} x {height}" for width, height in dict.fromkeys(resized or ()))

@@ -57,7 +57,7 @@ class Visual:
     """A picture as the decoder is given it."""
 
     key: Digest  # of the picture, and of how it was pruned
-    tokens: Floats | None  # (kept, hidden), or None where its keys and values are at hand
+    tokens: Floats | None  # (kept, embedding width), or None where its keys and values are at hand
     kept: Ids | None = None  # (kept,) which of the picture's tokens these are; None: all
 
 
@@ -85,10 +85,9 @@ class OpenedModel:
         limits: Limits,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        shape = manifest.model
         self.manifest = manifest
         self.tokenizer = tokenizer
-        self.rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
+        self.rope = Rope.of(manifest.model)
         self.limits = limits
         self.cache = SceneCache(cache_bytes)
         self._engines: tuple[VisionTower, Decoder[Any]] | None = (vision, decoder)

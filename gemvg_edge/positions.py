@@ -25,6 +25,13 @@ class RopeTable(NamedTuple):
     sin: npt.NDArray[np.float32]
 
 
+class PlaceTable(NamedTuple):
+    """Patches among the places of a learned table: a patch's vector is the sum of four rows, each by its weight."""
+
+    rows: npt.NDArray[np.int64]  # (patches, 4)
+    weight: npt.NDArray[np.float32]  # (patches, 4)
+
+
 def visual_tokens(grid: Grid, merge: int) -> int:
     """How many language-model tokens a picture of this patch grid takes."""
     t, h, w = grid
@@ -62,9 +69,18 @@ def text_positions(first: int, count: int) -> Positions:
     return np.tile(np.arange(first, first + count, dtype=np.int64), (3, 1))
 
 
-def mrope_table(positions: Positions, head_dim: int, theta: float, sections: Sequence[int]) -> RopeTable:
-    """Rows for the decoder: frequency j follows the stream whose section holds j (contiguous sections, Qwen2-VL)."""
+def mrope_table(
+    positions: Positions, head_dim: int, theta: float, sections: Sequence[int], interleaved: bool = False
+) -> RopeTable:
+    """Rows for the decoder: frequency j follows the stream whose section holds j (Qwen2-VL).
+
+    `interleaved`: the streams take turns, and where height and width have had their sections, time goes on (Qwen3-VL).
+    """
     stream = np.repeat(np.arange(3), sections)  # (head_dim / 2,)
+    if interleaved:
+        stream = np.zeros_like(stream)
+        for k in (1, 2):
+            stream[k : 3 * sections[k] : 3] = k
     angles = positions[stream].T.astype(np.float32) * _frequencies(head_dim, theta)  # (tokens, head_dim / 2)
     return RopeTable(np.cos(angles), np.sin(angles))
 
@@ -74,13 +90,37 @@ def vision_table(grid: Grid, merge: int, head_dim: int, theta: float = 10000.0) 
 
     Patches come in merge-block order, as `images.patchify` writes them.
     """
-    t, h, w = grid
-    row_column = np.indices((h, w)).reshape(2, h // merge, merge, w // merge, merge)
-    row, column = row_column.transpose(0, 1, 3, 2, 4).reshape(2, -1)  # (h * w,)
+    row, column = _block_order(grid, merge)  # (h * w,)
     inverse = _frequencies(head_dim // 2, theta)
     angles = np.concatenate([np.outer(row, inverse), np.outer(column, inverse)], axis=1).astype(np.float32)
-    angles = np.tile(angles, (t, 1))
+    angles = np.tile(angles, (grid[0], 1))
     return RopeTable(np.cos(angles), np.sin(angles))
+
+
+def place_table(grid: Grid, merge: int, side: int) -> PlaceTable:
+    """Where each patch lies in a learned table of side x side places, which is stretched over the picture to its edges.
+
+    Equal to transformers' bilinear get_vision_interpolation_indices_and_weights; patches in merge-block order.
+    """
+    taps, weights = [], []
+    for size in grid[1:]:
+        at = np.arange(size, dtype=np.float32) * np.float32(side - 1) / np.float32(max(1, size - 1))
+        before = np.floor(at)
+        share = 1 - (at - before)
+        near = before.astype(np.int64)
+        taps.append(np.stack([near, np.minimum(near + 1, side - 1)], axis=1))
+        weights.append(np.stack([share, 1 - share], axis=1))
+    row, column = _block_order(grid, merge)
+    index = taps[0][row][:, :, None] * side + taps[1][column][:, None]  # (h * w, 2, 2)
+    weight = weights[0][row][:, :, None] * weights[1][column][:, None]
+    return PlaceTable(*(np.tile(part.reshape(-1, 4), (grid[0], 1)) for part in (index, weight)))
+
+
+def _block_order(grid: Grid, merge: int) -> npt.NDArray[np.int64]:
+    """Row and column (2, h * w) of each patch of one frame, in merge-block order."""
+    _, h, w = grid
+    row_column = np.indices((h, w)).reshape(2, h // merge, merge, w // merge, merge)
+    return row_column.transpose(0, 1, 3, 2, 4).reshape(2, -1)
 
 
 def _frequencies(dim: int, theta: float) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Pictures and a query -> token ids. The one template; training, calibration and benchmarks use it too.
 
-It is Qwen2-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that
+It is Qwen-VL's chat template with the pictures first and the query last, so that the pictures' part is a prefix that
 can be prefilled once and asked many times. Knows nothing about pixels: a picture is its patch grid.
 """
 
@@ -44,10 +44,11 @@ class PromptTemplate:
     # What asks for reasoning before the answer. GeM-VG's own words are not known; these are ours.
     think: str = "{query} First think between <think> and </think>, then answer between <answer> and </answer>."
     number_images: bool = False  # "Picture 1: " before each picture: Qwen2-VL's `add_vision_id`
+    system_turn: bool = True  # whether the prompt begins with `system`; stock Qwen3-VL's does not
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> PromptTemplate:
-        """Read the four fields; `query` and `think` must hold the place `{query}`."""
+        """Read the five fields; `query` and `think` must hold the place `{query}`."""
         template = PromptTemplate(**config)
         for name, text in (("system", template.system), ("query", template.query), ("think", template.think)):
             if isinstance(text, str) and len(text) > MAX_QUERY:
@@ -68,7 +69,8 @@ def prefix_text(template: PromptTemplate, images: int) -> str:
         (f"Picture {n}: " if template.number_images else "") + f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
         for n in range(1, images + 1)
     )
-    return f"<|im_start|>system\n{template.system}<|im_end|>\n<|im_start|>user\n{pictures}"
+    system = f"<|im_start|>system\n{template.system}<|im_end|>\n" if template.system_turn else ""
+    return f"{system}<|im_start|>user\n{pictures}"
 
 
 def query_text(template: PromptTemplate, query: str, think: bool = False) -> str:

@@ -42,7 +42,7 @@ def check_pruning(keep: float | None, method: str) -> Pruning | None:
 
 
 def prune(tokens: Floats, size: Size, pruning: Pruning) -> tuple[Floats, Ids]:
-    """Visual tokens (tokens, hidden) of one picture, by row -> those kept (kept, hidden), and which (kept,)."""
+    """Visual tokens (tokens, width) of one picture, by row -> those kept (kept, width), and which (kept,)."""
     count = max(1, math.ceil(pruning.keep * len(tokens)))
     if count >= len(tokens):
         return tokens, np.arange(len(tokens))

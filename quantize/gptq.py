@@ -45,7 +45,7 @@ from quantize.parts import (
 from quantize.progress import BAR, block_work
 from quantize.solver import Grid, Order, factor, round_to_nearest, solve
 from quantize.stream import HEAD, Block, block_names, finished_blocks, stream
-from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, expected_tensors
+from quantize.tensors import EMBEDDING, EMBEDDING_LAYER, PLACES, expected_tensors
 from train.checkpoint import with_budget
 from train.stage import Switch, check_out, run_stage, settings_json, usable_device, working
 
@@ -211,7 +211,8 @@ def check(run: Settings, checkpoint: Checkpoint) -> None:
 
 def linear_layers(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shape (out, in) of each layer that could be quantised, the embedding table too, by name without `.weight`."""
-    shapes = {name: shape for name, shape in expected_tensors(checkpoint.config) if len(shape) == 2}
+    tensors = expected_tensors(checkpoint.config)
+    shapes = {name: shape for name, shape in tensors if len(shape) == 2 and name != PLACES}
     shapes.setdefault(f"{HEAD}.weight", shapes[EMBEDDING])  # where it is tied
     return {name.removesuffix(".weight"): shape for name, shape in shapes.items()}
 

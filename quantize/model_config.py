@@ -1,17 +1,18 @@
 """The model's shape: config.json and generation_config.json of a checkpoint, on top of what train.checkpoint reads.
 
-Accepts the flat configs of Qwen2-VL and Qwen2.5-VL checkpoints on the hub and the nested ones that transformers 5
-saves. Refuses what the graphs do not compute (another rotary type, a sliding window, another activation) instead of
-ignoring it. A further family of models is one more case of `_read_vision`.
+Accepts the flat configs of Qwen2-VL and Qwen2.5-VL checkpoints on the hub, and nested ones: Qwen3-VL's and those that
+transformers 5 saves. Refuses what the graphs do not compute (another rotary type, a sliding window, another activation)
+instead of ignoring it. A further family of models is one more case of `_read_vision`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gemvg_edge.bundle import MODEL_TYPES, THETAS, ModelShape, VisionShape
+from gemvg_edge.bundle import MODEL_TYPES, MOST_DEEPSTACK, MOST_SIDE, THETAS, ModelShape, VisionShape
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from gemvg_edge.images import Preprocessing
@@ -21,7 +22,11 @@ from train.checkpoint import CONFIG, CheckpointSettings, read_object, read_prepr
 GENERATION = "generation_config.json"
 CHANNELS = 3  # of a picture: the runtime makes patches of no others
 # What a family's vision tower may use, its usual one first; Qwen2.5-VL's is that of a gated MLP.
-VISION_ACTIVATIONS = {"qwen2_vl": ("quick_gelu", "gelu"), "qwen2_5_vl": ("silu",)}
+VISION_ACTIVATIONS = {
+    "qwen2_vl": ("quick_gelu", "gelu"),
+    "qwen2_5_vl": ("silu",),
+    "qwen3_vl": ("gelu_pytorch_tanh",),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class ModelConfig:
     """The model's shape, what only its graphs need, and the settings that go into the manifest.
 
     `shape.model_type` says which network it is: Qwen2-VL's vision tower has layer norms and a plain MLP, Qwen2.5-VL's
-    has RMS norms, a gated MLP and attention in windows.
+    has RMS norms, a gated MLP and attention in windows. Qwen3-VL's has learned places beside the rotary ones and gives
+    features of several blocks; its decoder norms each head's queries and keys instead of adding biases to them.
     """
 
     shape: ModelShape
@@ -41,6 +47,12 @@ class ModelConfig:
     vision_activation: str
     channels: int
     full_attention_blocks: tuple[int, ...]  # of a vision tower with windows: the blocks that see the whole picture
+    deepstack_blocks: tuple[int, ...]  # the vision blocks whose outputs go to the decoder's first layers, ascending
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether the decoder norms each head's queries and keys, which then have no bias: Qwen3's does."""
+        return self.shape.model_type == "qwen3_vl"
 
     @property
     def patch_dim(self) -> int:
@@ -65,7 +77,7 @@ def read_config(folder: Path, profile: str | None = None) -> ModelConfig:
     settings = read_settings(folder, profile)
     _check_supported(model_type, text, vision, settings.preprocessing, read_preprocessor(folder).path.name)
     tower = _read_vision(model_type, vision, settings.preprocessing)
-    shape = _read_shape(config, text, tower.shape, _read_eos(folder, config, text))
+    shape = _read_shape(config, text, tower, _read_eos(folder, config, text))
     if (tokens := settings.tokenizer.get_vocab_size()) > shape.vocab_size:
         raise GemvgError(
             f"{folder}: the tokenizer has {tokens} tokens, the model {shape.vocab_size}; take both from one checkpoint"
@@ -80,6 +92,7 @@ def read_config(folder: Path, profile: str | None = None) -> ModelConfig:
         vision_activation=_vision_activation(model_type, vision),
         channels=vision.value("in_channels", int, vision.value("in_chans", int, 3), low=CHANNELS, high=CHANNELS),
         full_attention_blocks=tower.full_attention_blocks,
+        deepstack_blocks=tower.deepstack_blocks,
     )
 
 
@@ -89,6 +102,7 @@ class _Tower(NamedTuple):
     shape: VisionShape
     intermediate_size: int
     full_attention_blocks: tuple[int, ...] = ()
+    deepstack_blocks: tuple[int, ...] = ()
 
 
 def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessing) -> _Tower:
@@ -105,10 +119,26 @@ def _read_vision(model_type: str, vision: JsonObject, preprocessing: Preprocessi
             shape = _vision_shape(vision, _count(vision, "hidden_size"), window)
             whole = vision.integers("fullatt_block_indexes", low=0, high=shape.depth - 1)
             return _Tower(shape, _count(vision, "intermediate_size"), whole)
+        case "qwen3_vl":
+            shape = _vision_shape(vision, _count(vision, "hidden_size"), 0, _place_side(vision))
+            blocks = vision.integers("deepstack_visual_indexes", low=0, high=shape.depth - 1)
+            if list(blocks) != sorted(set(blocks)) or len(blocks) > MOST_DEEPSTACK:
+                raise GemvgError(
+                    f"{vision.path}: vision deepstack_visual_indexes are {list(blocks)}, not up to {MOST_DEEPSTACK} "
+                    f"blocks in ascending order; {vision.fix}"
+                )
+            return _Tower(shape, _count(vision, "intermediate_size"), (), blocks)
     raise GemvgError(f"{vision.path}: the vision tower of a {model_type} is not known")
 
 
-def _vision_shape(vision: JsonObject, width: int, window: int) -> VisionShape:
+def _place_side(vision: JsonObject) -> int:
+    count = vision.value("num_position_embeddings", int, low=1, high=MOST_SIDE**2)
+    if (side := math.isqrt(count)) ** 2 != count:
+        raise GemvgError(f"{vision.path}: vision num_position_embeddings is {count}, no square; {vision.fix}")
+    return side
+
+
+def _vision_shape(vision: JsonObject, width: int, window: int, place_side: int = 0) -> VisionShape:
     heads = _count(vision, "num_heads")
     if width % heads or width // heads % 4:
         raise GemvgError(f"{vision.path}: vision width {width} is not num_heads {heads} times a multiple of 4")
@@ -126,6 +156,7 @@ def _vision_shape(vision: JsonObject, width: int, window: int) -> VisionShape:
             "rope_theta", float, 10000.0, low=THETAS[0], high=THETAS[1]
         ),
         window=window,
+        place_side=place_side,
     )
 
 
@@ -133,25 +164,32 @@ def _vision_activation(model_type: str, vision: JsonObject) -> str:
     return vision.value("hidden_act", str, VISION_ACTIVATIONS[model_type][0])
 
 
-def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: tuple[int, ...]) -> ModelShape:
+def _read_shape(config: JsonObject, text: JsonObject, tower: _Tower, eos: tuple[int, ...]) -> ModelShape:
+    model_type, layers = config.value("model_type", str), _count(text, "num_hidden_layers")
+    qwen3 = model_type == "qwen3_vl"
+    if len(tower.deepstack_blocks) > layers:
+        raise GemvgError(
+            f"{text.path}: deepstack_visual_indexes has {len(tower.deepstack_blocks)} blocks, more than the decoder's "
+            f"{layers} layers that would take them; {text.fix}"
+        )
     hidden, heads = _count(text, "hidden_size"), _count(text, "num_attention_heads")
     kv_heads = text.value("num_key_value_heads", int, heads, low=1)
-    if hidden % heads or heads % kv_heads:
+    if (hidden % heads and not qwen3) or heads % kv_heads:
         raise GemvgError(
             f"{text.path}: hidden_size {hidden}, num_attention_heads {heads} and num_key_value_heads {kv_heads} do not "
             f"divide each other; {text.fix}"
         )
-    head_dim = hidden // heads
+    head_dim = text.value("head_dim", int, low=1) if qwen3 else hidden // heads
     if (stated := text.value("head_dim", int, head_dim)) != head_dim:
         raise GemvgError(f"{text.path}: head_dim {stated} is not hidden_size / num_attention_heads, {head_dim}")
     if head_dim % 16:
         raise GemvgError(f"{text.path}: heads of {head_dim} numbers; the fused attention takes multiples of 16")
-    theta, sections = _read_rope(text, head_dim)
+    theta, sections = _read_rope(text, head_dim, qwen3)
     vocabulary = _count(text, "vocab_size")
     return ModelShape(
-        model_type=config.value("model_type", str),
+        model_type=model_type,
         hidden_size=hidden,
-        layers=_count(text, "num_hidden_layers"),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -160,19 +198,25 @@ def _read_shape(config: JsonObject, text: JsonObject, vision: VisionShape, eos: 
         vocab_size=vocabulary,
         image_token_id=config.value("image_token_id", int, low=0, high=vocabulary - 1),
         eos_token_ids=eos,
-        vision=vision,
+        vision=tower.shape,
+        mrope_interleaved=qwen3,
+        deepstack=len(tower.deepstack_blocks),
     )
 
 
-def _read_rope(text: JsonObject, head_dim: int) -> tuple[float, tuple[int, int, int]]:
+def _read_rope(text: JsonObject, head_dim: int, interleaved: bool) -> tuple[float, tuple[int, int, int]]:
     rope = text.object("rope_scaling" if text.content.get("rope_scaling") else "rope_parameters", {})
     kind = rope.value("rope_type", str, rope.value("type", str, "default"))
     if kind not in ("default", "mrope"):
         raise GemvgError(f"{rope.path}: rotary type {kind!r} is not supported; Qwen2-VL's is 'mrope' (or 'default')")
-    if rope.value("partial_rotary_factor", float, 1.0) != 1 or rope.value("mrope_interleaved", bool, False):
+    stated_so = rope.value("mrope_interleaved", bool, interleaved)
+    if rope.value("partial_rotary_factor", float, 1.0) != 1 or (stated_so and not interleaved):
         raise GemvgError(
-            f"{rope.path}: partial or interleaved rotary positions are not supported; Qwen2-VL has neither"
+            f"{rope.path}: partial or interleaved rotary positions are not supported; Qwen2-VL has neither, and "
+            "Qwen3-VL's are interleaved but whole"
         )
+    if interleaved and not stated_so:  # transformers would not look at it
+        raise GemvgError(f"{rope.path}: mrope_interleaved is false, unlike in every Qwen3-VL; {rope.fix}")
     sections, half = rope.integers("mrope_section", low=0), head_dim // 2
     if len(sections) != 3 or sum(sections) != half:
         raise GemvgError(f"{rope.path}: mrope_section is {list(sections)}; it needs three numbers with the sum {half}")
@@ -200,6 +244,8 @@ def _check_supported(
 ) -> None:
     if text.value("use_sliding_window", bool, False) or "sliding_attention" in text.value("layer_types", list, []):
         raise GemvgError(f"{text.path}: use_sliding_window is true; sliding-window attention is not supported")
+    if model_type == "qwen3_vl" and text.value("attention_bias", bool, False):
+        raise GemvgError(f"{text.path}: attention_bias is true; Qwen3-VL's attention has no biases")
     if (name := text.value("hidden_act", str, "silu")) != "silu":
         raise GemvgError(f"{text.path}: hidden_act {name!r} is not supported; Qwen2-VL's decoder uses 'silu'")
     if (name := _vision_activation(model_type, vision)) not in (known := VISION_ACTIVATIONS[model_type]):

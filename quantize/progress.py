@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from quantize.calibration import CalibrationPrompt
 from quantize.checkpoint import Checkpoint
-from quantize.stream import HEAD, MERGER, block_names
+from quantize.stream import DEEPSTACK, HEAD, MERGER, block_names
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"  # work has no unit that people know
 # A quantised block takes so many times what it takes when its inputs only pass through: 3 on checkpoints/tabletop, 6 at
@@ -39,4 +39,5 @@ def _rows(checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], block: s
     if not block.startswith("visual."):
         return sum(len(prompt.ids) for prompt in prompts)
     patches = sum(t * h * w for prompt in prompts for t, h, w in prompt.grids)
-    return patches // checkpoint.config.settings.preprocessing.merge_size**2 if block == MERGER else patches
+    merges = block == MERGER or block.startswith(DEEPSTACK)
+    return patches // checkpoint.config.settings.preprocessing.merge_size**2 if merges else patches

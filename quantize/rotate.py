@@ -23,7 +23,7 @@ from tqdm import tqdm
 from quantize.adapter import with_base
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
-from quantize.stream import HEAD, MERGER, block_names
+from quantize.stream import DEEPSTACK, HEAD, MERGER, block_names
 from quantize.tensors import EMBEDDING
 from train.stage import Seed, Switch, check_out, run_stage, settings_json, working
 
@@ -72,8 +72,9 @@ def rotated_part(checkpoint: Checkpoint, name: str, rotation: Array) -> Mapping[
     read, found = checkpoint.read, dict[str, Array]()
     if name == START:
         found = {EMBEDDING: read(EMBEDDING) @ rotation, NORM: np.ones_like(read(NORM))}
-    elif name == MERGER:
-        weight, bias = f"{name}.mlp.2.weight", f"{name}.mlp.2.bias"
+    elif name == MERGER or name.startswith(DEEPSTACK):
+        last = f"{name}.linear_fc2" if checkpoint.config.shape.model_type == "qwen3_vl" else f"{name}.mlp.2"
+        weight, bias = f"{last}.weight", f"{last}.bias"
         found = {weight: rotation.T @ read(weight), bias: read(bias) @ rotation}
     elif name == HEAD:
         head = EMBEDDING if checkpoint.config.tied_head else f"{HEAD}.weight"

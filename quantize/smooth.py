@@ -24,7 +24,7 @@ from quantize.adapter import with_base
 from quantize.calibration import grounding_prompts
 from quantize.checkpoint import Checkpoint, open_float_checkpoint
 from quantize.parts import START, as_stored, write_checkpoint, write_part, writing_parts
-from quantize.stream import HEAD, MERGER, Block, block_names, stream
+from quantize.stream import DEEPSTACK, HEAD, MERGER, Block, block_names, stream
 from train.checkpoint import with_budget
 from train.stage import Switch, check_out, run_stage, settings_json, usable_device, working
 
@@ -63,12 +63,16 @@ def folds(checkpoint: Checkpoint, name: str) -> list[Fold]:
     def norm(part: str) -> tuple[str, ...]:
         return (f"{part}.weight",) if gated else (f"{part}.weight", f"{part}.bias")
 
+    qwen3 = shape.model_type == "qwen3_vl"
     if name == HEAD:
         return []
+    if name.startswith(DEEPSTACK):
+        return [Fold(norm("norm"), ("linear_fc1",), np.arange(checkpoint.config.merged_dim))]
     if name == MERGER:  # a token's input is several patches side by side, each from the same norm
         width = shape.vision.embed_dim
         patches = checkpoint.config.merged_dim // width
-        return [Fold(norm("ln_q"), ("mlp.0",), np.tile(np.arange(width), patches))]
+        maker, reader = ("norm", "linear_fc1") if qwen3 else ("ln_q", "mlp.0")
+        return [Fold(norm(maker), (reader,), np.tile(np.arange(width), patches))]
     if name.startswith("visual."):
         own = np.arange(shape.vision.embed_dim)
         attention = [
@@ -76,7 +80,7 @@ def folds(checkpoint: Checkpoint, name: str) -> list[Fold]:
             Fold(("attn.qkv.weight", "attn.qkv.bias"), ("attn.proj",), 2 * len(own) + own),  # the values' third
         ]
         if not gated:
-            return [*attention, Fold(norm("norm2"), ("mlp.fc1",), own)]
+            return [*attention, Fold(norm("norm2"), ("mlp.linear_fc1" if qwen3 else "mlp.fc1",), own)]
         inner = np.arange(checkpoint.config.vision_intermediate_size)
         return [
             *attention,
@@ -89,7 +93,11 @@ def folds(checkpoint: Checkpoint, name: str) -> list[Fold]:
     return [
         Fold(("input_layernorm.weight",), ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), own),
         Fold(("post_attention_layernorm.weight",), ("mlp.gate_proj", "mlp.up_proj"), own),
-        Fold(("self_attn.v_proj.weight", "self_attn.v_proj.bias"), ("self_attn.o_proj",), values),
+        Fold(
+            ("self_attn.v_proj.weight",) if qwen3 else ("self_attn.v_proj.weight", "self_attn.v_proj.bias"),
+            ("self_attn.o_proj",),
+            values,
+        ),
         Fold(("mlp.up_proj.weight",), ("mlp.down_proj",), np.arange(checkpoint.config.intermediate_size)),
     ]
 

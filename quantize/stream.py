@@ -3,7 +3,8 @@
 Vision blocks, merger, decoder layers, head. `stream` yields a block in float32; whoever takes it may change its
 weights, and the next block sees what the changed ones give. Layers are transformers' own, rotary tables the runtime's.
 With a work folder the inputs are kept after each block, so that a killed run goes on. A vision tower with windows
-(Qwen2.5-VL) gets its patches window by window and gives its tokens back in order. Knows no quantisation.
+(Qwen2.5-VL) gets its patches window by window and gives its tokens back in order. Deepstack mergers (Qwen3-VL) stand
+behind the vision block that they read; what they give waits for its decoder layer. Knows no quantisation.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.vision_utils import get_vision_window_index
 
-from gemvg_edge.positions import mrope_table, vision_table
+from gemvg_edge.decoding import Rope
+from gemvg_edge.positions import place_table, vision_table
 from quantize.calibration import CalibrationPrompt
 from quantize.checkpoint import Checkpoint
-from quantize.tensors import EMBEDDING
+from quantize.tensors import EMBEDDING, PLACES
 from quantize.torch_model import Family, family
 
 HEAD, MERGER = "lm_head", "visual.merger"
+DEEPSTACK = "visual.deepstack_merger_list."  # and a number
 ACTIVATIONS = "activations.safetensors"
 
 Inputs = list[torch.Tensor]  # of each prompt (tokens, width)
@@ -80,8 +83,12 @@ class Block:
 
 def block_names(checkpoint: Checkpoint) -> list[str]:
     """Every block, in the order in which they are computed."""
-    shape = checkpoint.config.shape
-    vision = [f"visual.blocks.{k}" for k in range(shape.vision.depth)]
+    shape, deepstack = checkpoint.config.shape, checkpoint.config.deepstack_blocks
+    vision = []
+    for k in range(shape.vision.depth):
+        vision.append(f"visual.blocks.{k}")
+        if k in deepstack:
+            vision.append(f"{DEEPSTACK}{deepstack.index(k)}")
     return [*vision, MERGER, *(f"model.layers.{k}" for k in range(shape.layers)), HEAD]
 
 
@@ -103,7 +110,7 @@ def stream(
         part._attn_implementation = "sdpa"
     names = block_names(checkpoint)
     first = finished_blocks(work) if work else 0
-    inputs = _read_kept(work, len(prompts), device) if work and first else []
+    inputs, features = _read_kept(work, len(prompts), device) if work and first else ([], [])
     pictures, words = _layouts(checkpoint, prompts, device), _word_tables(checkpoint, prompts, device)
     if first == 0:
         inputs = _patch_embeddings(checkpoint, kind, prompts, pictures, device)
@@ -125,12 +132,18 @@ def stream(
         )
         yield block
         if name != HEAD and prompts:
-            inputs = block.run()
+            if name.startswith(DEEPSTACK):
+                features.append(block.run())
+            else:
+                inputs = block.run()
+            if features and not in_vision:  # the first layers take one each
+                added = zip(prompts, inputs, features.pop(0), strict=True)
+                inputs = [_at_pictures(checkpoint, *one) for one in added]
             if work:
-                _keep(work, index + 1, inputs)
+                _keep(work, index + 1, inputs, features)
 
 
-def _empty(kind: type[nn.Module], *arguments: Any, **named: Any) -> nn.Module:
+def _empty(kind: Callable[..., nn.Module], *arguments: Any, **named: Any) -> nn.Module:
     """A module without memory for its weights."""
     with torch.device("meta"):
         return kind(*arguments, **named).eval()
@@ -140,9 +153,10 @@ def _build(checkpoint: Checkpoint, kind: Family, name: str, config: Any) -> nn.M
     text, shape = config.text_config, checkpoint.config.shape
     if name == HEAD:
         return _empty(nn.Linear, shape.hidden_size, shape.vocab_size, bias=False)
-    if name == MERGER:
+    if name == MERGER or name.startswith(DEEPSTACK):
         merge = checkpoint.config.settings.preprocessing.merge_size
-        return _empty(kind.merger, shape.hidden_size, shape.vision.embed_dim, merge)
+        merger = kind.merger if name == MERGER else kind.deepstack_merger
+        return _empty(merger, shape.hidden_size, shape.vision.embed_dim, merge)
     if name.startswith("visual."):
         return _empty(kind.vision_block, config.vision_config)
     return _empty(kind.decoder_layer, text, int(name.rpartition(".")[2]))
@@ -175,7 +189,7 @@ def _vision_caller(
         layout = layouts[k]
         if layout is None:  # a text has no pictures
             return x
-        if name == MERGER:
+        if name == MERGER or name.startswith(DEEPSTACK):
             return module(x)[layout.order.argsort()]  # type: ignore[no-any-return]
         borders = layout.pictures if name in full else layout.windows
         return module(x, cu_seqlens=borders, position_embeddings=layout.rope)  # type: ignore[no-any-return]
@@ -224,11 +238,10 @@ def _word_tables(
     checkpoint: Checkpoint, prompts: Sequence[CalibrationPrompt], device: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """For each prompt the decoder's rotary rows (1, tokens, head_dim)."""
-    shape = checkpoint.config.shape
+    rope = Rope.of(checkpoint.config.shape)
     found = []
     for prompt in prompts:
-        table = mrope_table(prompt.positions.numpy(), shape.head_dim, shape.rope_theta, shape.mrope_section)
-        cos, sin = (torch.from_numpy(rows).to(device) for rows in table)
+        cos, sin = (torch.from_numpy(rows).to(device) for rows in rope.table(prompt.positions.numpy()))
         found.append((torch.cat([cos, cos], dim=-1)[None], torch.cat([sin, sin], dim=-1)[None]))
     return found
 
@@ -243,13 +256,26 @@ def _patch_embeddings(
     numbers, width = checkpoint.config.settings.preprocessing, checkpoint.config.shape.vision.embed_dim
     patch = numbers.patch_size, numbers.temporal_patch_size, checkpoint.config.channels
     module = _load(checkpoint, "visual.patch_embed", _empty(kind.patch_embed, *patch, width), device)
+    found = []
     with torch.inference_mode():
-        return [
-            _ordered(module(prompt.patches.to(device)), layout.order)
-            if layout
-            else torch.empty(0, width, device=device)
-            for prompt, layout in zip(prompts, layouts, strict=True)
-        ]
+        for prompt, layout in zip(prompts, layouts, strict=True):
+            if layout is None:
+                found.append(torch.empty(0, width, device=device))
+                continue
+            rows = module(prompt.patches.to(device)) + _places(checkpoint, prompt, device)
+            found.append(_ordered(rows, layout.order))
+    return found
+
+
+def _places(checkpoint: Checkpoint, prompt: CalibrationPrompt, device: str) -> torch.Tensor | float:
+    """Each patch's learned place (patches, width); nothing where a tower has none."""
+    side, merge = checkpoint.config.shape.vision.place_side, checkpoint.config.settings.preprocessing.merge_size
+    if not side:
+        return 0.0
+    tables = [place_table(grid, merge, side) for grid in prompt.grids]
+    index, weight = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*tables, strict=True))
+    rows = torch.from_numpy(checkpoint.read(PLACES)).to(device)
+    return (rows[index] * weight[..., None]).sum(dim=1)
 
 
 def _embed(checkpoint: Checkpoint, prompt: CalibrationPrompt, pictures: torch.Tensor, device: str) -> torch.Tensor:
@@ -263,15 +289,27 @@ def _embed(checkpoint: Checkpoint, prompt: CalibrationPrompt, pictures: torch.Te
     return embeddings
 
 
-def _keep(work: Path, following: int, inputs: Inputs) -> None:
-    """Write the inputs of the block that follows, all or nothing."""
+def _at_pictures(
+    checkpoint: Checkpoint, prompt: CalibrationPrompt, x: torch.Tensor, feature: torch.Tensor
+) -> torch.Tensor:
+    """Tokens (tokens, hidden) with a feature (visual tokens, hidden) added to those of pictures."""
+    if not prompt.grids:
+        return x
+    visual = (prompt.ids == checkpoint.config.shape.image_token_id).to(x.device)
+    return x.masked_scatter(visual[:, None], x[visual] + feature)
+
+
+def _keep(work: Path, following: int, inputs: Inputs, features: Sequence[Inputs]) -> None:
+    """Write the inputs of the block that follows, and the deepstack features that wait, all or nothing."""
     partial = work / f"{ACTIVATIONS}.partial"
-    tensors = {str(k): x.contiguous() for k, x in enumerate(inputs)}
+    tensors = {f"{n}.{k}": x.contiguous() for n, row in enumerate([inputs, *features]) for k, x in enumerate(row)}
     save_file(tensors, partial, metadata={"following": str(following)})
     os.replace(partial, work / ACTIVATIONS)
 
 
-def _read_kept(work: Path, prompts: int, device: str) -> Inputs:
-    """The inputs of the block to go on with."""
+def _read_kept(work: Path, prompts: int, device: str) -> tuple[Inputs, list[Inputs]]:
+    """The inputs of the block to go on with, and the deepstack features that wait."""
     with safe_open(work / ACTIVATIONS, framework="pt") as file:
-        return [file.get_tensor(str(k)).to(device) for k in range(prompts)]
+        count = len(file.keys()) // max(1, prompts)
+        inputs, *features = [[file.get_tensor(f"{n}.{k}").to(device) for k in range(prompts)] for n in range(count)]
+    return inputs, features

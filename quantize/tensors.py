@@ -1,6 +1,7 @@
 """Which tensors a checkpoint has, and their shapes: known before a long export starts, not in its middle.
 
-Qwen2-VL's and Qwen2.5-VL's decoders are alike; a family's own vision block is one function and one case of a match.
+Qwen2-VL's and Qwen2.5-VL's decoders are alike, Qwen3-VL's norms heads; a family's own vision tower is one function and
+one case of a match.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from quantize.model_config import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 EMBEDDING_LAYER = EMBEDDING.removesuffix(".weight")
+PLACES = "visual.pos_embed.weight"  # looked up in, like the embedding table
 
 Tensor = tuple[str, tuple[int, ...]]  # name and shape
 
@@ -31,12 +33,17 @@ def expected_tensors(config: ModelConfig) -> Iterator[Tensor]:
 
 def _decoder_layer(config: ModelConfig) -> Iterator[Tensor]:
     shape, inner = config.shape, config.intermediate_size
-    hidden, kv_width = shape.hidden_size, shape.kv_heads * shape.head_dim
+    hidden, width, kv_width = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     for norm in ("input_layernorm", "post_attention_layernorm"):
         yield f"{norm}.weight", (hidden,)
-    for part, width in (("q", hidden), ("k", kv_width), ("v", kv_width)):
-        yield from _linear(f"self_attn.{part}_proj", width, hidden)
-    yield "self_attn.o_proj.weight", (hidden, hidden)
+    for part, outputs in (("q", width), ("k", kv_width), ("v", kv_width)):
+        yield f"self_attn.{part}_proj.weight", (outputs, hidden)
+        if not config.head_norms:
+            yield f"self_attn.{part}_proj.bias", (outputs,)
+    if config.head_norms:
+        for part in "qk":
+            yield from _rms_norm(f"self_attn.{part}_norm", shape.head_dim)
+    yield "self_attn.o_proj.weight", (hidden, width)
     yield "mlp.gate_proj.weight", (inner, hidden)
     yield "mlp.up_proj.weight", (inner, hidden)
     yield "mlp.down_proj.weight", (hidden, inner)
@@ -52,6 +59,9 @@ def _vision_tower(config: ModelConfig) -> Iterator[Tensor]:
             block, norm = _qwen2_block, _norm
         case "qwen2_5_vl":
             block, norm = _qwen2_5_block, _rms_norm
+        case "qwen3_vl":
+            yield from _qwen3_tower(config)
+            return
         case other:
             raise GemvgError(f"the tensors of a {other} are not known")
     for i in range(config.shape.vision.depth):
@@ -59,6 +69,27 @@ def _vision_tower(config: ModelConfig) -> Iterator[Tensor]:
     yield from norm("visual.merger.ln_q", width)
     yield from _linear("visual.merger.mlp.0", config.merged_dim, config.merged_dim)
     yield from _linear("visual.merger.mlp.2", config.shape.hidden_size, config.merged_dim)
+
+
+def _qwen3_tower(config: ModelConfig) -> Iterator[Tensor]:
+    """What comes after the weight of the patch embedding."""
+    shape, width, merged = config.shape.vision, config.shape.vision.embed_dim, config.merged_dim
+    yield "visual.patch_embed.proj.bias", (width,)
+    yield PLACES, (shape.place_side**2, width)
+    for i in range(shape.depth):
+        block, inner = f"visual.blocks.{i}", config.vision_intermediate_size
+        yield from _norm(f"{block}.norm1", width)
+        yield from _norm(f"{block}.norm2", width)
+        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
+        yield from _linear(f"{block}.attn.proj", width, width)
+        yield from _linear(f"{block}.mlp.linear_fc1", inner, width)
+        yield from _linear(f"{block}.mlp.linear_fc2", width, inner)
+    mergers = [("visual.merger", width)]  # each with the width that its norm sees
+    mergers += [(f"visual.deepstack_merger_list.{k}", merged) for k in range(config.shape.deepstack)]
+    for merger, normed in mergers:
+        yield from _norm(f"{merger}.norm", normed)
+        yield from _linear(f"{merger}.linear_fc1", merged, merged)
+        yield from _linear(f"{merger}.linear_fc2", config.shape.hidden_size, merged)
 
 
 def _qwen2_block(block: str, width: int, inner: int) -> Iterator[Tensor]:

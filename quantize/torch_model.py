@@ -6,7 +6,9 @@ A further family is one more case in `family`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +20,13 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
@@ -29,18 +35,21 @@ from quantize.model_config import GENERATION
 from quantize.tensors import expected_tensors
 from train.load import from_folder
 
+Part = Callable[..., torch.nn.Module]
+
 
 @dataclass(frozen=True)
 class Family:
-    """transformers' classes of one model type, whole and in parts; all families' parts take the same arguments."""
+    """transformers' classes of one model type, whole and in parts; all families' parts take the same arguments here."""
 
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
-    patch_embed: type[torch.nn.Module]  # (patch_size, temporal_patch_size, channels, width)
-    vision_block: type[torch.nn.Module]  # (vision config)
-    merger: type[torch.nn.Module]  # (hidden size of the decoder, width, merge size)
-    decoder_layer: type[torch.nn.Module]  # (text config, number)
-    norm: type[torch.nn.Module]  # (hidden size, epsilon)
+    patch_embed: Part  # (patch_size, temporal_patch_size, channels, width)
+    vision_block: Part  # (vision config)
+    merger: Part  # (hidden size of the decoder, width, merge size)
+    deepstack_merger: Part  # the same; families without one have their merger here
+    decoder_layer: Part  # (text config, number)
+    norm: Part  # (hidden size, epsilon)
 
 
 def family(model_type: str) -> Family:
@@ -53,6 +62,7 @@ def family(model_type: str) -> Family:
                 modeling_qwen2_vl.PatchEmbed,
                 modeling_qwen2_vl.Qwen2VLVisionBlock,
                 modeling_qwen2_vl.PatchMerger,
+                modeling_qwen2_vl.PatchMerger,
                 modeling_qwen2_vl.Qwen2VLDecoderLayer,
                 modeling_qwen2_vl.Qwen2VLRMSNorm,
             )
@@ -63,10 +73,32 @@ def family(model_type: str) -> Family:
                 modeling_qwen2_5_vl.Qwen2_5_VisionPatchEmbed,
                 modeling_qwen2_5_vl.Qwen2_5_VLVisionBlock,
                 modeling_qwen2_5_vl.Qwen2_5_VLPatchMerger,
+                modeling_qwen2_5_vl.Qwen2_5_VLPatchMerger,
                 modeling_qwen2_5_vl.Qwen2_5_VLDecoderLayer,
                 modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm,
             )
+        case "qwen3_vl":
+            return Family(
+                Qwen3VLConfig,
+                Qwen3VLForConditionalGeneration,
+                _qwen3_patch_embed,
+                modeling_qwen3_vl.Qwen3VLVisionBlock,
+                _qwen3_merger,
+                partial(_qwen3_merger, use_postshuffle_norm=True),
+                modeling_qwen3_vl.Qwen3VLTextDecoderLayer,
+                modeling_qwen3_vl.Qwen3VLTextRMSNorm,
+            )
     raise GemvgError(f"unknown model type {model_type!r}")
+
+
+def _qwen3_patch_embed(patch: int, temporal: int, channels: int, width: int) -> torch.nn.Module:
+    sizes = {"patch_size": patch, "temporal_patch_size": temporal, "in_channels": channels, "hidden_size": width}
+    return modeling_qwen3_vl.Qwen3VLVisionPatchEmbed(Qwen3VLVisionConfig(**sizes))  # type: ignore[no-any-return]
+
+
+def _qwen3_merger(hidden: int, width: int, merge: int, use_postshuffle_norm: bool = False) -> torch.nn.Module:
+    config = Qwen3VLVisionConfig(out_hidden_size=hidden, hidden_size=width, spatial_merge_size=merge)
+    return modeling_qwen3_vl.Qwen3VLVisionPatchMerger(config, use_postshuffle_norm)  # type: ignore[no-any-return]
 
 
 def load_model(folder: Path) -> PreTrainedModel:

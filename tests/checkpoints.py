@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL and Qwen2.5-VL checkpoints, as transformers itself saves them, for tests of every later stage.
+"""Tiny random Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints, as transformers saves them, for tests of later stages.
 
 Weights keep activations near 1; norms and biases are random too, so that a forgotten or misplaced one shows.
 """
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from export.reference import visual_tokens as visual_tokens_of
 from gemvg_edge.images import Grid, Preprocessing, patchify
 from gemvg_edge.positions import mrope_positions, visual_tokens
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, token_id
@@ -46,7 +47,16 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# What Qwen3-VL-Instruct's writes for such messages: no system turn unless one is given.
+CHAT_TEMPLATE_3 = CHAT_TEMPLATE.replace(
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}",
+    "",
+)
 PREPROCESSING = Preprocessing(min_pixels=28 * 28, max_pixels=28 * 28 * 64)
+PREPROCESSING_3 = Preprocessing(
+    patch_size=16, min_pixels=32 * 32, max_pixels=32 * 32 * 64, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)
+)
 
 TINY: dict[str, Any] = {
     "text_config": {
@@ -82,9 +92,27 @@ TINY_2_5: dict[str, Any] = {
         "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
     },
 }  # fmt: skip
+# Heads that together are wider than a token, a table of places that no picture has the size of, two deepstack features.
+TINY_3: dict[str, Any] = {
+    "model_type": "qwen3_vl",
+    "grounding": {"prompt": {"system_turn": False}},
+    "text_config": {
+        "vocab_size": 448, "hidden_size": 96, "intermediate_size": 104, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "attention_bias": False,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 20.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 4, "hidden_size": 48, "intermediate_size": 56, "out_hidden_size": 96, "num_heads": 2,
+        "patch_size": 16, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2],
+        "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
+    },
+}  # fmt: skip
 # The same with widths that groups of 32 divide.
-GROUPED, GROUPED_2_5 = (
-    sizes | {"text_config": sizes["text_config"] | {"intermediate_size": 128}} for sizes in (TINY, TINY_2_5)
+GROUPED, GROUPED_2_5, GROUPED_3 = (
+    sizes | {"text_config": sizes["text_config"] | {"intermediate_size": 128}} for sizes in (TINY, TINY_2_5, TINY_3)
 )
 # The vision tower's; the decoder's own are Qwen2-VL's, so of that there is only what makes a checkpoint whole.
 TRUE_2_5_WIDTHS: dict[str, Any] = {
@@ -97,18 +125,46 @@ TRUE_2_5_WIDTHS: dict[str, Any] = {
 }  # fmt: skip
 
 
+# The widths of Qwen3-VL-2B with those of its decoder's layers that take deepstack features; and of the 8B.
+TRUE_3_2B_WIDTHS: dict[str, Any] = {
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "vocab_size": 448, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 3,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "attention_bias": False,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "depth": 3, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2048, "num_heads": 16,
+        "patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": [0, 1, 2],
+    },
+}  # fmt: skip
+TRUE_3_8B_WIDTHS: dict[str, Any] = TRUE_3_2B_WIDTHS | {
+    "text_config": TRUE_3_2B_WIDTHS["text_config"] | {
+        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 1, "num_attention_heads": 32,
+    },
+    "vision_config": TRUE_3_2B_WIDTHS["vision_config"] | {
+        "depth": 2, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096,
+        "deepstack_visual_indexes": [0],
+    },
+}  # fmt: skip
+
+
 def write_checkpoint(
     folder: Path, sizes: dict[str, Any] = TINY, *, tied: bool = False, bfloat16: bool = False, **saving: Any
 ) -> PreTrainedModel:
     """Save a random checkpoint with tokenizer and preprocessor, and give back its model in float32, eager attention.
 
-    `sizes` may name a `model_type`; without one it is a Qwen2-VL.
+    `sizes` may name a `model_type`, without which it is a Qwen2-VL, and what the checkpoint says of itself.
     """
-    kind = family(sizes.get("model_type", "qwen2_vl"))
+    model_type = sizes.get("model_type", "qwen2_vl")
+    kind = family(model_type)
     text = sizes["text_config"] | {"eos_token_id": EOS_TOKEN_ID, "bos_token_id": None}
     config = kind.config(
         text_config=text, vision_config=dict(sizes["vision_config"]), image_token_id=IMAGE_TOKEN_ID,
-        tie_word_embeddings=tied, grounding={"prompt": {}},
+        tie_word_embeddings=tied, grounding=sizes.get("grounding", {"prompt": {}}),
     )  # fmt: skip
     with no_init_weights():
         model = kind.model(config).eval()
@@ -121,11 +177,19 @@ def write_checkpoint(
         saving["state_dict"] = stored
     model.save_pretrained(folder, **saving)
     TOKENIZER.save(str(folder / "tokenizer.json"))
-    write_json(folder / "preprocessor_config.json", PREPROCESSOR_JSON)
-    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    qwen3 = model_type == "qwen3_vl"
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR_3_JSON if qwen3 else PREPROCESSOR_JSON)
+    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE_3 if qwen3 else CHAT_TEMPLATE})
     return model
 
 
+# As the hub has it.
+PREPROCESSOR_3_JSON = {
+    "size": {"longest_edge": PREPROCESSING_3.max_pixels, "shortest_edge": PREPROCESSING_3.min_pixels},
+    "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5], "processor_class": "Qwen3VLProcessor",
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+}  # fmt: skip
 PREPROCESSOR_JSON = {**PREPROCESSING.to_config(), "image_processor_type": "Qwen2VLImageProcessor"}
 
 
@@ -164,13 +228,11 @@ def edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
 
 
-def random_pictures(grids: list[Grid], seed: int = 0) -> list[np.ndarray]:
+def random_pictures(grids: list[Grid], seed: int = 0, numbers: Preprocessing = PREPROCESSING) -> list[np.ndarray]:
     """Patches (n, patch_dim) of random pixels for each grid."""
     rng = np.random.default_rng(seed)
-    patch = PREPROCESSING.patch_size
-    return [
-        patchify(rng.integers(0, 256, (h * patch, w * patch, 3), dtype=np.uint8), PREPROCESSING)[0] for _, h, w in grids
-    ]
+    patch = numbers.patch_size
+    return [patchify(rng.integers(0, 256, (h * patch, w * patch, 3), dtype=np.uint8), numbers)[0] for _, h, w in grids]
 
 
 def random_prompt(grids: list[Grid], seed: int = 0) -> np.ndarray:
@@ -184,10 +246,9 @@ def random_prompt(grids: list[Grid], seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def torch_vision(model: PreTrainedModel, patches: list[np.ndarray], grids: list[Grid]) -> list[np.ndarray]:
-    """Visual tokens (tokens_i, hidden) of each picture by transformers."""
+    """Visual tokens (tokens_i, embedding width) of each picture by transformers."""
     pixels = torch.from_numpy(np.concatenate(patches))
-    features = model.model.get_image_features(pixels, torch.tensor(grids)).pooler_output
-    return [feature.numpy() for feature in features]
+    return visual_tokens_of(model.model.get_image_features(pixels, torch.tensor(grids)))
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from gemvg_edge.errors import GemvgError
 DIGITS = AnswerFormat()
 LOCATIONS = AnswerFormat("locations", 101)
 PIXELS = AnswerFormat("pixels")
+IN_JSON = AnswerFormat("json")
+FORMATS = {"digits": DIGITS, "locations": LOCATIONS, "pixels": PIXELS, "json": IN_JSON}
 ONE = [(1000, 1000)]
 TWO = [(1000, 1000), (200, 100)]  # the second is smaller, so a box in the wrong picture shows
 ELEVEN = [(1000, 1000)] * 11
@@ -38,6 +40,13 @@ GOOD = [
     ("locations, both pictures", f"Image-1: {A_LOCATIONS}\nImage-2: {A_LOCATIONS}", TWO, LOCATIONS, [A, B]),
     ("locations without box tokens", "Image-1: <loc_10><loc_20><loc_30><loc_40>", ONE, LOCATIONS, [A]),
     ("digits from a model of locations", f"Image-1: {A_TEXT}", ONE, LOCATIONS, [A]),
+    ("Qwen3-VL's JSON", '[{"bbox_2d": [100, 200, 300, 400], "label": "mug"}]', ONE, IN_JSON, [A]),
+    ("Qwen3-VL's JSON, fenced, two boxes",
+     '```json\n[\n\t{"bbox_2d": [100, 200, 300, 400], "label": "mug"},\n\t{"bbox_2d": [0, 0, 9, 9]}\n]\n```',
+     ONE, IN_JSON, [Box(0, 0, 0, 9, 9), A]),
+    ("Qwen3-VL's JSON that names a picture", '[{"bbox_2d": [100, 200, 300, 400], "image": 2}]', TWO, IN_JSON, [B]),
+    ("Qwen3-VL's empty list", "```json\n[]\n```", TWO, IN_JSON, []),
+    ("digits from a model of JSON", f"Image-2: {A_TEXT}", TWO, IN_JSON, [B]),
     ("None", "None", TWO, DIGITS, []),
     ("None, in another case and with space", " none\n", TWO, DIGITS, []),
     ("None and the end of the turn", "None<|im_end|>", TWO, DIGITS, []),
@@ -243,7 +252,8 @@ def test_pixels_need_the_resized_sizes() -> None:
 
 
 def test_frames() -> None:
-    assert DIGITS.coordinate_frame == LOCATIONS.coordinate_frame == {"kind": "relative", "size": 1000}
+    for relative in (DIGITS, LOCATIONS, IN_JSON):
+        assert relative.coordinate_frame == {"kind": "relative", "size": 1000}
     assert PIXELS.coordinate_frame == {"kind": "absolute"}
 
 
@@ -264,6 +274,7 @@ WRITTEN = [
      f"Image-1: <|box_start|>(0,500),(9,509)<|box_end|>{A_TEXT}"),
     ("clamped to the picture", [Box(1, -5, -5, 300, 300)], DIGITS,
      "Image-2: <|box_start|>(0,0),(1000,1000)<|box_end|>"),
+    ("JSON's digits", [B], IN_JSON, f"Image-2: {A_TEXT}"),
     ("pixels", [B], PIXELS, "Image-2: <|box_start|>(10,40),(30,80)<|box_end|>"),
 ]  # fmt: skip
 
@@ -275,7 +286,7 @@ def test_writes(boxes: list[Box], answer_format: AnswerFormat, text: str) -> Non
     assert write_answer(boxes, TWO, answer_format, resized=[(140, 140), (100, 200)]) == text
 
 
-formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025), PIXELS])
+formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025), PIXELS, IN_JSON])
 picture_sizes = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=12)
 resized_sides = st.integers(1, 40).map(lambda cells: cells * 28)
 
@@ -345,7 +356,9 @@ def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
         AnswerFormat.from_config(config)
 
 
-@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS, PIXELS], ids=["digits", "locations", "pixels"])
+@pytest.mark.parametrize(
+    "answer_format", [DIGITS, LOCATIONS, PIXELS, IN_JSON], ids=["digits", "locations", "pixels", "json"]
+)
 def test_format_survives_its_config(answer_format: AnswerFormat) -> None:
     assert AnswerFormat.from_config(answer_format.to_config()) == answer_format
 
@@ -372,7 +385,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.parametrize("answer_format", [DIGITS, LOCATIONS, PIXELS], ids=["digits", "locations", "pixels"])
+@pytest.mark.parametrize(
+    "answer_format", [DIGITS, LOCATIONS, PIXELS, IN_JSON], ids=["digits", "locations", "pixels", "json"]
+)
 def test_a_long_text_takes_no_longer_than_its_length(case: str, answer_format: AnswerFormat) -> None:
     """300,000 characters in a second on a slow machine; a quadratic reader took 45."""
     text = HOSTILE[case] * (300_000 // len(HOSTILE[case]))

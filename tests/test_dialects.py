@@ -20,11 +20,11 @@ from gemvg_edge import GemvgError, Grounder
 from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, DIALECTS, EMBEDDING, open_bundle
 from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from quantize.gptq import Settings, quantize
-from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
+from tests.checkpoints import GROUPED, GROUPED_2_5, GROUPED_3, write_checkpoint
 from tests.test_export import digests
 
 Capture = pytest.CaptureFixture[str]
-SIZES = {"qwen2_vl": GROUPED, "qwen2_5_vl": GROUPED_2_5}
+SIZES = {"qwen2_vl": GROUPED, "qwen2_5_vl": GROUPED_2_5, "qwen3_vl": GROUPED_3}
 EVERYTHING: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8, "method": "rtn", "device": "cpu"}
 CODES: dict[str, dict[str, Any]] = {
     "int4": {"bits": 4, "group_size": 32, "positive_scales": True},

@@ -19,11 +19,11 @@ from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.onnxruntime import OnnxCache, OnnxDecoder, OnnxVisionTower
 from gemvg_edge.engines.protocol import Step
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import Grid
-from gemvg_edge.positions import mrope_table, text_positions
+from gemvg_edge.images import Grid, Preprocessing
+from gemvg_edge.positions import text_positions
 from quantize.checkpoint import open_checkpoint
 from tests import checkpoints as tiny
-from tests.checkpoints import IMAGE_TOKEN_ID, TINY, torch_logits, torch_vision, write_checkpoint
+from tests.checkpoints import IMAGE_TOKEN_ID, PREPROCESSING, TINY, torch_logits, torch_vision, write_checkpoint
 from tests.quantized_twin import quantize_like
 
 TOLERANCE = 1e-3
@@ -48,8 +48,7 @@ class Engine:
     @staticmethod
     def open(bundle: Bundle) -> Engine:
         """Both graphs."""
-        shape = bundle.manifest.model
-        rope = Rope(shape.head_dim, shape.rope_theta, shape.mrope_section)
+        rope = Rope.of(bundle.manifest.model)
         return Engine(OnnxVisionTower(bundle), OnnxDecoder(bundle), rope)
 
     def logits(
@@ -81,9 +80,9 @@ class Case:
     ids: np.ndarray
 
     @staticmethod
-    def random(grids: list[Grid], seed: int = 0) -> Case:
+    def random(grids: list[Grid], seed: int = 0, numbers: Preprocessing = PREPROCESSING) -> Case:
         """Random pixels, random text."""
-        return Case(grids, tiny.random_pictures(grids, seed), tiny.random_prompt(grids, seed))
+        return Case(grids, tiny.random_pictures(grids, seed, numbers), tiny.random_prompt(grids, seed))
 
     @property
     def cuts(self) -> list[int]:
@@ -204,7 +203,7 @@ def test_a_copied_cache_goes_on_as_the_first(engine: Engine) -> None:
 def test_legal_tokens_are_rows_of_the_logits(engine: Engine) -> None:
     decoder, legal = engine.decoder, np.array([3, 7, 9])
     cache, embeddings = decoder.new_cache(20), decoder.embed(np.arange(6))
-    table = mrope_table(text_positions(0, 6), *engine.rope)
+    table = engine.rope.table(text_positions(0, 6))
     (whole,) = decoder.forward([Step(embeddings, cache, 0, table)])
     (few,) = decoder.forward([Step(embeddings, cache, 0, table, legal=legal)])
     assert whole.shape == (1, 448)

@@ -16,7 +16,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
-from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
+from tests.checkpoints import GROUPED, GROUPED_2_5, GROUPED_3, write_checkpoint
 
 
 def operators(path: Path) -> set[str]:
@@ -28,7 +28,7 @@ def operators(path: Path) -> set[str]:
 def test_those_of_every_export_are_known(tmp_path: Path) -> None:
     """And no others: the list has none that nothing needs."""
     found = set()
-    for name, sizes in (("qwen2_vl", GROUPED), ("qwen2_5_vl", GROUPED_2_5)):
+    for name, sizes in (("qwen2_vl", GROUPED), ("qwen2_5_vl", GROUPED_2_5), ("qwen3_vl", GROUPED_3)):
         floats, codes = tmp_path / name / "floats", tmp_path / name / "codes"
         write_checkpoint(floats, sizes)
         quantize(

@@ -22,7 +22,7 @@ from gemvg_edge.bundle import DECODER_GRAPH, DIALECTS, VISION_GRAPH
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
-from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
+from tests.checkpoints import GROUPED, GROUPED_2_5, GROUPED_3, write_checkpoint
 
 GRAPHS = (VISION_GRAPH, DECODER_GRAPH)
 NAMES = TARGETS["plain"]
@@ -30,11 +30,14 @@ TYPES = {name for name in TensorProto.DataType.keys() if name != "UNDEFINED"}  #
 KINDS = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int4": "float32", "int8": "float16"}
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+SIZES = {"qwen2_vl": GROUPED, "qwen2_5_vl": GROUPED_2_5, "qwen3_vl": GROUPED_3}
+
+
+@pytest.fixture(scope="module", params=SIZES)
 def bundles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`dialect-kind` for standard and plain and each of KINDS, and `fused-float32`; int4 with groups of 32."""
     folder = tmp_path_factory.mktemp("op_lists")
-    write_checkpoint(folder / "floats", GROUPED_2_5 if request.param == "qwen2_5_vl" else GROUPED)
+    write_checkpoint(folder / "floats", SIZES[request.param])
     for bits, group_size in ((4, 32), (8, -1)):
         options: dict[str, Any] = {"bits": bits, "vision_bits": 8, "head_bits": 8, "method": "rtn", "device": "cpu"}
         options |= {"group_size": group_size, "positive_scales": True}

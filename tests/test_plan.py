@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,14 @@ from bench.roofline import (
 )
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
-from tests.checkpoints import TRUE_7B_WIDTHS, write_checkpoint
+from tests.checkpoints import (
+    TINY_2_5,
+    TINY_3,
+    TRUE_3_2B_WIDTHS,
+    TRUE_3_8B_WIDTHS,
+    TRUE_7B_WIDTHS,
+    write_checkpoint,
+)
 
 FLOAT16, INT4, INT4_INT8 = RECIPES
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
@@ -78,11 +86,44 @@ def part_of(name: str) -> str:
 
 
 def test_weights_are_those_of_the_checkpoint(checkpoint: Path) -> None:
+    check_counts(checkpoint)
+
+
+def check_counts(checkpoint: Path) -> None:
     config = read_config(checkpoint)
     counted = dict.fromkeys(("decoder", "embedding", "head", "vision"), 0)
     for name, shape in expected_tensors(config):
         counted[part_of(name)] += 2 * prod(shape)
     assert weight_bytes(shape_of(config, "tiny"), FLOAT16) == counted
+
+
+def test_weights_of_a_qwen3_vl_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "tiny", TINY_3)
+    check_counts(tmp_path / "tiny")
+    shape = shape_of(read_config(tmp_path / "tiny"), "tiny")
+    assert (shape.vision.mergers, shape.vision.places, shape.decoder.head_norms) == (3, 25, True)
+    # A prompt's embeddings come with two features more.
+    plain = replace(shape, vision=replace(shape.vision, mergers=1))
+    assert activation_bytes(shape, 10, 1) - activation_bytes(plain, 10, 1) == 2 * 10 * 2 * 96
+
+
+def test_windows_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "tiny", TINY_2_5)
+    vision = shape_of(read_config(tmp_path / "tiny"), "tiny").vision
+    assert (vision.mlp_matrices, vision.window, vision.full_layers, vision.depth) == (3, 16, 1, 3)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("qwen3-vl-2b", TRUE_3_2B_WIDTHS), ("qwen3-vl-8b", TRUE_3_8B_WIDTHS)])
+def test_qwen3_vl_has_the_widths_that_other_tests_use(name: str, sizes: dict[str, Any]) -> None:
+    shape, text, vision = find_shape(name), sizes["text_config"], sizes["vision_config"]
+    decoder = shape.decoder
+    widths = decoder.hidden, decoder.inner, decoder.heads, decoder.kv_heads, decoder.head_dim
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    assert widths == tuple(text[name] for name in names)
+    tower = shape.vision
+    assert (tower.width, tower.inner, tower.places, tower.patch) == tuple(
+        vision[name] for name in ("hidden_size", "intermediate_size", "num_position_embeddings", "patch_size")
+    )
 
 
 def test_weights_of_the_2b_are_those_of_its_published_shapes(tmp_path: Path) -> None:
@@ -229,7 +270,7 @@ def test_qwen2_vl_7b_on_an_orin_nano() -> None:
     assert verdicts[FLOAT16.name] == verdicts[INT4.name] == ["does not fit"] * 4
     assert verdicts[INT4_INT8.name] == ["tight", *["does not fit"] * 3]
     assert {"jetson-orin-nx-16gb", "rtx-4060"} <= set(result["changes"]["devices"])
-    assert result["changes"]["models"] == ["qwen2-vl-2b"]
+    assert result["changes"]["models"] == ["qwen2-vl-2b", "qwen3-vl-2b", "qwen3-vl-4b"]
     further = [step["spare_gb"] for step in result["changes"]["further"]]
     assert further == sorted(further)
     assert further[0] > 0.25, "a head of 4 bits makes room"

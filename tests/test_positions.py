@@ -9,17 +9,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2VLConfig
+from transformers import Qwen2VLConfig, Qwen3VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2VLModel,
     Qwen2VLRotaryEmbedding,
     Qwen2VLVisionRotaryEmbedding,
 )
-from transformers.vision_utils import get_vision_position_ids
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
-from gemvg_edge.positions import mrope_positions, mrope_table, text_positions, vision_table, visual_tokens
+from gemvg_edge.positions import (
+    mrope_positions,
+    mrope_table,
+    place_table,
+    text_positions,
+    vision_table,
+    visual_tokens,
+)
 
 IMAGE = 9  # any id; text is 0
 
@@ -156,3 +164,54 @@ def test_vision_rows_equal_transformers(merge: int, head_dim: int, tokens: Grid)
     for ours, theirs in ((table.cos, cos), (table.sin, sin)):
         assert_same_angles(ours, theirs[:, : head_dim // 2])
         assert torch.equal(theirs[:, : head_dim // 2], theirs[:, head_dim // 2 :])
+
+
+INTERLEAVED = [
+    ("Qwen3-VL", 128, 5e6, (24, 20, 20)),
+    ("small model", 32, 20.0, (6, 5, 5)),
+    ("a section past the last frequency", 32, 20.0, (4, 6, 6)),
+    ("no height", 32, 20.0, (8, 0, 8)),
+]
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "theta", "sections"), [case[1:] for case in INTERLEAVED], ids=[c[0] for c in INTERLEAVED]
+)
+def test_interleaved_rows_equal_transformers(head_dim: int, theta: float, sections: tuple[int, ...]) -> None:
+    positions = np.random.default_rng(0).integers(0, 32_768, (3, 500))
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections), "mrope_interleaved": True}
+    module = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(head_dim=head_dim, rope_parameters=rope))
+    round_frequencies(module, head_dim, theta)
+    cos, sin = module(torch.zeros(1), torch.from_numpy(positions)[:, None])  # (1, tokens, head_dim)
+    table = mrope_table(positions, head_dim, theta, sections, interleaved=True)
+    for ours, theirs in ((table.cos, cos), (table.sin, sin)):
+        assert_same_angles(ours, theirs[0, :, : head_dim // 2])
+    text = mrope_table(text_positions(7, 5), head_dim, theta, sections, interleaved=True)
+    assert np.array_equal(text.cos, mrope_table(text_positions(7, 5), head_dim, theta, sections).cos)
+
+
+@given(st.sampled_from([1, 2, 3]), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 48))
+@settings(max_examples=200)
+def test_places_equal_transformers(merge: int, frames: int, down: int, across: int, side: int) -> None:
+    grid = (frames, down * merge, across * merge)
+    rows, weight = get_vision_interpolation_indices_and_weights(
+        torch.tensor([grid]), side, "bilinear", align_corners=True, spatial_merge_size=merge
+    )
+    table = place_table(grid, merge, side)
+    assert [str(part.dtype) for part in table] == ["int64", "float32"]
+    assert np.array_equal(table.rows, rows.numpy())
+    assert np.array_equal(table.weight, weight.numpy())
+
+
+@pytest.mark.parametrize(("down", "across"), [(4, 6), (2, 2), (10, 3), (48, 48)])
+def test_places_are_the_table_stretched(down: int, across: int) -> None:
+    """What it is for: torch's own bilinear resize of the table, read in merge-block order."""
+    side, grid = 48, (1, 2 * down, 2 * across)
+    places = torch.from_numpy(np.random.default_rng(0).standard_normal((side * side, 8)).astype(np.float32))
+    stretched = torch.nn.functional.interpolate(
+        places.T.reshape(1, 8, side, side), grid[1:], mode="bilinear", align_corners=True
+    )
+    blocks = stretched[0].reshape(8, down, 2, across, 2).permute(1, 3, 2, 4, 0).reshape(-1, 8)
+    table = place_table(grid, 2, side)
+    ours = (places.numpy()[table.rows] * table.weight[..., None]).sum(axis=1)
+    np.testing.assert_allclose(ours, blocks.numpy(), atol=1e-4)

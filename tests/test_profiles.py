@@ -39,7 +39,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_profiles_are_whole() -> None:
-    assert set(NAMES) == {"gemvg", "qwen2-vl", "qwen2.5-vl", "migician", "univg-r1"}
+    assert set(NAMES) == {"gemvg", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "migician", "univg-r1"}
     for name in NAMES:
         profile = read_profile(name)
         assert "{query}" in profile.object("prompt").settings(PromptTemplate).query
@@ -238,6 +238,7 @@ LABELS = {
         AnswerFormat(), ["a", "b"],
     ),
     "a JSON label": ('[{"bbox_2d": [1, 2, 30, 40], "label": " dog "}]', AnswerFormat("pixels"), ["dog"]),
+    "a JSON label of Qwen3-VL": ('[{"bbox_2d": [1, 2, 30, 40], "label": "dog"}]', AnswerFormat("json"), ["dog"]),
     "a JSON label that is none": ('[{"bbox_2d": [1, 2, 30, 40], "label": 7}]', AnswerFormat("pixels"), [None]),
     "no name": ("(1,2),(30,40)", AnswerFormat(), [None]),
     "an empty name": ("<|object_ref_start|> <|object_ref_end|>(1,2),(30,40)", AnswerFormat(), [None]),

@@ -18,7 +18,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid, smart_resize
 from gemvg_edge.marks import localise, mark
 from gemvg_edge.prompt import CONTROL_TOKENS, PromptTemplate, check_query, encode_prefix, encode_query, token_id
-from tests.checkpoints import CHAT_TEMPLATE, IMAGE_TOKEN_ID, PREPROCESSING, TOKENIZER
+from tests.checkpoints import CHAT_TEMPLATE, CHAT_TEMPLATE_3, IMAGE_TOKEN_ID, PREPROCESSING, TOKENIZER
 from train.processor import ImageTextProcessor
 
 DEFAULT = PromptTemplate()
@@ -28,6 +28,7 @@ TEMPLATES = {
     "numbered pictures": PromptTemplate(number_images=True),
     "another system text": PromptTemplate(system="Answer with boxes.\nNothing else."),
     "words around the query": PromptTemplate(query="Find {query} in these pictures; write {query} boxes.\n"),
+    "as Qwen3-VL was released": PromptTemplate(system_turn=False),
     "all of it": PromptTemplate("Be brief.", "Where is {query}?", number_images=True),
 }
 SIZES = [(64, 48), (300, 90), (56, 56), (29, 700)]  # (width, height): shrunk, grown and kept by the pixel budget
@@ -40,6 +41,11 @@ def processor() -> ImageTextProcessor:
     numbers = {key: value for key, value in PREPROCESSING.to_config().items() if not key.endswith("_pixels")}
     budget = {"shortest_edge": PREPROCESSING.min_pixels, "longest_edge": PREPROCESSING.max_pixels}
     return ImageTextProcessor(Qwen2VLImageProcessorPil(**numbers, size=budget), tokenizer, CHAT_TEMPLATE)
+
+
+def template_of(template: PromptTemplate) -> str:
+    """The chat template of a family that has, or has not, a system turn of its own."""
+    return CHAT_TEMPLATE if template.system_turn else CHAT_TEMPLATE_3
 
 
 def grids_of(sizes: list[tuple[int, int]]) -> list[Grid]:
@@ -57,7 +63,7 @@ def reference(processor: ImageTextProcessor, template: PromptTemplate, sizes: li
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": template.system}]})
     output: dict[str, Any] = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, add_vision_id=template.number_images,
-        return_tensors="np",
+        return_tensors="np", chat_template=template_of(template),
     )  # fmt: skip
     return output
 

@@ -80,7 +80,7 @@ def attention_by_hand(query: Any, key: Any, value: Any, mask: Any, precision: st
 
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         if precision == "bfloat16":
-            return a @ b
+            return np.asarray(a @ b)
         total = np.zeros((len(a), b.shape[1]), np.float32)
         for start in range(0, a.shape[1], AT_ONCE):
             part = a[:, start : start + AT_ONCE] @ b[start : start + AT_ONCE]

@@ -33,7 +33,7 @@ from gemvg_edge.engines.placement import ALIGNMENT, cache_copies, choose_profile
 from gemvg_edge.engines.tensorrt_library import check_build, check_dialect
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
-from tests.checkpoints import TINY_2_5, write_checkpoint
+from tests.checkpoints import TINY_2_5, TINY_3, write_checkpoint
 from tests.test_engine import difference
 
 DIALECTS = ("standard", "plain")
@@ -47,6 +47,16 @@ def bundles(random_model: tuple[Any, Path], tmp_path_factory: pytest.TempPathFac
         for precision in ("float32", "float16"):
             write_bundle(checkpoint, folder / f"{dialect}-{precision}", Recipe(dialect, precision))
     return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny Qwen3-VL in both dialects."""
+    folder = tmp_path_factory.mktemp("tensorrt_qwen3")
+    write_checkpoint(folder / "checkpoint", TINY_3)
+    for dialect in DIALECTS:
+        write_bundle(open_checkpoint(folder / "checkpoint"), folder / dialect, Recipe(dialect))
+    return {dialect: folder / dialect for dialect in DIALECTS}
 
 
 @pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is here")
@@ -169,6 +179,29 @@ def test_windows_are_whole(tmp_path: Path) -> None:
     assert {"patches", "cos", "sin", "valid"} == set(shapes[0])
     assert shapes[-1]["valid"][2] == (1, 4 * window**2 * 4)
     assert all(size[1] % (4 * window**2) == 0 for profile in shapes for size in profile["valid"])
+
+
+def test_places_have_profiles(qwen3: dict[str, Path]) -> None:
+    bundle = open_bundle(qwen3["plain"])
+    limits = Limits.of(bundle.manifest, 2, 64, 64, 10)
+    vision = plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, 1)[0]
+    shapes = [profile_shapes(input_shapes(vision.graph), profile) for profile in vision.profiles]
+    assert {"patches", "cos", "sin", "place_index", "place_weight"} == set(shapes[0])
+    assert shapes[-1]["place_index"][2] == shapes[-1]["place_weight"][2] == (40, 4)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_split_head_of_a_deepstack_model_is_the_whole(dialect: str, qwen3: dict[str, Path]) -> None:
+    """The rows that the head reads are narrower than the decoder's input."""
+    whole = read_graph(qwen3[dialect] / DECODER_GRAPH, {"batch": 1, "rows": 1, "capacity": 64})
+    assert input_shapes(whole)["inputs_embeds"] == (1, "tokens", 288)
+    body, head = split_head(whole, 2)
+    assert input_shapes(head)["hidden"] == (1, 96)
+    inputs = random_inputs(whole, 5, 0)
+    first = run_graph(body, qwen3[dialect], inputs)
+    second = run_graph(head, qwen3[dialect], {"hidden": first.pop("hidden")})
+    expected = run_graph(whole, qwen3[dialect], inputs)
+    assert all(np.array_equal(value, expected[name]) for name, value in (first | second).items())
 
 
 def test_senseless_limits_are_refused(bundles: dict[str, Path]) -> None:

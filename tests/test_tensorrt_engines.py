@@ -27,7 +27,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
-from tests.checkpoints import GROUPED, TINY_2_5, write_checkpoint
+from tests.checkpoints import GROUPED, TINY_2_5, TINY_3, write_checkpoint
 from tests.test_engine import FOUR, ONE, STEPS, TWO, Case, Engine, difference
 from tests.test_tensorrt import DIALECTS, bundles
 
@@ -93,6 +93,12 @@ def test_windows_compile(rtx: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", TINY_2_5)
     for dialect in DIALECTS:
         compile_checkpoint(rtx, tmp_path / "checkpoint", dialect, tmp_path, jobs=slice(1))
+
+
+def test_a_qwen3_vl_compiles(rtx: Any, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint", TINY_3)
+    for dialect in DIALECTS:
+        compile_checkpoint(rtx, tmp_path / "checkpoint", dialect, tmp_path)
 
 
 def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Path], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """One layer of the 7B and one vision block at their true widths, through every training stage and in ONNX Runtime.
 
+And Qwen3-VL's, which is not trained here, in ONNX Runtime.
+
 In one file, and so one after the other in one process: each takes nearly 4 GB, and a laptop has 8.
 """
 
@@ -21,15 +23,30 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import Qwen2VLForConditionalGeneration
 
-from export.bundle_writer import Recipe
+from export.bundle_writer import Recipe, write_bundle
+from export.verify import verify
+from export.weights import Scheme
 from gemvg_edge.boxes import Box
-from tests.checkpoints import ONE_7B_LAYER, torch_logits, torch_vision, write_checkpoint, write_json
+from gemvg_edge.bundle import DIALECTS, open_bundle
+from quantize.checkpoint import open_checkpoint
+from tests.checkpoints import (
+    ONE_7B_LAYER,
+    PREPROCESSING_3,
+    TRUE_3_2B_WIDTHS,
+    TRUE_3_8B_WIDTHS,
+    torch_logits,
+    torch_vision,
+    write_checkpoint,
+    write_json,
+)
 from tests.test_engine import SCENES, TOLERANCE, Case, difference, export_and_open
 from tests.test_grpo import group_scores
 from train import distill, grpo, sft
 from train.data.record import Mode, Record, write_records
 from train.student import make_student
 from train.trainer import GroundingTrainer
+
+INT4, INT8 = Scheme(4), Scheme(8)
 
 pytestmark = [
     pytest.mark.slow,
@@ -163,3 +180,30 @@ def test_a_bundle_is_transformers(folder: Path) -> None:
         for ours, theirs in zip(engine.vision.encode(case.patches, case.grids), features, strict=True):
             assert difference(ours, theirs) <= TOLERANCE
         assert difference(engine.logits(case, case.cuts), logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sizes", [TRUE_3_2B_WIDTHS, TRUE_3_8B_WIDTHS], ids=["2B", "8B"])
+def test_a_qwen3_bundle_is_transformers(sizes: dict[str, Any], tmp_path: Path) -> None:
+    """In every dialect, and rounded: the 8B's vision tower has heads of 72, and 4304 inputs are no whole blocks."""
+    try:
+        model = write_checkpoint(tmp_path / "checkpoint", sizes, bfloat16=True)
+        cases = [Case.random(grids, 0, PREPROCESSING_3) for grids in SCENES.values()]
+        visual = [torch_vision(model, case.patches, case.grids) for case in cases]
+        expected = [
+            torch_logits(model, case.ids, case.patches, case.grids)[np.array(case.cuts[1:]) - 1] for case in cases
+        ]
+        del model
+        for dialect in DIALECTS:
+            give_back()
+            engine = export_and_open(tmp_path, Recipe(dialect))
+            for case, features, logits in zip(cases, visual, expected, strict=True):
+                for ours, theirs in zip(engine.vision.encode(case.patches, case.grids), features, strict=True):
+                    assert difference(ours, theirs) <= TOLERANCE
+                assert difference(engine.logits(case, case.cuts), logits) <= TOLERANCE
+            del engine
+            shutil.rmtree(tmp_path / "bundle")
+        give_back()
+        write_bundle(open_checkpoint(tmp_path / "checkpoint"), tmp_path / "bundle", Recipe(decoder=INT4, vision=INT8))
+        assert verify(open_bundle(tmp_path / "bundle"), tmp_path / "checkpoint")["passed"]
+    finally:
+        shutil.rmtree(tmp_path)

@@ -12,15 +12,15 @@ from transformers.vision_utils import get_vision_window_index
 from gemvg_edge.bundle import VisionShape
 from gemvg_edge.engines.vision_inputs import vision_runs, window_places
 from gemvg_edge.images import Grid
-from gemvg_edge.positions import vision_table
+from gemvg_edge.positions import place_table, vision_table
 
 MERGE, PATCH = 2, 14
 DIM = 3  # numbers in a patch
 HEAD_DIM = 8
 
 
-def shape(window: int) -> VisionShape:
-    return VisionShape(depth=2, embed_dim=16, heads=2, head_dim=HEAD_DIM, rope_theta=100.0, window=window)
+def shape(window: int, side: int = 0) -> VisionShape:
+    return VisionShape(2, 16, 2, HEAD_DIM, rope_theta=100.0, window=window, place_side=side)
 
 
 def pictures(grids: list[Grid]) -> list[np.ndarray]:
@@ -121,3 +121,12 @@ def test_without_windows_pictures_stay_as_they_are() -> None:
         table = vision_table(grids[run.members[0]], MERGE, HEAD_DIM, 100.0)
         assert np.array_equal(run.inputs["cos"], table.cos)
         assert np.array_equal(run.inputs["sin"], table.sin)
+
+
+def test_a_table_of_places_comes_with_each_run() -> None:
+    grids: list[Grid] = [(1, 4, 6), (1, 2, 2), (1, 4, 6)]
+    for run in vision_runs(shape(0, side=5), MERGE, pictures(grids), grids):
+        assert run.inputs.keys() == {"patches", "cos", "sin", "place_index", "place_weight"}
+        places = place_table(grids[run.members[0]], MERGE, 5)
+        assert np.array_equal(run.inputs["place_index"], places.rows)
+        assert np.array_equal(run.inputs["place_weight"], places.weight)

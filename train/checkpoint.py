@@ -25,7 +25,7 @@ from gemvg_edge.prompt import PromptTemplate
 from gemvg_edge.tokenizer import check_tokens, open_tokenizer
 from train.profiles import OURS, OWN, guess_profile, read_profile
 
-COORDINATES = {"qwen2_5_vl": "pixels"}  # of families that write other ones than Qwen2-VL
+COORDINATES = {"qwen2_5_vl": "pixels", "qwen3_vl": "json"}  # of families that write other ones than Qwen2-VL
 CONFIG, PREPROCESSOR, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer.json"
 PROCESSOR = "processor_config.json"  # transformers 5 keeps the preprocessor's settings in it
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -17,7 +17,7 @@ from gemvg_edge.json_object import JsonObject, read_json_object
 FOLDER = Path(__file__).with_name("profiles")
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.json")))
 OURS, OWN = "gemvg", "own"  # what train/ teaches; what a config says under `grounding`
-FAMILIES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl"}
+FAMILIES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 FINE_TUNES = {"migician": "migician", "univg": "univg-r1"}  # a part of the name that a checkpoint goes by
 
 

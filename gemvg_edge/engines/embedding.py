@@ -21,8 +21,8 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 class EmbeddingTable:
     """Rows of `embedding.npy`."""
 
-    def __init__(self, table: Table, width: int) -> None:
-        self._table, self._width = table, width
+    def __init__(self, table: Table, hidden: int, width: int) -> None:
+        self._table, self._hidden, self._width = table, hidden, width
 
     @staticmethod
     def open(bundle: Bundle) -> EmbeddingTable:
@@ -42,12 +42,13 @@ class EmbeddingTable:
             raise GemvgError(
                 f"{path} has shape {found} instead of {wanted} of float32 or float16; export the bundle again"
             )
-        return EmbeddingTable(table, shape.hidden_size)
+        return EmbeddingTable(table, shape.hidden_size, shape.embedding_width)
 
     def rows(self, ids: npt.NDArray[np.int64]) -> Floats:
-        """Token ids (tokens,) -> (tokens, hidden)."""
+        """Token ids (tokens,) -> (tokens, embedding width); what only pictures have is zeros."""
         rows = self._table[ids]
-        return rows.astype(np.float32) if rows.dtype.names is None else dequantize_rows(rows, self._width)
+        rows = rows.astype(np.float32) if rows.dtype.names is None else dequantize_rows(rows, self._hidden)
+        return rows if self._width == self._hidden else np.pad(rows, ((0, 0), (0, self._width - self._hidden)))
 
 
 def dequantize_rows(rows: Table, width: int) -> Floats:

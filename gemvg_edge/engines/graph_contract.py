@@ -31,14 +31,17 @@ def vision_contract(manifest: Manifest) -> tuple[Tensors, Tensors]:
     inputs |= {"sin": rows}
     if shape.window:
         inputs["valid"] = (BOOL, (None, None))
-    return inputs, {"tokens": (FLOAT, (None, None, manifest.model.hidden_size))}
+    if shape.place_side:
+        inputs |= {"place_index": (INT64, (None, 4)), "place_weight": (FLOAT, (None, 4))}
+    return inputs, {"tokens": (FLOAT, (None, None, manifest.model.embedding_width))}
 
 
 def decoder_contract(manifest: Manifest) -> tuple[Tensors, Tensors]:
     """Inputs and outputs of the decoder's graph."""
     shape, fused = manifest.model, manifest.dialect == "fused"
     half = shape.head_dim // 2
-    inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {"inputs_embeds": (FLOAT, (None, None, shape.hidden_size))}
+    embeds = FLOAT, (None, None, shape.embedding_width)
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {"inputs_embeds": embeds}
     if fused:
         inputs |= dict.fromkeys(("cos", "sin"), (FLOAT, (None, half)))
         inputs |= {"seqlens_k": (INT32, (None,)), "total": (INT32, ())}

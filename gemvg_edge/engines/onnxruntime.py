@@ -62,11 +62,11 @@ class OnnxVisionTower:
         self._precision = bundle.manifest.precision
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
-        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
+        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, width), in the order given."""
         tokens: dict[int, Floats] = {}
         for run in vision_runs(self._shape, self._merge, patches, grids):
             with _running(self._path, f"{len(run.members)} picture(s) of {run.inputs['patches'].shape[1]} patches"):
-                (batch,) = self._session.run(["tokens"], run.inputs)  # (B, n / merge^2, hidden)
+                (batch,) = self._session.run(["tokens"], run.inputs)  # (B, n / merge^2, width)
             check_finite(batch, self._path, "a picture's tokens are", self._precision)
             ordered = batch if run.token_order is None else batch[:, run.token_order]
             tokens.update(zip(run.members, ordered, strict=True))
@@ -171,7 +171,7 @@ class OnnxDecoder:
             ) from None
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
-        """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
+        """Token ids (tokens,) -> rows of the embedding table (tokens, width)."""
         return self._table.rows(ids)
 
     def forward(self, steps: Sequence[Step[OnnxCache]]) -> list[Floats]:

@@ -35,7 +35,10 @@ class VisionTower(Protocol):
     """Pictures as patches -> visual tokens of the language model."""
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
-        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
+        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, width), in the order given.
+
+        `width` is the model's embedding_width here and below.
+        """
 
 
 CacheT = TypeVar("CacheT", bound=KeyValueCache)
@@ -45,7 +48,7 @@ CacheT = TypeVar("CacheT", bound=KeyValueCache)
 class Step(Generic[CacheT]):
     """Tokens of one sequence that go through the decoder together: a prefill, or a token with what rides along."""
 
-    embeddings: Floats  # (tokens, hidden)
+    embeddings: Floats  # (tokens, width)
     cache: CacheT  # extended in place; a smaller `past` later rewinds it
     past: int  # tokens in the cache before these
     table: RopeTable  # the tokens' own rotary rows
@@ -71,7 +74,7 @@ class Decoder(Protocol, Generic[CacheT]):
         """Put the first `tokens` of one cache into another, which holds them at the same places then."""
 
     def embed(self, ids: Ids) -> Floats:
-        """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
+        """Token ids (tokens,) -> rows of the embedding table (tokens, width); deepstack features are zeros."""
 
     def forward(self, steps: Sequence[Step[CacheT]]) -> list[Floats]:
         """Run steps of different caches -> logits of each: (rows, vocab), or (rows, k) of its `legal` ids in order.

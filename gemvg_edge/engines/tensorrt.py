@@ -62,13 +62,13 @@ class TensorRTVisionTower:
         profiles = range(engine.num_optimization_profiles)
         self._most = [int(engine.get_tensor_profile_shape("patches", i)[2][1]) for i in profiles]
         self._shape = bundle.manifest.model.vision
-        self._hidden = bundle.manifest.model.hidden_size
+        self._width = bundle.manifest.model.embedding_width
         self._merge = bundle.manifest.preprocessing.merge_size
         self._precision = bundle.manifest.precision
         self._block = DeviceBlock(0, "pictures")
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
-        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
+        """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, width), in the order given."""
         tokens: dict[int, Floats] = {}
         for run in vision_runs(self._shape, self._merge, patches, grids):
             for k, member in enumerate(run.members):
@@ -78,7 +78,7 @@ class TensorRTVisionTower:
         return [tokens[i] for i in range(len(grids))]
 
     def _encode(self, inputs: dict[str, npt.NDArray[Any]]) -> Floats:
-        """One picture's inputs -> (slots / merge^2, hidden)."""
+        """One picture's inputs -> (slots / merge^2, width)."""
         slots = inputs["patches"].shape[1]
         count, most = slots // self._merge**2, max(self._most) // self._merge**2
         profile = choose_profile(self._most, slots)
@@ -88,7 +88,7 @@ class TensorRTVisionTower:
                 f"build with `python -m export.to_tensorrt --max-visual-tokens {count}`"
             )
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        tokens: Floats = np.empty((count, self._hidden), np.float32)
+        tokens: Floats = np.empty((count, self._width), np.float32)
         starts, size = offsets([array.nbytes for array in (*arrays.values(), tokens)])
         if size > self._block.bytes:
             self._block = DeviceBlock(size, "pictures")
@@ -161,7 +161,7 @@ class TensorRTDecoder:
         return cache
 
     def embed(self, ids: npt.NDArray[np.int64]) -> Floats:
-        """Token ids (tokens,) -> rows of the embedding table (tokens, hidden)."""
+        """Token ids (tokens,) -> rows of the embedding table (tokens, width)."""
         return self._table.rows(ids)
 
     def forward(self, steps: Sequence[Step[TensorRTCache]]) -> list[Floats]:
@@ -234,8 +234,8 @@ class TensorRTDecoder:
 
     def _layout(self, tokens: int) -> tuple[list[tuple[str, tuple[int, ...], str, int]], int]:
         """(name, shape, type, offset) of a pass's inputs in their block, and how much of it they take."""
-        hidden, half = self._shape.hidden_size, self._shape.head_dim // 2
-        shapes = [(1, tokens, hidden), (1, tokens, half), (1, tokens, half), (1, tokens), (1,)]
+        width, half = self._shape.embedding_width, self._shape.head_dim // 2
+        shapes = [(1, tokens, width), (1, tokens, half), (1, tokens, half), (1, tokens), (1,)]
         types = ["f4", "f4", "f4", "i8", "i8"]
         names = ["inputs_embeds", "cos", "sin", "places", "rows"]
         sizes = [int(np.prod(shape)) * int(kind[1]) for shape, kind in zip(shapes, types, strict=True)]

@@ -6,7 +6,7 @@ import math
 
 from gemvg_edge.answer import AnswerFormat, read_answer
 
-_FORMATS = (AnswerFormat(), AnswerFormat("locations", 101), AnswerFormat("pixels"))
+_FORMATS = (AnswerFormat(), AnswerFormat("locations", 101), AnswerFormat("pixels"), AnswerFormat("json"))
 _SIZES, _RESIZED = ((100, 50), (640, 480), (1, 1)), ((200, 150), (364, 448), (28, 28))
 
 

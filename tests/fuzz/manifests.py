@@ -9,12 +9,13 @@ from pathlib import Path
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import MANIFEST, SEAL, read_manifest, seal
+from gemvg_edge.decoding import Rope
 from gemvg_edge.engines.graph_contract import decoder_contract, vision_contract
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import smart_resize
 from gemvg_edge.json_object import parse_json
 from gemvg_edge.models import DEFAULT_BUNDLE
-from gemvg_edge.positions import mrope_table, text_positions, vision_table
+from gemvg_edge.positions import place_table, text_positions, vision_table
 from gemvg_edge.prompt import prefix_text, query_text
 
 _SHIPPED = (DEFAULT_BUNDLE / MANIFEST).read_bytes()
@@ -23,15 +24,19 @@ _BUILD = {"version": "10.3", "compute_capability": "8.7", "gpu": "Orin", "device
 
 
 def seeds() -> list[bytes]:
-    """The shipped manifest, and others with engines, windows, digits and pixels."""
+    """The shipped manifest, and others with engines, windows, deepstack, digits and pixels."""
     content = json.loads(_SHIPPED)
     pixels = content | {"answer": {"coordinates": "pixels", "locations": 0}, "coordinate_frame": {"kind": "absolute"}}
     windows = {**content["model"], "model_type": "qwen2_5_vl", "vision": {**content["model"]["vision"], "window": 4}}
+    vision = {**content["model"]["vision"], "place_side": 48}
+    qwen3 = {**content["model"], "model_type": "qwen3_vl", "vision": vision, "mrope_interleaved": True, "deepstack": 2}
+    in_json = {"answer": {"coordinates": "json", "unnamed": "each"}, "prompt": {"system_turn": False}}
     names = ("vision.engine", "decoder.engine", "head.engine", "embedding.npy", "tokenizer.json")
     files = {name: {"bytes": 1, "sha256": "0" * 64} for name in names}
     others = [
         content | {"answer": {"coordinates": "digits", "locations": 0}},
         pixels | {"model": windows, "dialect": "standard", "precision": "float16"},
+        content | in_json | {"model": qwen3},
         content | {"dialect": "plain", "tensorrt": _BUILD, "files": files},
     ]
     return [_SHIPPED, *(json.dumps(other | {SEAL: seal(other)}, indent=1).encode() for other in others)]
@@ -71,9 +76,12 @@ def _use(file: Path) -> None:
     steps = read.answer.steps((width, height))
     assert min(steps) > 0
     assert Box(0, 0, 0, *steps).area > 0
-    mrope_table(text_positions(0, 3), shape.head_dim, shape.rope_theta, shape.mrope_section)
+    Rope.of(shape).table(text_positions(0, 3))
+    assert shape.embedding_width <= 2**21
     cell = numbers.merge_size
     if height * width <= 2**22 and cell <= 64:
         vision_table((1, 2 * cell, cell), cell, shape.vision.head_dim, shape.vision.rope_theta)
+        if shape.vision.place_side:
+            place_table((1, 2 * cell, cell), cell, shape.vision.place_side)
     assert len(decoder_contract(read)[0]) <= 6 + 2 * 1024
     vision_contract(read)

@@ -203,6 +203,8 @@ def _check_runnable(bundle: Bundle) -> None:
             f"{bundle.folder} has the dialect {manifest.dialect} in {manifest.precision}, and the native engine runs "
             "fused in float32; export it so, or open it with engine='onnx'"
         )
+    if manifest.model.model_type == "qwen3_vl":
+        raise Unsupported(f"{bundle.folder} is a qwen3_vl, which is not built natively; open it with engine='onnx'")
 
 
 def _decoder_shapes(shape: ModelShape, network: Network) -> list[tuple[int, int]]:
