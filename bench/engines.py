@@ -1,0 +1,135 @@
+"""What TensorRT would do: engines of full-sized graphs, compiled by TensorRT-RTX without a GPU, and read.
+
+    python -m bench.engines [--folder data/engines] [--save bench/results/engines.json]
+
+Qwen2-VL-2B whole, and two layers at the widths of Qwen2-VL-7B and Qwen3-VL-8B with their whole vocabularies, random
+weights, quantised as docs/howto/tensorrt.md recommends. Each engine is built in a process of its own, whose peak memory
+is held against what was predicted before. Nothing runs: kernels, bytes and scratch are read in the compiled programs.
+Needs 16 GB of disk and 8 GB of memory, which are freed again. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench.engine_tables import engines as table
+from bench.random_checkpoint import QWEN2_VL_2B, QWEN2_VL_7B_WIDE, QWEN3_VL_8B_WIDE, write_random_checkpoint
+from bench.results import result_file, save_result
+from export.build_memory import GIB, build_bytes, return_freed_memory
+from export.bundle_writer import Recipe
+from export.engine_graphs import weight_bytes
+from export.engine_reading import as_json
+from export.shortened import count_layers
+from export.tensorrt_build import MIB, BuildOptions
+from export.to_onnx import export
+from export.to_tensorrt import Limits, plan_jobs, read_graphs, run_job
+from gemvg_edge.bundle import open_bundle
+from gemvg_edge.command import command
+from gemvg_edge.errors import GemvgError
+from quantize.gptq import Settings, quantize
+from train.output_folder import WORK, marked
+
+VOCABULARY_7B = 152_064
+MODELS: dict[str, dict[str, Any]] = {
+    "Qwen2-VL-2B": QWEN2_VL_2B,
+    "Qwen2-VL-7B, two layers": QWEN2_VL_7B_WIDE | {"vocab_size": VOCABULARY_7B},
+    "Qwen3-VL-8B, two layers": QWEN3_VL_8B_WIDE | {
+        "text_config": QWEN3_VL_8B_WIDE["text_config"] | {"vocab_size": 151_936}
+    },
+}  # fmt: skip
+RECOMMENDED: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8, "positive_scales": True}
+KINDS = (("standard", "bfloat16"), ("standard", "float16"), ("plain", "bfloat16"))
+PICTURES, PREFILL, VISUAL_TOKENS = 2, 1024, 1024
+WORKSPACE = 1024 * MIB
+PHASES = {"decoder.engine": ("prefill", "a token", "question"), "vision.engine": ("small", "middle", "large")}
+
+
+def build(source: Path, index: int, work: Path) -> dict[str, Any]:
+    """One of a bundle's engines: its readings, and its build's time and memory. In a process of its own."""
+    import tensorrt_rtx_bindings as rtx
+
+    bundle = open_bundle(source, check_hashes=False)  # just written
+    limits = Limits.of(bundle.manifest, PICTURES, None, PREFILL, VISUAL_TOKENS)
+    job = plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, 1)[index]
+    return_freed_memory()
+    predicted, started = build_bytes(job.graph), time.perf_counter()
+    readings = run_job(rtx, job, source, BuildOptions(WORKSPACE), work)
+    layers = count_layers(job.graph)
+    return {
+        "engine": job.name,
+        "layers": layers,
+        "capacity": limits.max_tokens,
+        "graph_bytes": weight_bytes([job.graph]),
+        "engine_bytes": (work / job.name).stat().st_size,
+        "seconds": time.perf_counter() - started,
+        "predicted_gib": predicted / GIB,
+        "peak_gib": _peak_bytes() / GIB,
+        "profiles": [
+            as_json(reading) | {"phase": phase, "faults": reading.faults(layers)}
+            for phase, reading in zip(PHASES[job.name], readings, strict=True)
+        ],
+    }
+
+
+def _peak_bytes() -> int:
+    """Of this process alone: what getrusage says begins with its parent's."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def engines(model: str, config: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one model: both engines of every dialect and precision."""
+    write_random_checkpoint(folder / "floats", config)
+    quantize(Settings(folder / "floats", folder / "codes", method="rtn", device="cpu", **RECOMMENDED))
+    shutil.rmtree(folder / "floats")
+    for dialect, precision in KINDS:
+        recipe = replace(Recipe(), dialect=dialect, precision=precision)
+        export(folder / "codes", folder / "bundle", recipe)
+        for index in range(2):
+            work = folder / "engine"
+            work.mkdir()
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                row = pool.submit(build, folder / "bundle", index, work).result()
+            shutil.rmtree(work)
+            row = {"model": model, "dialect": dialect, "precision": precision, **row}
+            said = f"{row['peak_gib']:.2f} GiB at most, {row['predicted_gib']:.2f} predicted"
+            print(f"{model}, {dialect}, {precision}, {row['engine']}: {said}", flush=True)
+            yield row
+        shutil.rmtree(folder / "bundle")
+    shutil.rmtree(folder / "codes")
+
+
+@command("bench.engines")
+def main() -> None:
+    """Command line; see the module's first lines."""
+    parser = argparse.ArgumentParser("python -m bench.engines", description="What TensorRT-RTX makes of the graphs.")
+    place = "the folder to work in, taken away at the end (default: %(default)s)"
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", default=Path("data/engines"), help=place)
+    some = "the models to build (default: all)"
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), help=some)
+    saved = "keep the JSON here too, such as bench/results/engines.json (default: print it alone)"
+    parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
+    args = parser.parse_args()
+    try:
+        import tensorrt_rtx_bindings as rtx
+    except ImportError as error:
+        raise GemvgError(f"TensorRT-RTX cannot be imported ({error}); pip install tensorrt-rtx-cu12, on x86") from None
+    rows: list[dict[str, Any]] = []
+    with marked(args.folder, {"format": WORK}) as folder:
+        for model in args.models:
+            rows += engines(model, MODELS[model], folder)
+    result = {"compiler": f"TensorRT-RTX {rtx.__version__}", "rows": rows}
+    print(table(result))
+    save_result(result, args.save)
+
+
+if __name__ == "__main__":
+    main()
