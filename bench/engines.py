@@ -23,7 +23,8 @@ from typing import Any
 from bench.engine_tables import engines as table
 from bench.random_checkpoint import QWEN2_VL_2B, QWEN2_VL_7B_WIDE, QWEN3_VL_8B_WIDE, write_random_checkpoint
 from bench.results import result_file, save_result
-from export.build_memory import GIB, build_bytes, return_freed_memory
+from export.build_memory import build_bytes, return_freed_memory
+from export.build_peak import GIB
 from export.bundle_writer import Recipe
 from export.engine_graphs import weight_bytes
 from export.engine_reading import as_json

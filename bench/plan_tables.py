@@ -112,6 +112,11 @@ def _budgets_table(result: Result) -> str:
 
 def _advice(result: Result) -> list[str]:
     lines = [_recipe_advice(recipe, result["pixels_a_token"]) for recipe in result["recipes"]]
+    building = "; ".join(f"{_gigabytes(recipe['building_gb'])} GB for {recipe['name']}" for recipe in result["recipes"])
+    lines.append(
+        f"Building the engines takes memory of its own, on the device: about {building} (as measured with TensorRT-RTX "
+        "on a CPU), and the weights once more where a GPU tries them. Where that is more than there is, add swap."
+    )
     lines += [result["note"]] * bool(result["note"])
     if "changes" not in result:
         return lines

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from export.build_peak import peak_bytes
 from quantize.model_config import ModelConfig
 
-# Bits a weight with its share of the scale: float16 a group of 128, for NVFP4 float8 a group of 16.
-WEIGHT_BITS = {"float16": 16.0, "int8": 8 + 16 / 128, "int4": 4 + 16 / 128, "nvfp4": 4 + 8 / 16}
+# Bits a weight with its share of the scale: float16 a group of 128, for NVFP4 float8 a group of 16. Of int8 an output
+# has one scale, since TensorRT dequantises no groups of it inside a product: it would move 5 bytes a weight.
+WEIGHT_BITS = {"float16": 16.0, "int8": 8.0, "int4": 4 + 16 / 128, "nvfp4": 4 + 8 / 16}
 # What products are computed in: weight-only GEMMs (TensorRT's, ONNX Runtime's) unpack integers to float16.
 COMPUTE = {"float16": "float16", "int8": "float16", "int4": "float16", "nvfp4": "nvfp4"}
 HALF = 2  # bytes of a float16
@@ -219,6 +221,17 @@ def weight_bytes(shape: Shape, precision: Precision) -> dict[str, float]:
         "head": _stored(decoder.table, precision.head),
         "vision": _stored(tower, precision.vision) + HALF * (vision.vectors + merger_vectors),
     }
+
+
+def building_bytes(shape: Shape, precision: Precision) -> float:
+    """The most memory that building the engines takes beside what a GPU of its own has: export.build_memory's."""
+    weights = weight_bytes(shape, precision)
+    parts = [
+        (weights["decoder"] + weights["head"], shape.decoder.matrices, precision.decoder),
+        (weights["vision"], shape.vision.blocks, precision.vision),
+    ]
+    four = [count / 2 if stored == "int4" else 0.0 for _, count, stored in parts]
+    return max(peak_bytes(codes, size - codes) for codes, (size, _, _) in zip(four, parts, strict=True))
 
 
 def activation_bytes(shape: Shape, prompt_tokens: int, visual_tokens: int) -> float:

@@ -1,7 +1,6 @@
-"""How much memory building an engine takes, known before it starts.
+"""How much memory building an engine takes, known before it starts, and how much there is.
 
-The factors are measured, with TensorRT-RTX 1.7 on a CPU (`python -m bench.engines` measures them again); a GPU's own
-share comes on top, on a Jetson in the same memory. Knows graphs and the system's memory, no TensorRT.
+Knows graphs and the system's memory, no TensorRT; the arithmetic is build_peak's.
 """
 
 from __future__ import annotations
@@ -13,14 +12,10 @@ from pathlib import Path
 
 import onnx
 
+from export.build_peak import GIB, peak_bytes
 from export.engine_graphs import tensor_bytes
 from gemvg_edge.errors import GemvgError
 
-MIB, GIB = 2**20, 2**30
-# Peaks of 13 builds of 2 to 28 layers, int4, int8 and bfloat16, were within 9 % of this; see docs/howto/tensorrt.md.
-BASE = 350 * MIB  # Python, onnx and the library itself
-LOADED = 2.42  # of all weights, while they are read
-LAID_OUT, REST = 3.95, 0.75  # of 4-bit weights, which the compiler lays out anew, and of the others meanwhile
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 _GIVE_BACK = 128 * 1024  # bytes; glibc's own threshold grows with what is freed, and freed weights stay in its hands
 
@@ -29,7 +24,7 @@ def build_bytes(model: onnx.ModelProto) -> int:
     """The most memory that building an engine from this graph takes, its weights in the file's cache counted."""
     sizes = [(tensor.data_type == onnx.TensorProto.INT4, tensor_bytes(tensor)) for tensor in model.graph.initializer]
     four, rest = (sum(size for is_four, size in sizes if is_four == wanted) for wanted in (True, False))
-    return BASE + int(max(LOADED * (four + rest), LAID_OUT * four + REST * rest))
+    return peak_bytes(four, rest)
 
 
 def check_memory(models: Iterable[tuple[str, onnx.ModelProto]], on_device: int, free: int) -> int:

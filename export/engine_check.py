@@ -9,7 +9,8 @@ import importlib
 import tempfile
 from pathlib import Path
 
-from export.build_memory import GIB, available_memory, build_bytes
+from export.build_memory import available_memory, build_bytes
+from export.build_peak import GIB
 from export.engine_reading import Reading, describe
 from export.shortened import count_layers, shorten
 from export.tensorrt_build import MIB, BuildOptions

@@ -65,7 +65,10 @@ def read_recipe(given: argparse.Namespace) -> Recipe:
     # The vision tower reads each weight once a picture, so it gains little from 4 bits and loses more.
     vision = given.vision_weights or ("float" if given.weights == "float" else "int8")
     schemes = (Scheme(BITS[name], given.block_size) for name in (given.weights, vision))
-    return Recipe(given.dialect, given.precision, *schemes)
+    # TensorRT's fused attention in float16 sums in float16, which spoils long contexts (corrupted text was seen in
+    # NVIDIA/TensorRT-Model-Connect, pull request 785); in bfloat16 it sums in float32. Read in its programs.
+    usual = "float32" if given.dialect == "fused" else "bfloat16"
+    return Recipe(given.dialect, given.precision or usual, *schemes)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,8 +89,8 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--base", type=Path, metavar="CHECKPOINT", help=belongs)
     dialects = "ONNX Runtime's ops, those of opset 24, or those of TensorRT 10.3 (default: %(default)s)"
     parser.add_argument("--dialect", choices=DIALECTS, default="fused", help=dialects)
-    precisions = "what the graphs compute in (default: %(default)s)"
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=precisions)
+    precisions = "what the graphs compute in (default: float32 for fused, bfloat16 for TensorRT's dialects)"
+    parser.add_argument("--precision", choices=PRECISIONS, help=precisions)
     decoder = "weights of decoder and head, where they are stored as floats (default: %(default)s)"
     parser.add_argument("--weights", choices=tuple(BITS), default="float", help=decoder)
     vision = "weights of the vision tower (default: float, or int8 where --weights rounds)"

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from export.build_memory import GIB, available_memory, check_memory, return_freed_memory
+from export.build_memory import available_memory, check_memory, return_freed_memory
+from export.build_peak import GIB
 from export.bundle_folder import check_bundle_folder, new_bundle_folder
 from export.bundle_writer import write_manifest
 from export.engine_graphs import head_pieces, in_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
@@ -44,7 +45,7 @@ from export.tensorrt_build import (
 from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
 from gemvg_edge.command import OVERWRITE, run_command, whole_number
-from gemvg_edge.engines.placement import whole_slots
+from gemvg_edge.engines.placement import scene_slots, whole_slots
 from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt, new_log
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.json_object import read_json_object
@@ -53,7 +54,6 @@ DEVICES = Path(__file__).parent / "targets" / "tensorrt_devices.json"
 ONE_SCENE = {"batch": 1, "rows": 1, "pictures": 1}  # dimensions that the engine always gives as 1
 FILES = (*bundle.ENGINE_FILES, bundle.HEAD_ENGINE)
 USUAL_PICTURE = 1024  # visual tokens, 900 x 900 pixels
-BESIDE_PICTURES = 256  # tokens of template, question and answer, about eight boxes in digits
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Limits:
         largest = numbers.max_pixels // (numbers.patch_size * numbers.merge_size) ** 2
         visual = min(largest, USUAL_PICTURE) if max_visual_tokens is None else max_visual_tokens
         visual = -(-visual // window) * window
-        tokens = pictures * visual + BESIDE_PICTURES if max_tokens is None else max_tokens
+        tokens = scene_slots(pictures, visual) if max_tokens is None else max_tokens
         if min(pictures, tokens, max_prefill, visual) < 1:
             raise GemvgError("--pictures, --max-tokens, --max-prefill and --max-visual-tokens must be at least 1")
         tokens = whole_slots(tokens)

@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
-from export.build_memory import BASE, build_bytes, check_memory
+from export.build_memory import build_bytes, check_memory
+from export.build_peak import BASE
 from export.bundle_writer import Recipe, write_bundle
 from export.engine_graphs import in_pieces, input_shapes, read_graph, weight_bytes, write_graph
 from export.engine_program import read_engine, read_inspector

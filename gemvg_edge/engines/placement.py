@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 ALIGNMENT = 256  # bytes, what IExecutionContext::setTensorAddress asks of every pointer
 SLOTS = 64  # a cache's capacity is a multiple of this, so that each layer's part of it starts aligned
+BESIDE_PICTURES = 256  # tokens of template, question and answer, about eight boxes in digits
 
 
 class Copy2D(NamedTuple):
@@ -40,6 +41,11 @@ def offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
 def whole_slots(tokens: int) -> int:
     """The next capacity that a cache may have."""
     return -(-tokens // SLOTS) * SLOTS
+
+
+def scene_slots(pictures: int, visual_tokens: int) -> int:
+    """The capacity for so many pictures of at most so many tokens, with a question and its answer."""
+    return whole_slots(pictures * visual_tokens + BESIDE_PICTURES)
 
 
 def new_plane_bytes(kv_heads: int, tokens: int, row_bytes: int) -> int:
