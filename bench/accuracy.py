@@ -63,14 +63,7 @@ def open_model(folder: Path, think: bool = False, max_pixels: int | None = None,
     """
     folder = checkpoint_folder(folder)
     if (folder / MANIFEST).is_file():
-        grounder = Grounder.open(folder, engine=engine, max_pixels=max_pixels)
-
-        def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
-            grounding = grounder.ground(images, query, think=think)
-            answer = Answer(grounding.boxes, grounding.thinking, grounding.problem)
-            return grounding.text, answer, grounding.timings.answer_tokens
-
-        return ask
+        return asking(Grounder.open(folder, engine=engine, max_pixels=max_pixels), think)
     if not (folder / "config.json").is_file():
         raise GemvgError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
     # Imported only for checkpoints: scoring a bundle needs no torch.
@@ -83,6 +76,17 @@ def open_model(folder: Path, think: bool = False, max_pixels: int | None = None,
         return text, answer, len(reference.settings.tokenizer.encode(text, add_special_tokens=False).ids) + 1
 
     return ask_reference
+
+
+def asking(grounder: Grounder, think: bool = False) -> Ask:
+    """A function that answers with an opened bundle."""
+
+    def ask(images: Sequence[Image.Image], query: str) -> tuple[str, Answer, int]:
+        grounding = grounder.ground(images, query, think=think)
+        answer = Answer(grounding.boxes, grounding.thinking, grounding.problem)
+        return grounding.text, answer, grounding.timings.answer_tokens
+
+    return ask
 
 
 def evaluate(ask: Ask, records: Sequence[Record], name: str) -> tuple[dict[str, Any], list[str]]:

@@ -4,9 +4,9 @@
 
 Each row is a checkpoint that quantize/ writes (kept in `--work` with its scores, so that a killed run goes on); GPTQ
 checkpoints given after the float one are rows too. Weights are compared with the float ones, next-token distributions
-by KL on the true answers, boxes with the truth, texts with the float model's. All rows but the last answer through
-transformers in float32, with the weights that the codes stand for; the last is the smallest one as a bundle in the
-runtime. `W8A8` also rounds, token by token, what each linear layer of vision tower and decoder is given, in prefill and
+by KL on the true answers, boxes with the truth, texts with the float model's. All rows but the last two answer through
+transformers in float32, with the weights that the codes stand for; the last two are bundles: the smallest one in the
+runtime, and one for TensorRT in bfloat16, computed as its kernels round (export/rounded.py). `W8A8` also rounds, token by token, what each linear layer of vision tower and decoder is given, in prefill and
 decoding. `--save` also writes a plot beside the JSON, which is the last line.
 """
 
@@ -15,16 +15,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from bench.accuracy import HELD_OUT, evaluate, held_out, open_model
+from bench.accuracy import HELD_OUT, Ask, asking, evaluate, held_out, open_model
 from bench.readme import compression as table
 from bench.results import machine, result_file, save_result
 from bench.sampled import sample_texts
@@ -32,10 +34,15 @@ from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
 from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
+from export.verify_runs import exact_engines
+from gemvg_edge.bundle import TOKENIZER, open_bundle
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
+from gemvg_edge.grounder import Grounder
+from gemvg_edge.opened import Limits, OpenedModel
 from gemvg_edge.prompt import END_OF_TURN
+from gemvg_edge.tokenizer import open_tokenizer
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
 from quantize.rotate import Settings as Rotation
@@ -73,7 +80,16 @@ ROWS = (
     Row("W8A8", W8, activations=True),
     Row("W8A8, smoothed", W8, "smooth", activations=True),
     Row("W8A8, rotated", W8, "rotate", activations=True),
+    Row("GPTQ int4, positive scales", {"positive_scales": True}),
     Row("GPTQ int4, the rest int8", SMALLEST),
+    Row("GPTQ int4, the rest int8, positive scales", SMALLEST | {"positive_scales": True}),
+)
+
+
+# Which rows are exported, how, and what that is called.
+BUNDLES: tuple[tuple[Row, list[str], str], ...] = (
+    (ROWS[-2], [], "as a bundle"),
+    (ROWS[-1], ["--dialect", "standard", "--precision", "bfloat16"], "as TensorRT computes it"),
 )
 
 
@@ -108,10 +124,20 @@ def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> di
     }
 
 
-def measure_bundle(bundle: Path, records: Sequence[Record], name: str) -> dict[str, Any]:
+def measure_bundle(ask: Ask, records: Sequence[Record], name: str) -> dict[str, Any]:
     """Texts and counts of a bundle through the runtime, which does not tell distributions."""
-    row, texts = evaluate(open_model(bundle), records, name)
+    row, texts = evaluate(ask, records, name)
     return {"texts": texts, "counts": row["counts"], "log_probabilities": None}
+
+
+@contextmanager
+def open_rounded(folder: Path) -> Iterator[Ask]:
+    """A bundle for TensorRT to be asked, computed on the CPU as its kernels round."""
+    bundle = open_bundle(folder)
+    with TemporaryDirectory() as graphs:
+        seen, vision, decoder, _ = exact_engines(bundle, Path(graphs))
+        tokenizer = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
+        yield asking(Grounder(OpenedModel(seen.manifest, tokenizer, vision, decoder, Limits(256, 256))))
 
 
 @torch.inference_mode()
@@ -240,16 +266,18 @@ def compression(
     rows = [compare(FLOAT, checkpoint, checkpoint, start, start)]
     for row in ROWS:
         source = make_source(row, checkpoint, work)
-        folder = smallest = make_checkpoint(row, source, work, group_size)  # the last row is the smallest
+        folder = make_checkpoint(row, source, work, group_size)
         rows.append(_scored(row, folder, source, records, start, work))
     for folder in quantised:
         rows.append(_scored(Row(folder.name), folder, checkpoint, records, start, work))
-    bundle = work / "bundle"
-    if export([str(smallest), str(bundle), "--overwrite"]):
-        raise GemvgError(f"{smallest} cannot be exported; see above")
-    found = measure_bundle(bundle, records, "bundle")
-    rows.append(compare(f"{ROWS[-1].name}, as a bundle", smallest, checkpoint, found, start))
-    rows[-1]["bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
+    for row, options, kind in BUNDLES:
+        quantized, bundle = work / _file_name(row.name), work / "bundle"
+        if export([str(quantized), str(bundle), *options, "--overwrite"]):
+            raise GemvgError(f"{quantized} cannot be exported; see above")
+        with open_rounded(bundle) if options else nullcontext(open_model(bundle)) as ask:
+            found = measure_bundle(ask, records, kind)
+        rows.append(compare(f"{row.name}, {kind}", quantized, checkpoint, found, start))
+        rows[-1]["bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
     return rows
 
 

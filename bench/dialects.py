@@ -26,7 +26,8 @@ from bench.results import result_file, save_result
 from export.bundle_writer import Recipe
 from export.reference import load_reference, open_same_model, run_reference
 from export.to_onnx import export
-from export.verify import TOLERANCES, check_targets, make_cases, measure
+from export.verify import TOLERANCES, check_targets, measure
+from export.verify_runs import make_cases
 from gemvg_edge.bundle import DIALECTS, open_bundle
 from gemvg_edge.command import command
 from quantize.gptq import Settings, quantize

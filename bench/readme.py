@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.answer_tables import calibration, constrained
+from bench.engine_tables import engine_builds, engines
 from bench.markdown import table
 from bench.plan_tables import plan, plan_7b
 from bench.scoring import gain_text
@@ -238,6 +239,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "memory": ("memory.json", memory),
     "pruning": ("pruning.json", pruning),
     "dialects": ("dialects.json", dialects),
+    "engines": ("engines.json", engines),
+    "engine builds": ("engines.json", lambda result: engine_builds(result) + "\n\n" + _machine(result)),
     "latency": ("latency.json", latency),
     "latency growth": ("latency_growth.json", growth),
     "latency pruned": ("latency_pruned.json", latency),

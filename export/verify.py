@@ -20,36 +20,26 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from export.engine_check import read_shortened
 from export.engine_reading import as_json
-from export.op_lists import TARGETS, check_graph, load_graph, newest_opset, read_op_list
+from export.op_lists import TARGETS, check_graph, newest_opset, read_op_list
 from export.reference import Case, load_reference, open_same_model, run_reference, same_codes
-from export.rounded import rounded
-from gemvg_edge.bundle import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle, open_bundle
+from export.verify_runs import exact_engines, is_rounded, make_cases, run_batch, run_bundle
+from gemvg_edge.bundle import DECODER_GRAPH, VISION_GRAPH, Bundle, open_bundle
 from gemvg_edge.command import run_command
-from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.finite import NotFiniteError
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.images import patchify
-from gemvg_edge.positions import mrope_positions
-from gemvg_edge.prompt import encode_prefix, encode_query
-from gemvg_edge.tokenizer import open_tokenizer
 from train.hub import checkpoint_folder
 
 # Of float32, absolute. Of the others in standard deviations of the output: float16's last digit is 1e-3 of a number,
 # bfloat16's 8e-3, and every layer adds some.
 TOLERANCES = {"float32": 1e-3, "float16": 0.03, "bfloat16": 0.25}
-STEPS = 32
-# Merged cells (height, width) of the pictures: landscape, portrait, tiny, and two of one shape, which share a run.
-SCENES = (((4, 7),), ((4, 7), (6, 3)), ((1, 1), (5, 8), (6, 3), (5, 8)))
 
 Differences = dict[str, float]
 
@@ -121,32 +111,21 @@ def measure(
     bundle: Bundle, cases: Sequence[Case], expected: Sequence[tuple[list[Floats], Floats]]
 ) -> tuple[Differences, Differences | None]:
     """The largest differences with exact activations and, where kernels round these, as the bundle runs."""
-    # Here, so that a missing onnxruntime is a sentence from the command and no traceback.
-    from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
-
     relative = bundle.manifest.precision != "float32"
-    emulated = relative and bundle.manifest.dialect != "fused"
     with tempfile.TemporaryDirectory() as folder:
-        vision, decoder = (exact_session(bundle, name, Path(folder)) for name in (VISION_GRAPH, DECODER_GRAPH))
-        if emulated:  # its inputs and outputs are float32
-            bundle = replace(bundle, manifest=replace(bundle.manifest, precision="float32"))
-        exact = compare(
-            bundle,
-            OnnxVisionTower(bundle, session=vision),
-            OnnxDecoder(bundle, session=decoder),
-            cases,
-            expected,
-            relative,
-        )
+        seen, vision, decoder, session = exact_engines(bundle, Path(folder))
+        exact = compare(seen, vision, decoder, cases, expected, relative)
         if bundle.manifest.dialect != "fused":
-            ours = run_batch(bundle, decoder, cases, [features for features, _ in expected])
+            ours = run_batch(seen, session, cases, [features for features, _ in expected])
             exact["batch"] = max(
                 largest_difference(ours[:, k], logits, relative) for k, (_, logits) in enumerate(expected)
             )
             print(f"{len(cases)} scenes as one batch:  {exact['batch']:.2e}")
     codes = any(what.startswith("int") for part, what in bundle.manifest.weights.items() if part != "embedding")
-    if emulated or not codes:  # TensorRT's kernels unpack codes to floats, and round no activations
+    if is_rounded(bundle) or not codes:  # TensorRT's kernels unpack codes to floats, and round no activations
         return exact, None
+    from gemvg_edge.engines.onnxruntime import OnnxDecoder, OnnxVisionTower
+
     print("with activations rounded to 8 bits, as it runs:")
     return exact, compare(bundle, OnnxVisionTower(bundle), OnnxDecoder(bundle), cases, expected, relative)
 
@@ -184,113 +163,6 @@ def largest_difference(ours: Floats, theirs: Floats, relative: bool = False) -> 
     """
     difference = float(np.abs(ours - theirs).max()) / (float(theirs.std()) if relative else 1.0)
     return difference if np.isfinite(difference) else np.inf
-
-
-def make_cases(bundle: Bundle) -> list[Case]:
-    """Random pixels in pictures of several shapes, with the bundle's own prompt."""
-    manifest = bundle.manifest
-    merge, patch = manifest.preprocessing.merge_size, manifest.preprocessing.patch_size
-    tokenizer = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
-    rng = np.random.default_rng(0)
-    cases = []
-    for cells in SCENES:
-        sizes = [(h * merge * patch, w * merge * patch) for h, w in cells]
-        pixels = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-        pictures = [patchify(picture, manifest.preprocessing) for picture in pixels]
-        grids = [grid for _, grid in pictures]
-        prefix = encode_prefix(tokenizer, manifest.prompt, grids, merge)
-        query = encode_query(tokenizer, manifest.prompt, manifest.answer, "the mug that is in every picture")
-        answer = rng.choice(query, STEPS)
-        name = f"{len(sizes)} picture(s), " + " ".join(f"{w}x{h}" for h, w in sizes)
-        ids = np.concatenate([prefix, query, answer])
-        cases.append(Case(name, [patches for patches, _ in pictures], grids, ids, STEPS))
-    return cases
-
-
-def run_bundle(
-    bundle: Bundle, vision: VisionTower, decoder: Decoder[CacheT], case: Case
-) -> tuple[list[Floats], Floats]:
-    """Visual tokens of each picture, and logits (1 + steps, vocab) of the prompt's end and of each token after it."""
-    shape, merge = bundle.manifest.model, bundle.manifest.preprocessing.merge_size
-    rope = Rope.of(shape)
-    features = vision.encode(case.patches, case.grids)
-    embeddings = embed_prompt(decoder, case.ids, shape.image_token_id, features)
-    positions = mrope_positions(case.ids, shape.image_token_id, case.grids, merge)
-    prompt, total = len(case.ids) - case.steps, len(case.ids)
-    cache = decoder.new_cache(total)
-    logits = []
-    for start, stop in [(0, prompt), *((i, i + 1) for i in range(prompt, total))]:
-        logits.append(prefill(decoder, rope, embeddings[start:stop], positions[:, start:stop], cache, start))
-    return features, np.stack(logits)
-
-
-def run_batch(bundle: Bundle, session: Any, cases: Sequence[Case], features: Sequence[list[Floats]]) -> Floats:
-    """All scenes as one batch through the decoder's graph: logits (1 + steps, scenes, vocab).
-
-    Shorter prompts are filled up at their end; what stands there is written over by the steps that follow.
-    """
-    from gemvg_edge.engines.embedding import EmbeddingTable
-
-    manifest, table = bundle.manifest, EmbeddingTable.open(bundle)
-    shape, plain = manifest.model, manifest.dialect == "plain"
-    lengths = np.array([len(case.ids) - case.steps for case in cases])
-    tokens, capacity = int(lengths.max()), int(lengths.max()) + STEPS
-    embeds = np.zeros((len(cases), capacity, shape.embedding_width), np.float32)
-    cos = np.zeros((len(cases), capacity, shape.head_dim // 2), np.float32)
-    sin = cos.copy()
-    for k, (case, visual) in enumerate(zip(cases, features, strict=True)):
-        rows = table.rows(case.ids)
-        rows[case.ids == shape.image_token_id] = np.concatenate(visual)
-        positions = mrope_positions(case.ids, shape.image_token_id, case.grids, manifest.preprocessing.merge_size)
-        count = len(case.ids)
-        embeds[k, :count] = rows
-        cos[k, :count], sin[k, :count] = Rope.of(shape).table(positions)
-    names = [f"{part}_{layer}" for layer in range(shape.layers) for part in ("key", "value")]
-    dims = (len(cases), shape.kv_heads, capacity, shape.head_dim)
-    caches = {name: np.zeros(dims, np.float32) for name in names}
-    outputs = ["logits", *(f"{'new' if plain else 'present'}_{name}" for name in names)]
-    scene = np.arange(len(cases))[:, None]
-    logits = []
-    for step in range(STEPS + 1):
-        places = np.tile(np.arange(tokens), (len(cases), 1)) if step == 0 else (lengths + step - 1)[:, None]
-        last = scene[:, 0] * tokens + lengths - 1 if step == 0 else scene[:, 0]
-        found, *written = session.run(
-            outputs,
-            {
-                "inputs_embeds": embeds[scene, places], "cos": cos[scene, places], "sin": sin[scene, places],
-                "places": places, "slots": np.arange(capacity), "rows": last,
-                **{f"past_{name}": cache for name, cache in caches.items()},
-            },
-        )  # fmt: skip
-        logits.append(found)
-        for name, values in zip(names, written, strict=True):
-            if plain:
-                caches[name][scene[..., None], np.arange(shape.kv_heads)[None, :, None], places[:, None]] = values
-            else:
-                caches[name] = values
-    return np.stack(logits)
-
-
-def exact_session(bundle: Bundle, graph: str, folder: Path) -> Any:
-    """A graph opened so that quantised layers see activations as they are, and half floats are rounded as on a GPU."""
-    from gemvg_edge.engines.onnxruntime import open_graph
-
-    model = load_graph(bundle.path(graph))
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 1  # float32
-    if bundle.manifest.dialect != "fused" and bundle.manifest.precision != "float32":
-        model = rounded(model, bundle.manifest.precision)
-    onnx.save(model, folder / graph)
-    return open_graph(
-        folder / graph,
-        entries={
-            # The weights stay where they are; a product with dequantised weights becomes MatMulNBits on loading.
-            "session.model_external_initializers_file_folder_path": str(bundle.folder.resolve()),
-            "session.qdq_matmulnbits_accuracy_level": "1",
-        },
-    )
 
 
 def _finite(differences: Differences) -> dict[str, float | None]:

@@ -19,7 +19,8 @@ from onnx.reference import ReferenceEvaluator
 from export.bundle_writer import Recipe, write_bundle
 from export.reference import load_reference, open_same_model, run_reference
 from export.rounded import AT_ONCE, rounded
-from export.verify import TOLERANCES, make_cases, measure
+from export.verify import TOLERANCES, measure
+from export.verify_runs import make_cases
 from gemvg_edge.bundle import DECODER_GRAPH, VISION_GRAPH, open_bundle
 from quantize.checkpoint import open_checkpoint
 from tests.checkpoints import GROUPED, GROUPED_2_5, write_checkpoint
