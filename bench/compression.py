@@ -4,10 +4,11 @@
 
 Each row is a checkpoint that quantize/ writes (kept in `--work` with its scores, so that a killed run goes on); GPTQ
 checkpoints given after the float one are rows too. Weights are compared with the float ones, next-token distributions
-by KL on the true answers, boxes with the truth, texts with the float model's. All rows but the last two answer through
-transformers in float32, with the weights that the codes stand for; the last two are bundles: the smallest one in the
-runtime, and one for TensorRT in bfloat16, computed as its kernels round (export/rounded.py). `W8A8` also rounds, token by token, what each linear layer of vision tower and decoder is given, in prefill and
-decoding. `--save` also writes a plot beside the JSON, which is the last line.
+by KL on the true answers, boxes with the truth, texts with the float model's. Checkpoints answer through transformers
+in float32, with the weights that the codes stand for. The last rows are bundles: one in the runtime, and one for
+TensorRT in bfloat16, computed on the CPU as its kernels round (export/rounded.py). `W8A8` also rounds, token by token,
+what each linear layer of vision tower and decoder is given, in prefill and decoding. `--save` also writes a plot beside
+the JSON, which is the last line.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)  # of quantize.gptq
     first: str = ""  # what is done to the float model before: smooth or rotate
     activations: bool = False  # what linear layers are given is rounded to 8 bits a token
+    bundle: str = ""  # what a row more is called, of it as a bundle
+    dialect: str = "fused"  # of that bundle; another than this is computed as TensorRT's kernels do
 
 
 W8 = {"bits": 8, "group_size": -1, "vision_bits": 8, "method": "rtn"}
@@ -81,15 +84,13 @@ ROWS = (
     Row("W8A8, smoothed", W8, "smooth", activations=True),
     Row("W8A8, rotated", W8, "rotate", activations=True),
     Row("GPTQ int4, positive scales", {"positive_scales": True}),
-    Row("GPTQ int4, the rest int8", SMALLEST),
-    Row("GPTQ int4, the rest int8, positive scales", SMALLEST | {"positive_scales": True}),
-)
-
-
-# Which rows are exported, how, and what that is called.
-BUNDLES: tuple[tuple[Row, list[str], str], ...] = (
-    (ROWS[-2], [], "as a bundle"),
-    (ROWS[-1], ["--dialect", "standard", "--precision", "bfloat16"], "as TensorRT computes it"),
+    Row("GPTQ int4, the rest int8", SMALLEST, bundle="as a bundle"),
+    Row(
+        "GPTQ int4, the rest int8, positive scales",
+        SMALLEST | {"positive_scales": True},
+        bundle="as TensorRT computes it",
+        dialect="standard",
+    ),
 )
 
 
@@ -270,13 +271,13 @@ def compression(
         rows.append(_scored(row, folder, source, records, start, work))
     for folder in quantised:
         rows.append(_scored(Row(folder.name), folder, checkpoint, records, start, work))
-    for row, options, kind in BUNDLES:
+    for row in (row for row in ROWS if row.bundle):
         quantized, bundle = work / _file_name(row.name), work / "bundle"
-        if export([str(quantized), str(bundle), *options, "--overwrite"]):
+        if export([str(quantized), str(bundle), "--dialect", row.dialect, "--overwrite"]):
             raise GemvgError(f"{quantized} cannot be exported; see above")
-        with open_rounded(bundle) if options else nullcontext(open_model(bundle)) as ask:
-            found = measure_bundle(ask, records, kind)
-        rows.append(compare(f"{row.name}, {kind}", quantized, checkpoint, found, start))
+        with nullcontext(open_model(bundle)) if row.dialect == "fused" else open_rounded(bundle) as ask:
+            found = measure_bundle(ask, records, row.bundle)
+        rows.append(compare(f"{row.name}, {row.bundle}", quantized, checkpoint, found, start))
         rows[-1]["bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
     return rows
 

@@ -11,28 +11,19 @@ Needs 16 GB of disk and 8 GB of memory, which are freed again. Ends with one JSO
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from bench.engine_tables import engines as table
 from bench.random_checkpoint import QWEN2_VL_2B, QWEN2_VL_7B_WIDE, QWEN3_VL_8B_WIDE, write_random_checkpoint
 from bench.results import result_file, save_result
-from export.build_memory import build_bytes, return_freed_memory
-from export.build_peak import GIB
 from export.bundle_writer import Recipe
-from export.engine_graphs import weight_bytes
-from export.engine_reading import as_json
-from export.shortened import count_layers
-from export.tensorrt_build import MIB, BuildOptions
 from export.to_onnx import export
-from export.to_tensorrt import Limits, plan_jobs, read_graphs, run_job
-from gemvg_edge.bundle import open_bundle
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from quantize.gptq import Settings, quantize
@@ -47,43 +38,8 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RECOMMENDED: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8, "positive_scales": True}
+BUILD = "import sys; from bench.engine_build import build; build(*sys.argv[1:])"
 KINDS = (("standard", "bfloat16"), ("standard", "float16"), ("plain", "bfloat16"))
-PICTURES, PREFILL, VISUAL_TOKENS = 2, 1024, 1024
-WORKSPACE = 1024 * MIB
-PHASES = {"decoder.engine": ("prefill", "a token", "question"), "vision.engine": ("small", "middle", "large")}
-
-
-def build(source: Path, index: int, work: Path) -> dict[str, Any]:
-    """One of a bundle's engines: its readings, and its build's time and memory. In a process of its own."""
-    import tensorrt_rtx_bindings as rtx
-
-    bundle = open_bundle(source, check_hashes=False)  # just written
-    limits = Limits.of(bundle.manifest, PICTURES, None, PREFILL, VISUAL_TOKENS)
-    job = plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, 1)[index]
-    return_freed_memory()
-    predicted, started = build_bytes(job.graph), time.perf_counter()
-    readings = run_job(rtx, job, source, BuildOptions(WORKSPACE), work)
-    layers = count_layers(job.graph)
-    return {
-        "engine": job.name,
-        "layers": layers,
-        "capacity": limits.max_tokens,
-        "graph_bytes": weight_bytes([job.graph]),
-        "engine_bytes": (work / job.name).stat().st_size,
-        "seconds": time.perf_counter() - started,
-        "predicted_gib": predicted / GIB,
-        "peak_gib": _peak_bytes() / GIB,
-        "profiles": [
-            as_json(reading) | {"phase": phase, "faults": reading.faults(layers)}
-            for phase, reading in zip(PHASES[job.name], readings, strict=True)
-        ],
-    }
-
-
-def _peak_bytes() -> int:
-    """Of this process alone: what getrusage says begins with its parent's."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def engines(model: str, config: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
@@ -92,13 +48,13 @@ def engines(model: str, config: dict[str, Any], folder: Path) -> Iterator[dict[s
     quantize(Settings(folder / "floats", folder / "codes", method="rtn", device="cpu", **RECOMMENDED))
     shutil.rmtree(folder / "floats")
     for dialect, precision in KINDS:
-        recipe = replace(Recipe(), dialect=dialect, precision=precision)
-        export(folder / "codes", folder / "bundle", recipe)
+        export(folder / "codes", folder / "bundle", Recipe(dialect, precision))
         for index in range(2):
             work = folder / "engine"
             work.mkdir()
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                row = pool.submit(build, folder / "bundle", index, work).result()
+            child = [sys.executable, "-c", BUILD, str(folder / "bundle"), str(index), str(work)]
+            done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
+            row = json.loads(done.stdout.splitlines()[-1])
             shutil.rmtree(work)
             row = {"model": model, "dialect": dialect, "precision": precision, **row}
             said = f"{row['peak_gib']:.2f} GiB at most, {row['predicted_gib']:.2f} predicted"

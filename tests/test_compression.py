@@ -71,7 +71,12 @@ def test_the_whole_command(
     monkeypatch.setattr(compression, "held_out", lambda data, limit: records[:limit])
     options = {"records": folder / "records.jsonl", "samples": SAMPLES, "device": "cpu"}
     # The tiny model's widths allow no groups that have a kernel, so what becomes a bundle has one scale an output.
-    rows = (Row("RTN int4", {"method": "rtn", "device": "cpu"}), Row("GPTQ int4", {**options, "group_size": -1}))
+    int8: dict[str, Any] = {"bits": 8, "group_size": -1, "method": "rtn", "positive_scales": True, "device": "cpu"}
+    rows = (
+        Row("RTN int4", {"method": "rtn", "device": "cpu"}),
+        Row("GPTQ int4", {**options, "group_size": -1}, bundle="as a bundle"),
+        Row("int8", int8, bundle="as TensorRT computes it", dialect="standard"),
+    )
     monkeypatch.setattr(compression, "ROWS", rows)
     quantize(Settings(folder / "checkpoint", tmp_path / "mine", method="rtn", bits=8, group_size=-1, device="cpu"))
     arguments = [str(folder / "checkpoint"), str(tmp_path / "mine"), "--group-size", "8", "--limit", "4"]
@@ -81,8 +86,9 @@ def test_the_whole_command(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result == json.loads((tmp_path / "compression.json").read_text())
     names = [row["name"] for row in result["rows"]]
-    assert names == ["float32", "RTN int4", "GPTQ int4", "mine", "GPTQ int4, as a bundle"]
-    plain, rtn, _, mine, bundle = result["rows"]
+    bundles = ["GPTQ int4, as a bundle", "int8, as TensorRT computes it"]
+    assert names == ["float32", "RTN int4", "GPTQ int4", "int8", "mine", *bundles]
+    plain, rtn, _, _, mine, bundle, _ = result["rows"]
     assert bundle["kl"] is None
     assert bundle["weight_error"] == result["rows"][2]["weight_error"]
     assert (plain["kl"], plain["weight_error"], plain["same_text"], plain["n"]) == (0, 0, 4, 4)
