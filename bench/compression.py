@@ -16,34 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from bench.accuracy import HELD_OUT, Ask, asking, evaluate, held_out, open_model
+from bench.accuracy import HELD_OUT, Ask, evaluate, held_out, open_model
 from bench.readme import compression as table
 from bench.results import machine, result_file, save_result
+from bench.rounded_grounder import open_rounded
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
 from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
-from export.verify_runs import exact_engines
-from gemvg_edge.bundle import TOKENIZER, open_bundle
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
-from gemvg_edge.grounder import Grounder
-from gemvg_edge.opened import Limits, OpenedModel
 from gemvg_edge.prompt import END_OF_TURN
-from gemvg_edge.tokenizer import open_tokenizer
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize
 from quantize.rotate import Settings as Rotation
@@ -129,16 +124,6 @@ def measure_bundle(ask: Ask, records: Sequence[Record], name: str) -> dict[str, 
     """Texts and counts of a bundle through the runtime, which does not tell distributions."""
     row, texts = evaluate(ask, records, name)
     return {"texts": texts, "counts": row["counts"], "log_probabilities": None}
-
-
-@contextmanager
-def open_rounded(folder: Path) -> Iterator[Ask]:
-    """A bundle for TensorRT to be asked, computed on the CPU as its kernels round."""
-    bundle = open_bundle(folder)
-    with TemporaryDirectory() as graphs:
-        seen, vision, decoder, _ = exact_engines(bundle, Path(graphs))
-        tokenizer = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
-        yield asking(Grounder(OpenedModel(seen.manifest, tokenizer, vision, decoder, Limits(256, 256))))
 
 
 @torch.inference_mode()
@@ -241,12 +226,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     work = "the folder for checkpoints and scores on the way (default: %(default)s)"
     parser.add_argument("--work", type=Path, metavar="FOLDER", default=Path("runs/compression"), help=work)
+    some = "the ways to compress, by their names (default: all)"
+    names = [row.name for row in ROWS]
+    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=names, default=names, help=some)
     saved = "keep the JSON here too, and a plot of the same name in PNG (default: print it alone)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
-    rows = compression(args.checkpoint, args.quantised, args.limit, args.group_size, args.data, args.work)
+    ways = [row for row in ROWS if row.name in args.rows]
+    rows = compression(args.checkpoint, args.quantised, ways, args.limit, args.group_size, args.data, args.work)
     result = {"model": args.checkpoint.name, "group_size": args.group_size, "rows": rows}
     if args.save:
         plot(rows, args.save.with_suffix(".png"))
@@ -255,7 +244,13 @@ def main() -> None:
 
 
 def compression(
-    checkpoint: Path, quantised: Sequence[Path], limit: int, group_size: int, data: Path, work: Path
+    checkpoint: Path,
+    quantised: Sequence[Path],
+    ways: Sequence[Row],
+    limit: int,
+    group_size: int,
+    data: Path,
+    work: Path,
 ) -> list[dict[str, Any]]:
     """Every row's figures, the float model's first."""
     if open_checkpoint(checkpoint).codes_format:
@@ -265,13 +260,13 @@ def compression(
     records = held_out(data, limit)
     start = measure(TorchGrounder.open(checkpoint), records, FLOAT)
     rows = [compare(FLOAT, checkpoint, checkpoint, start, start)]
-    for row in ROWS:
+    for row in ways:
         source = make_source(row, checkpoint, work)
         folder = make_checkpoint(row, source, work, group_size)
         rows.append(_scored(row, folder, source, records, start, work))
     for folder in quantised:
         rows.append(_scored(Row(folder.name), folder, checkpoint, records, start, work))
-    for row in (row for row in ROWS if row.bundle):
+    for row in (row for row in ways if row.bundle):
         quantized, bundle = work / _file_name(row.name), work / "bundle"
         if export([str(quantized), str(bundle), "--dialect", row.dialect, "--overwrite"]):
             raise GemvgError(f"{quantized} cannot be exported; see above")
