@@ -130,18 +130,23 @@ def quantize(run: Settings) -> None:
 
 
 def quantize_block(block: Block, run: Settings) -> dict[str, QuantizedLinear]:
-    """Round a block's layers, each by the inputs that reach it; its weights become what the codes stand for."""
+    """Round a block's layers, each by the inputs that reach it; its weights become what the codes stand for.
+
+    Where none reach it, as with a vision tower and prompts of text alone, they are rounded to nearest.
+    """
     grids = {layer: grid for layer in block.linears if (grid := run.grid(layer))}
     found: dict[str, QuantizedLinear] = {}
     if not grids:
         return found
-    groups = _sharing_inputs(block, list(grids)) if block.inputs else [[layer] for layer in grids]
+    groups = _sharing_inputs(block, list(grids)) if block.inputs else []
+    reached = {layer for group in groups for layer in group}
+    groups += [[layer] for layer in grids if layer not in reached]
     at_once = [[group] for group in groups] if run.true_sequential else [groups]
     for together in at_once:
-        hessians = collect_hessians(block, [group[0] for group in together]) if block.inputs else {}
+        hessians = collect_hessians(block, [group[0] for group in together if group[0] in reached])
         for group in together:
             try:
-                hessian = hessians.pop(group[0]) if block.inputs else None
+                hessian = hessians.pop(group[0], None)
                 size = grids[group[0]].size(block.linears[group[0]].in_features)
                 known = None if hessian is None else factor(hessian, run.order, size, run.damping)
                 for layer in group:

@@ -122,7 +122,7 @@ def test_rounding_to_nearest_is_what_it_says(tiny: tuple[Any, Path]) -> None:
         {"positive_scales": True, "vision_bits": 8, "head_bits": 8, "embedding_bits": 8},
         {"desc_act": True, "head_bits": 8, "embedding_bits": 8},
         {"vision_bits": 4, "head_bits": 4, "embedding_bits": 4, "true_sequential": True},
-        {"calibration": "text", "search": False},
+        {"calibration": "text", "search": False, "vision_bits": 8},
     ],
     ids=str,
 )
