@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from export.to_onnx import main as export
 from export.verify import TOLERANCES
 from export.verify import main as verify
 from gemvg_edge import GemvgError, Grounder
-from gemvg_edge.bundle import DECODER_DATA, DECODER_GRAPH, DIALECTS, EMBEDDING, open_bundle
+from gemvg_edge.bundle import (
+    DECODER_DATA,
+    DECODER_ENGINE,
+    DECODER_GRAPH,
+    DIALECTS,
+    EMBEDDING,
+    VISION_ENGINE,
+    open_bundle,
+)
 from gemvg_edge.engines.onnxruntime import OnnxDecoder
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import GROUPED, GROUPED_2_5, GROUPED_3, write_checkpoint
@@ -83,6 +92,9 @@ def test_floats_are_transformers(
     if precision != "float32":
         assert max(result[kind] for kind in kinds) > TOLERANCES[precision] / 300, "these are float32's digits"
     assert (result["dialect"], result["precision"]) == (dialect, precision)
+    compiled = find_spec("tensorrt_rtx_bindings") and dialect != "fused" and precision != "float32"
+    assert set(result["engines"]) == ({VISION_ENGINE, DECODER_ENGINE} if compiled else set())
+    assert not any(profile["written_out"] for profiles in result["engines"].values() for profile in profiles)
 
 
 TIED = [(dialect, precision) for dialect, precision in FLOAT_RECIPES if precision != "bfloat16"]
