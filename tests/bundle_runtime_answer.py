@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 Steps = tuple[int, int]
 PIECES = re.compile(r"Image-(\d+): |\((\d+),(\d+)\),\((\d+),(\d+)\)|" + r"<loc_(\d+)>" * 4 + r"|\{")
-SHOWN = re.compile(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>")
+CORNER = r"\(\s*(\d+)\s*,\s*(\d+)\s*\)"
+SHOWN = re.compile(rf"<\|box_start\|>\s*{CORNER}\s*,\s*{CORNER}\s*<\|box_end\|>")
 
 
 def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -82,7 +83,8 @@ class Grammar:
             self.found |= set(range(self.vocab))
             return
         across, down = self.steps[0]
-        for end in self.box(across, down, opened[0], int(1.08 * across), int(1.08 * down)):
+        further = 1.08 if self.digits else 1
+        for end in self.box(across, down, opened[0], int(further * across), int(further * down)):
             self.anything(end)
 
     def boxes(self, n: int, at: int) -> None:
@@ -138,12 +140,12 @@ def to_boxes(
             named = int(numbers[0]) - 1
             continue
         if not numbers:
-            read = read_object(text, found.start()) if answer["coordinates"] in ("pixels", "json") else None
-            if read is None:
+            if (read := read_object(text, found.start())) is None:
                 continue
             said, at = read
             number = said.get("image_id", said.get("image"))
-            numbers, image = said.get("bbox_2d", ()), named if number is None else number - 1
+            numbers = said.get("bbox_2d", ()) if answer["coordinates"] in ("pixels", "json") else ()
+            image = named if number is None else number - 1
         if image is None or image >= len(sizes) or len(numbers) != 4:
             continue
         if any(isinstance(v, float) for v in numbers) and max(numbers) <= 1:
