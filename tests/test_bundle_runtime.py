@@ -1,4 +1,4 @@
-"""What BUNDLE.md says beside a trace, held against our own code: the seal, boxes in questions, answers, batches."""
+"""What BUNDLE.md says and no trace shows, held against our own code: the seal, sizes, questions, answers, batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from export.trace import main as trace
 from export.trace_file import read_trace
@@ -18,12 +20,16 @@ from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import Size
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.bundle import seal as sealed
+from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grammar import answer_grammar
+from gemvg_edge.images import Grid, Preprocessing, resize
 from gemvg_edge.marks import localise
 from gemvg_edge.models import DEFAULT_BUNDLE
+from gemvg_edge.positions import mrope_table, place_table
 from gemvg_edge.prompt import token_id
 from tests import bundle_runtime
+from tests import bundle_runtime_pictures as pictures
 from tests.bundle_runtime_answer import Grammar, most_steps, show, to_boxes
 from tests.bundle_runtime_seal import seal, write
 from tests.test_trace import TOLERANCE, check_reproduced, write_random
@@ -64,6 +70,48 @@ def test_odd_values_are_sealed_alike(value: Any) -> None:
     assert write(value) == json.dumps(value)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (57, 203), (400, 30), (112, 84), (641, 479)])
+def test_pictures_are_resized_as_the_page_says(width: int, height: int) -> None:
+    picture = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    numbers = Preprocessing(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)
+    w, h = pictures.new_size(width, height, numbers.to_config())
+    theirs = resize(Image.fromarray(picture), numbers)
+    assert theirs.shape == (h, w, 3)
+    ours = pictures.resize(picture, w, h, int(PIL.__version__.split(".")[0]))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_tables_of_codes_are_as_the_page_says() -> None:
+    rng, rows, hidden = np.random.default_rng(0), 5, 24
+    for codes, bits in ((hidden, 8), (hidden // 2, 4)):
+        table = np.zeros(rows, [("codes", "u1", (codes,)), ("scales", "<f2", (3,))])
+        table["codes"] = rng.integers(0, 256, (rows, codes))
+        table["scales"] = rng.normal(size=(rows, 3))
+        ours = bundle_runtime.embedding_rows(table, hidden)
+        np.testing.assert_array_equal(ours, dequantize_rows(table, hidden), str(bits))
+
+
+@pytest.mark.parametrize("sections", [(24, 20, 20), (6, 5, 5), (2, 3, 3), (0, 2, 6), (8, 0, 0)])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_frequencies_follow_positions_as_the_page_says(sections: tuple[int, int, int], interleaved: bool) -> None:
+    """Qwen3-VL's own sections among them: with these the last frequencies of height and width follow time."""
+    positions, d = np.random.default_rng(0).integers(0, 3000, (3, 50)), 2 * sum(sections)
+    model = {"head_dim": d, "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": interleaved}
+    for ours, theirs in zip(
+        bundle_runtime.token_rows(positions, model), mrope_table(positions, d, 5e6, sections, interleaved), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 48])
+@pytest.mark.parametrize("grid", [(1, 2, 2), (1, 48, 48), (1, 6, 50), (1, 94, 4)])
+def test_learned_places_are_as_the_page_says(grid: Grid, side: int) -> None:
+    index, weight = pictures.learned_places(grid, 2, side)
+    theirs = place_table(grid, 2, side)
+    np.testing.assert_array_equal(index, theirs.rows)
+    np.testing.assert_allclose(weight, theirs.weight, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("question", [SHOWN, "the mug", "<|box_start|>(0,0),(999,501)<|box_end|>"])
 def test_a_question_shows_boxes(name: str, question: str) -> None:
@@ -87,16 +135,16 @@ def test_a_trace_whose_question_shows_a_box_is_reproduced(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("unnamed", ["refuse", "each"])
-@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_same_tokens_are_legal(name: str, pictures: int, unnamed: Any) -> None:
+def test_the_same_tokens_are_legal(name: str, count: int, unnamed: Any) -> None:
     """Along random answers, in which boxes are opened often."""
     form = AnswerFormat(FORMATS[name].coordinates, FORMATS[name].locations, unnamed)
     tokenizer, answer = small_tokenizer(form.locations), form.to_config()
     vocab = tokenizer.get_vocab_size()
     stop, opened = (token_id(tokenizer, token) for token in ("<|im_end|>", "<|box_start|>"))
     manifest = {"answer": answer, "model": {"eos_token_ids": [stop], "vocab_size": vocab}}
-    seen, rng = RESIZED[3 - pictures :], np.random.default_rng(pictures)
+    seen, rng = RESIZED[3 - count :], np.random.default_rng(count)
     theirs = Grammar(tokenizer, manifest, [most_steps(answer, size) for size in seen])
     walk = answer_grammar(tokenizer, form, seen, [stop])(False)
     legal, written = next(walk), list[int]()
@@ -128,12 +176,12 @@ ANSWERS: dict[str, str] = {
 }
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["digits", "json", "pixels"])
 @pytest.mark.parametrize("case", ANSWERS)
-def test_answers_are_read_alike(case: str, name: str, pictures: int) -> None:
-    form, seen = FORMATS[name], [(1036, 1008), (504, 2016)][:pictures]
-    sizes, steps = [(120, 90), (64, 200)][:pictures], [most_steps(form.to_config(), size) for size in seen]
+def test_answers_are_read_alike(case: str, name: str, count: int) -> None:
+    form, seen = FORMATS[name], [(1036, 1008), (504, 2016)][:count]
+    sizes, steps = [(120, 90), (64, 200)][:count], [most_steps(form.to_config(), size) for size in seen]
     found = sorted(to_boxes(ANSWERS[case], sizes, steps, form.to_config()))
     theirs = read_answer(ANSWERS[case], sizes, form, seen).boxes
     assert found == [(box.image, *box) for box in theirs]

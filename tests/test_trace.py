@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import pytest
 import torch
 from PIL import Image
@@ -22,12 +21,9 @@ from export.trace import main as trace
 from export.trace_file import CHOSEN, NETWORKS, Arrays, limit_of, read_trace, text_of, write_trace
 from gemvg_edge import Grounder
 from gemvg_edge.bundle import FORMAT_VERSION
-from gemvg_edge.engines.embedding import dequantize_rows
 from gemvg_edge.engines.native.library import find_library
-from gemvg_edge.images import Preprocessing, resize
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests import bundle_runtime, bundle_runtime_answer, bundle_runtime_pictures, bundle_runtime_seal
-from tests.bundle_runtime_pictures import new_size
 from tests.checkpoints import TINY, TINY_2_5, TINY_3, TOKENIZER, edit_json, write_checkpoint
 
 PAGE = Path(__file__).parents[1] / "BUNDLE.md"
@@ -43,9 +39,14 @@ BUNDLES: dict[str, list[str]] = {  # how each is exported
     "int4": ["--weights", "int4"],
     "windows": [],  # of Qwen2.5-VL, and its answers in pixels
     **{f"qwen3 {dialect}": ["--dialect", dialect] for dialect in ("fused", "standard", "plain")},
+    "qwen3 stock": [],  # which says what it likes
     "shipped": [],
 }
 SOME = ("window_places_k", "place_index_k", "place_weight_k")  # arrays of some model types only
+PROFILE = {
+    "prompt": {"system_turn": False, "query": "Locate {query}."},
+    "answer": {"coordinates": "json", "unnamed": "each"},
+}
 Capture = pytest.CaptureFixture[str]
 Traced = tuple[Path, Path]  # a bundle, and its trace
 
@@ -69,6 +70,8 @@ def write_random(folder: Path, kind: str) -> Path:
         with torch.no_grad():
             model.lm_head.weight[[none, image]] = model.lm_head.weight[[image, none]]
         model.save_pretrained(checkpoint)
+    if kind == "qwen3 stock":
+        edit_json(checkpoint / "config.json", grounding=PROFILE)
     if kind == "windows":
         edit_json(checkpoint / "config.json", grounding={"answer": {"coordinates": "pixels"}})
     assert export([str(checkpoint), str(folder / "bundle"), *BUNDLES[kind]]) == 0
@@ -84,7 +87,8 @@ def run(arguments: list[str], capsys: Capture) -> tuple[int, dict[str, Any]]:
 @pytest.mark.parametrize("traced", BUNDLES, indirect=True)
 def test_a_runtime_written_from_the_page_reproduces_the_trace(traced: Traced) -> None:
     check_reproduced(*traced)
-    assert len(read_trace(traced[1])["boxes"]) > 0
+    stock = json.loads((traced[0] / "manifest.json").read_text())["answer"]["unnamed"] != "refuse"
+    assert stock or len(read_trace(traced[1])["boxes"]) > 0
 
 
 def check_reproduced(bundle: Path, file: Path) -> None:
@@ -261,29 +265,8 @@ def test_a_trace_without_a_start(traced: Traced, tmp_path: Path, capsys: Capture
     assert f"the trace's {named} is missing or of another kind; write it again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (57, 203), (400, 30), (112, 84), (641, 479)])
-def test_pictures_are_resized_as_the_page_says(width: int, height: int) -> None:
-    picture = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    numbers = Preprocessing(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)
-    w, h = new_size(width, height, numbers.to_config())
-    theirs = resize(Image.fromarray(picture), numbers)
-    assert theirs.shape == (h, w, 3)
-    ours = bundle_runtime_pictures.resize(picture, w, h, int(PIL.__version__.split(".")[0]))
-    np.testing.assert_array_equal(ours, theirs)
-
-
 def test_the_page_is_of_this_version() -> None:
     assert f"This is `format_version` {FORMAT_VERSION};" in " ".join(PAGE.read_text().split())
-
-
-def test_tables_of_codes_are_as_the_page_says() -> None:
-    rng, rows, hidden = np.random.default_rng(0), 5, 24
-    for codes, bits in ((hidden, 8), (hidden // 2, 4)):
-        table = np.zeros(rows, [("codes", "u1", (codes,)), ("scales", "<f2", (3,))])
-        table["codes"] = rng.integers(0, 256, (rows, codes))
-        table["scales"] = rng.normal(size=(rows, 3))
-        ours = bundle_runtime.embedding_rows(table, hidden)
-        np.testing.assert_array_equal(ours, dequantize_rows(table, hidden), str(bits))
 
 
 def test_no_bundle_and_a_damaged_trace(tmp_path: Path, capsys: Capture) -> None:
