@@ -146,7 +146,7 @@ def to_boxes(
             number = said.get("image_id", said.get("image"))
             numbers = said.get("bbox_2d", ()) if answer["coordinates"] in ("pixels", "json") else ()
             image = named if number is None else number - 1
-        if image is None or image >= len(sizes) or len(numbers) != 4:
+        if image is None or not 0 <= image < len(sizes) or len(numbers) != 4:
             continue
         if any(isinstance(v, float) for v in numbers) and max(numbers) <= 1:
             continue

@@ -161,6 +161,7 @@ def test_the_same_tokens_are_legal(name: str, count: int, unnamed: Any) -> None:
 ANSWERS: dict[str, str] = {
     "in a fence": '```json\n[{"bbox_2d": [100, 200, 500, 1000], "label": "mug", "image": 2}]\n```',
     "two and another": '[{"image_id": 1, "bbox_2d": [1, 2, 30, 40]}, {"bbox_2d": [5, 6, 7, 8], "image_id": 3}]',
+    "picture 0": '[{"bbox_2d": [5, 6, 7, 8], "image": 0}]',
     "named before": 'Image-2: [{"bbox_2d": [9, 8, 70, 60], "label": "Image-1: (1,2),(3,4)"}]',
     "no picture": '[{"bbox_2d": [9, 8, 70, 60]}]',
     "inside another": '{"boxes": [{"bbox_2d": [9, 8, 70, 60], "image": 1}]}',
