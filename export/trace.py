@@ -52,7 +52,7 @@ from gemvg_edge.grammar import Walk, answer_grammar, free
 from gemvg_edge.images import Grid, patchify, resize, resized_sizes
 from gemvg_edge.json_object import read_json_object
 from gemvg_edge.opened import Limits, OpenedModel, open_model
-from gemvg_edge.positions import mrope_positions, mrope_table, text_positions, vision_table
+from gemvg_edge.positions import mrope_positions, mrope_table, place_table, text_positions, vision_table
 from gemvg_edge.prompt import encode_prefix, encode_query
 
 QUESTION = "all red objects"
@@ -131,6 +131,9 @@ def _vision_inputs(manifest: Manifest, k: int, patches: Floats, grid: Grid) -> A
     arrays: Arrays = {f"patches_{k}": patches, f"vision_cos_{k}": table.cos, f"vision_sin_{k}": table.sin}
     if shape.window:
         arrays[f"window_places_{k}"] = window_places(grid, merge, shape.window)
+    if shape.place_side:
+        places = place_table(grid, merge, shape.place_side)
+        arrays |= {f"place_index_{k}": places.rows, f"place_weight_{k}": places.weight}
     return arrays
 
 

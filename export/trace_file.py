@@ -22,7 +22,7 @@ FORMAT, VERSION = "gemvg-edge-trace", 1
 ABOUT = ("bundle", "bundle_sha256", "dialect", "engine")  # what a trace must say of itself
 FIX = "write it again with `python -m export.trace BUNDLE`"
 # Absolute, of what is computed from pictures and positions alone; whatever is not named here, and no float, is exact.
-ARITHMETIC = {"patches": 1e-5, "vision_cos": 1e-4, "vision_sin": 1e-4, "cos": 1e-4, "sin": 1e-4}
+ARITHMETIC = {"patches": 1e-5, "place_weight": 1e-5, "vision_cos": 1e-4, "vision_sin": 1e-4, "cos": 1e-4, "sin": 1e-4}
 # Of what networks give, in standard deviations of the array: other engines add in another order, and kernels that
 # round activations to 8 bits give another code now and then, which is a step of a 127th for all that follows.
 NETWORKS = ("visual_tokens", "embeddings", "free_logits", "answer_logits")

@@ -93,6 +93,24 @@ def patch_rows(grid: tuple[int, int, int], m: int, vision: dict[str, Any]) -> tu
     return np.cos(angles), np.sin(angles)
 
 
+def learned_places(grid: tuple[int, int, int], m: int, side: int) -> tuple[Array, Array]:
+    """The four rows of the table that each patch lies between, and the share of each."""
+    index, weight = [], []
+    for patch in patch_order(*grid[1:], m):
+        (top, down), (left, right) = (between(at, n, side) for at, n in zip(patch, grid[1:], strict=True))
+        index.append(
+            [row * side + column for row in (top, min(top + 1, side - 1)) for column in (left, min(left + 1, side - 1))]
+        )
+        weight.append([a * b for a in (1 - down, down) for b in (1 - right, right)])
+    return np.array(index), np.array(weight, np.float32)
+
+
+def between(at: int, n: int, side: int) -> tuple[int, np.float32]:
+    """Of `n` patches along a side the table's row before one, and how far behind it the patch is."""
+    a = np.float32(at * (side - 1)) / np.float32(max(1, n - 1))
+    return int(a), np.float32(a - np.floor(a))
+
+
 def in_windows(grid: tuple[int, int, int], m: int, v: int) -> Array:
     rows, columns = grid[1] // m, grid[2] // m
     places = []
