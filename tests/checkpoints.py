@@ -101,7 +101,7 @@ TINY_3: dict[str, Any] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-6, "attention_bias": False,
         "rope_parameters": {
-            "rope_type": "default", "rope_theta": 20.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True,
+            "rope_type": "default", "rope_theta": 20.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True,
         },
     },
     "vision_config": {

@@ -168,7 +168,7 @@ def test_vision_rows_equal_transformers(merge: int, head_dim: int, tokens: Grid)
 
 INTERLEAVED = [
     ("Qwen3-VL", 128, 5e6, (24, 20, 20)),
-    ("small model", 32, 20.0, (6, 5, 5)),
+    ("small model", 32, 20.0, (8, 4, 4)),
     ("a section past the last frequency", 32, 20.0, (4, 6, 6)),
     ("no height", 32, 20.0, (8, 0, 8)),
 ]

@@ -71,7 +71,7 @@ def logits(model: Any, prompt: Any) -> np.ndarray:
 def test_the_config_is_read(tiny: tuple[Any, Path]) -> None:
     config = read_config(tiny[1] / "checkpoint")
     shape = config.shape
-    assert (shape.model_type, shape.mrope_interleaved, shape.mrope_section) == ("qwen3_vl", True, (6, 5, 5))
+    assert (shape.model_type, shape.mrope_interleaved, shape.mrope_section) == ("qwen3_vl", True, (8, 4, 4))
     assert (shape.hidden_size, shape.heads, shape.head_dim) == (96, 4, 32)
     assert (shape.deepstack, shape.embedding_width, config.deepstack_blocks) == (2, 3 * 96, (0, 2))
     assert shape.vision == VisionShape(4, 48, 2, 24, 100.0, place_side=5)

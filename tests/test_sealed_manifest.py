@@ -205,7 +205,7 @@ def test_numbers_past_every_range_end_an_answer(dialect: str, where: str, tmp_pa
         part.weight.fill_(3e38)
     model.save_pretrained(tmp_path / "checkpoint")
     bundle = tmp_path / "bundle"
-    assert export([str(tmp_path / "checkpoint"), str(bundle), "--dialect", dialect]) == 0
+    assert export([str(tmp_path / "checkpoint"), str(bundle), "--dialect", dialect, "--precision", "float32"]) == 0
     grounder = Grounder.open(bundle, max_new_tokens=8)
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     graph, what = (VISION_GRAPH, "a picture's tokens") if where == "vision" else (DECODER_GRAPH, "the logits")
@@ -217,7 +217,7 @@ def test_a_run_that_finds_no_memory_is_one_sentence(tmp_path: Path) -> None:
     """A graph that asks for more than there is stands for attention over a picture of 12 megapixels."""
     write_checkpoint(tmp_path / "checkpoint")
     bundle = tmp_path / "bundle"
-    assert export([str(tmp_path / "checkpoint"), str(bundle), "--dialect", "plain"]) == 0
+    assert export([str(tmp_path / "checkpoint"), str(bundle), "--dialect", "plain", "--precision", "float32"]) == 0
     model = onnx.load(bundle / VISION_GRAPH, load_external_data=False)
     huge = onnx.helper.make_tensor("huge", onnx.TensorProto.INT64, [1], [2**45])
     zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [1], [0.0])

@@ -33,12 +33,15 @@ PARTS = (bundle_runtime, bundle_runtime_answer, bundle_runtime_pictures, bundle_
 STEPS = 64
 BUNDLES: dict[str, list[str]] = {  # how each is exported
     "fused": [],
-    "standard": ["--dialect", "standard"],
-    "plain": ["--dialect", "plain"],
+    "standard": ["--dialect", "standard", "--precision", "float32"],
+    "plain": ["--dialect", "plain", "--precision", "float32"],
     "float16": ["--dialect", "standard", "--precision", "float16"],
     "int4": ["--weights", "int4"],
     "windows": [],  # of Qwen2.5-VL, and its answers in pixels
-    **{f"qwen3 {dialect}": ["--dialect", dialect] for dialect in ("fused", "standard", "plain")},
+    **{
+        f"qwen3 {dialect}": ["--dialect", dialect, "--precision", "float32"]
+        for dialect in ("fused", "standard", "plain")
+    },
     "qwen3 stock": [],  # which says what it likes
     "shipped": [],
 }
@@ -177,7 +180,8 @@ def test_an_engine_passes(traced: Traced, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("traced", ["fused"], indirect=True)
 def test_another_dialect_passes_with_the_same_trace(traced: Traced, tmp_path: Path, capsys: Capture) -> None:
-    assert export([str(traced[0].parent / "checkpoint"), str(tmp_path / "plain"), "--dialect", "plain"]) == 0
+    kind = ["--dialect", "plain", "--precision", "float32"]
+    assert export([str(traced[0].parent / "checkpoint"), str(tmp_path / "plain"), *kind]) == 0
     code, result = run([str(tmp_path / "plain"), "--check", str(traced[1])], capsys)
     assert (code, result["passed"], result["same_bundle"], result["tolerance"]) == (0, True, False, 1e-3)
     assert 0 < max(result["differences"].values()) < 1e-3

@@ -73,7 +73,17 @@ def test_the_standard_dialect_names_the_version_that_it_needs(
     from export.to_onnx import main as export
 
     assert (
-        export([str(random_model[1].parent / "checkpoint"), str(tmp_path / "standard"), "--dialect", "standard"]) == 0
+        export(
+            [
+                str(random_model[1].parent / "checkpoint"),
+                str(tmp_path / "standard"),
+                "--dialect",
+                "standard",
+                "--precision",
+                "float32",
+            ]
+        )
+        == 0
     )
     bundle = open_bundle(tmp_path / "standard")
     engine.OnnxVisionTower(bundle)

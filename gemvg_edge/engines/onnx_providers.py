@@ -60,7 +60,14 @@ def refusal(version: str, engine: str, dialect: str, precision: str, biased: boo
             f"(this is {version}); update it, or export with --dialect fused"
         )
     if engine == "onnx":
-        return None
+        return (
+            None
+            if precision != "bfloat16"
+            else (
+                "is in bfloat16, for TensorRT, and ONNX Runtime's CPU has no kernels for it; build engines from it "
+                "(export.to_tensorrt), compute it with export.verify, or export with --precision float32"
+            )
+        )
     if dialect == "plain":
         return (
             "has the plain dialect, whose cache ONNX Runtime keeps on the CPU; export it with --dialect fused or "
