@@ -15,7 +15,8 @@ from onnxscript import GraphBuilder
 
 from export.dialects import Ops
 from export.graph import FLOAT, HeadNorms, cast, node, part_of, set_output
-from export.weights import GridLinear, Linear, Scheme, WeightWriter
+from export.products import product
+from export.weights import Linear, Scheme, WeightWriter
 from gemvg_edge.bundle import ModelShape
 from quantize.model_config import ModelConfig
 
@@ -43,12 +44,12 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
                 bias=not config.head_norms,
             )
             norms = _head_norms(f"{layer}.self_attn", weights, epsilon) if config.head_norms else None
-            y, key, value = ops.cached_attention(g, _product(g, y, qkv, ops), past, inputs, shape, norms)
+            y, key, value = ops.cached_attention(g, product(g, y, qkv, ops), past, inputs, shape, norms)
             cache += [key, value]
             added = features[i : i + 1]
             if i == shape.layers - 1:  # past the last attention only the rows that are asked for count
                 y, residual, *added = (node(g.op.Gather(x, inputs["rows"], axis=0)) for x in (y, residual, *added))
-            y = _product(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme), ops)
+            y = product(g, y, _linear(weights, f"{layer}.self_attn.o_proj", scheme), ops)
             norm = weights.vector(f"{layer}.post_attention_layernorm.weight")
             y, residual = ops.add_rms_norm(g, y, residual, norm, epsilon)
             for feature in added:
@@ -57,7 +58,7 @@ def write_decoder(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, o
             following = f"model.layers.{i + 1}.input_layernorm" if i + 1 < shape.layers else "model.norm"
             y, residual = ops.add_rms_norm(g, y, residual, weights.vector(f"{following}.weight"), epsilon)
     head = "model.embed_tokens" if config.tied_head else "lm_head"
-    logits = _product(g, y, weights.linear("lm_head", [head], scheme, bias=False), ops)
+    logits = product(g, y, weights.linear("lm_head", [head], scheme, bias=False), ops)
     logits = cast(g, logits, FLOAT, source=dtype)
     set_output(g, logits, "logits", FLOAT, ["rows", shape.vocab_size])
     places = "capacity" if ops.NEW_CACHE == "present" else "tokens"
@@ -80,24 +81,9 @@ def _head_norms(name: str, weights: WeightWriter, epsilon: float) -> HeadNorms:
 
 
 def _mlp(g: GraphBuilder, x: ir.Value, name: str, weights: WeightWriter, ops: Ops, scheme: Scheme) -> ir.Value:
-    gate = _product(g, x, _linear(weights, f"{name}.gate_proj", scheme), ops)
-    up = _product(g, x, _linear(weights, f"{name}.up_proj", scheme), ops)
-    return _product(g, ops.silu_times(g, gate, up), _linear(weights, f"{name}.down_proj", scheme), ops)
-
-
-def _product(g: GraphBuilder, x: ir.Value, layer: Linear, ops: Ops) -> ir.Value:
-    """X @ weight + bias of a layer that a decode step gives a single row.
-
-    TensorRT dequantises 8-bit codes with a scale an output inside the product of two rows or more; for a single row it
-    writes the whole weight out as floats first, 5 bytes moved for each one stored. So such a layer always gets a row
-    more, of zeros, which is dropped again. Read in programs of TensorRT-RTX 1.7: docs/devices.md.
-    """
-    if not (isinstance(layer, GridLinear) and layer.block_size == 0):
-        return ops.linear(g, x, layer)
-    zero = cast(g, node(g.op.Constant(value_float=0.0)), layer.scales.dtype or FLOAT)
-    zeros = node(g.op.Expand(zero, [1, layer.inputs]))
-    y = ops.linear(g, node(g.op.Concat(x, zeros, axis=0)), layer)
-    return node(g.op.Slice(y, [0], [-1], [0]))
+    gate = product(g, x, _linear(weights, f"{name}.gate_proj", scheme), ops)
+    up = product(g, x, _linear(weights, f"{name}.up_proj", scheme), ops)
+    return product(g, ops.silu_times(g, gate, up), _linear(weights, f"{name}.down_proj", scheme), ops)
 
 
 def _linear(weights: WeightWriter, name: str, scheme: Scheme) -> Linear:

@@ -12,6 +12,7 @@ from onnxscript import GraphBuilder
 
 from export.dialects import Ops
 from export.graph import FLOAT, cast, node, part_of, set_output, sizes
+from export.products import product
 from export.weights import DENSE, Linear, Scheme, WeightWriter
 from quantize.model_config import ModelConfig
 
@@ -66,8 +67,9 @@ def merge_patches(
 ) -> None:
     """Normed patches (rows, width) -> the graph's output, visual tokens of the language model."""
     y = node(g.op.Reshape(y, [-1, config.merged_dim]))  # a block of patches becomes one token
-    y = ops.activation(g, ops.linear(g, y, linear(weights, "visual.merger.mlp.0", scheme)), "gelu")
-    give_tokens(g, ops.linear(g, y, linear(weights, "visual.merger.mlp.2", scheme)), patches, config, weights.dtype)
+    y = ops.activation(g, product(g, y, linear(weights, "visual.merger.mlp.0", scheme), ops), "gelu")
+    y = product(g, y, linear(weights, "visual.merger.mlp.2", scheme), ops)
+    give_tokens(g, y, patches, config, weights.dtype)
 
 
 def give_tokens(g: GraphBuilder, y: ir.Value, patches: ir.Value, config: ModelConfig, dtype: ir.DataType) -> None:

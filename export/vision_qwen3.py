@@ -12,6 +12,7 @@ from onnxscript import GraphBuilder
 
 from export.dialects import Ops
 from export.graph import FLOAT, INT64, cast, node, part_of, sizes
+from export.products import product
 from export.vision import EPSILON, embed_patches, give_tokens, linear, norm_of, patches_input
 from export.weights import Scheme, WeightWriter
 from quantize.model_config import ModelConfig
@@ -63,5 +64,5 @@ def _add_places(
 
 def _merge(g: GraphBuilder, x: ir.Value, merger: str, weights: WeightWriter, ops: Ops, scheme: Scheme) -> ir.Value:
     """Normed blocks of patches (tokens, merged width) -> (tokens, hidden)."""
-    y = ops.activation(g, ops.linear(g, x, linear(weights, f"{merger}.linear_fc1", scheme)), "gelu")
-    return ops.linear(g, y, linear(weights, f"{merger}.linear_fc2", scheme))
+    y = ops.activation(g, product(g, x, linear(weights, f"{merger}.linear_fc1", scheme), ops), "gelu")
+    return product(g, y, linear(weights, f"{merger}.linear_fc2", scheme), ops)

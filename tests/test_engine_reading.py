@@ -131,7 +131,7 @@ def test_what_is_known_of_the_plain_dialect(rtx: Any, exported: Callable[..., Bu
     assert (decode.attention, decode.written_out) == (0, ())
     assert decode.copied == ("past_key_0", "past_key_1"), "keys are transposed; values are read where they lie"
     assert decode.weights_moved <= 1.001 * decode.weights
-    assert all(reading.attention == LAYERS for reading in readings[VISION_ENGINE])
+    assert not any(reading.faults(LAYERS) for reading in readings[VISION_ENGINE])
 
 
 def test_float32_has_no_fused_attention_and_says_so(
