@@ -235,6 +235,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),
     "calibration": ("calibration.json", lambda result: calibration(result) + _machine(result)),
     "compression": ("compression.json", compression),
+    "compression tensorrt": ("compression_tensorrt.json", compression),
     "interchange": ("interchange.json", interchange),
     "memory": ("memory.json", memory),
     "pruning": ("pruning.json", pruning),

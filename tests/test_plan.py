@@ -40,6 +40,7 @@ from bench.roofline import (
     VisionShape,
     Work,
     activation_bytes,
+    building_bytes,
     decode_work,
     fit,
     held_out_error,
@@ -339,3 +340,20 @@ def test_known_devices_and_precisions_are_whole() -> None:
         assert device.usable > device.system >= 0
         assert device.peak["float16"] > 1e12
     assert {kind for recipe in RECIPES for kind in (recipe.decoder, recipe.head)} <= set(WEIGHT_BITS)
+
+
+def test_what_is_predicted_is_what_a_compiled_engine_moves() -> None:
+    """Of bench.engines' last run: bytes of weights a token, and of the cache; 2 % are scales and what lines them up."""
+    rows = json.loads((RESULTS / "engines.json").read_text())["rows"]
+    (engine,) = (
+        row
+        for row in rows
+        if (row["model"], row["dialect"], row["precision"], row["engine"])
+        == ("Qwen2-VL-2B", "standard", "bfloat16", "decoder.engine")
+    )
+    shape = find_shape("qwen2-vl-2b")
+    token = next(profile for profile in engine["profiles"] if profile["phase"] == "a token")
+    weights = weight_bytes(shape, RECIPES[-1])
+    assert token["weights_moved"] == pytest.approx(weights["decoder"] + weights["head"], rel=0.02)
+    assert token["cache_read"] == engine["capacity"] * shape.decoder.cache_bytes
+    assert building_bytes(shape, RECIPES[-1]) / 2**30 == pytest.approx(engine["peak_gib"], rel=0.15)
