@@ -17,7 +17,6 @@ from gemvg_edge.bundle import open_bundle
 
 PICTURES, PREFILL, VISUAL_TOKENS = 2, 1024, 1024
 WORKSPACE = 1024 * MIB
-PHASES = {"decoder.engine": ("prefill", "a token", "question"), "vision.engine": ("small", "middle", "large")}
 
 
 def build(source: str, index: str, work: str) -> None:
@@ -42,7 +41,7 @@ def build(source: str, index: str, work: str) -> None:
         "peak_gib": _peak_bytes() / GIB,
         "profiles": [
             as_json(reading) | {"phase": phase, "faults": reading.faults(layers)}
-            for phase, reading in zip(PHASES[job.name], readings, strict=True)
+            for phase, reading in zip(job.phases, readings, strict=True)
         ],
     }
     print(json.dumps(row))

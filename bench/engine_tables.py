@@ -16,7 +16,7 @@ def engines(result: Result) -> str:
         [
             row["model"],
             f"`{row['dialect']}`, {row['precision']}",
-            f"{'vision, ' if row['engine'].startswith('vision') else ''}{profile['phase']}",
+            profile["phase"],
             str(profile["kernels"]),
             f"{profile['attention']} of {row['layers']}",
             f"{profile['weights'] / MIB:.0f}",
@@ -28,7 +28,7 @@ def engines(result: Result) -> str:
         ]
         for row in result["rows"]
         for profile in row["profiles"]
-        if not (row["engine"].startswith("vision") and profile["phase"] != "large")  # the three are alike
+        if profile["phase"] not in ("small pictures", "middle pictures")  # as large ones
     ]
     head = ["model", "graphs", "phase", "kernels", "attentions fused", "weights, MiB", "moved of these"]
     head += ["cache read, MiB", "both, of the weights", "scratch, MiB", "slow"]

@@ -39,5 +39,5 @@ def read_shortened(bundle: Bundle) -> dict[str, list[Reading]]:
     with tempfile.TemporaryDirectory() as folder:
         for job in plan_jobs(vision, decoder, limits, bundle.manifest, 1):
             found[job.name] = run_job(rtx, job, bundle.folder, BuildOptions(WORKSPACE), Path(folder))
-            print("\n".join(describe(found[job.name], job.name, count_layers(job.graph))))
+            print("\n".join(describe(found[job.name], job.name, job.phases, count_layers(job.graph))))
     return found

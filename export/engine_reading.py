@@ -71,11 +71,11 @@ def read_program(program: Program) -> Reading:
     )
 
 
-def describe(readings: Sequence[Reading], name: str, attentions: int) -> list[str]:
-    """The readings of an engine's profiles as lines."""
+def describe(readings: Sequence[Reading], name: str, phases: Sequence[str], attentions: int) -> list[str]:
+    """The readings of an engine's profiles as lines; `phases`: what each profile is for."""
     lines = []
     for reading in readings:
-        line = f"{name}, profile {reading.profile}: {reading.kernels} kernels, {reading.attention} of {attentions} "
+        line = f"{name}, {phases[reading.profile]}: {reading.kernels} kernels, {reading.attention} of {attentions} "
         line += "attentions fused"
         if reading.weights:  # TensorRT's own inspector does not tell
             line += f", {reading.weights_moved / MIB:.1f} MiB moved for {reading.weights / MIB:.1f} MiB of weights"

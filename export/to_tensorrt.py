@@ -52,6 +52,8 @@ from gemvg_edge.json_object import read_json_object
 
 DEVICES = Path(__file__).parent / "targets" / "tensorrt_devices.json"
 ONE_SCENE = {"batch": 1, "rows": 1, "pictures": 1}  # dimensions that the engine always gives as 1
+PASSES = ("prefill", "a token", "question")  # what the profiles of tensorrt_build are for
+PICTURE_SIZES = ("small pictures", "middle pictures", "large pictures")
 FILES = (*bundle.ENGINE_FILES, bundle.HEAD_ENGINE)
 USUAL_PICTURE = 1024  # visual tokens, 900 x 900 pixels
 
@@ -89,6 +91,7 @@ class Job(NamedTuple):
     name: str
     graph: onnx.ModelProto
     profiles: Sequence[Profile]
+    phases: Sequence[str]  # what each profile is for
 
 
 def to_tensorrt(
@@ -142,7 +145,7 @@ def to_tensorrt(
     with new_bundle_folder(target, FILES, [source], overwrite=overwrite) as work:
         for job in plan_jobs(vision, decoder, limits, manifest, pieces):
             readings = run_job(trt, job, source, options, work)
-            print("\n".join(describe_readings(readings, job.name, count_layers(job.graph))))
+            print("\n".join(describe_readings(readings, job.name, job.phases, count_layers(job.graph))))
         for name in (bundle.EMBEDDING, bundle.TOKENIZER):
             shutil.copyfile(source / name, work / name)
         write_manifest(work, engine_manifest(source, target.resolve().name, build, work))
@@ -195,11 +198,11 @@ def plan_jobs(
     profiles = decoder_profiles(limits.max_tokens, limits.max_prefill)
     windows = limits.max_visual_tokens // window_tokens(manifest)
     step = window_tokens(manifest) * manifest.preprocessing.merge_size**2
-    jobs = [Job(bundle.VISION_ENGINE, vision, vision_profiles(windows, step))]
+    jobs = [Job(bundle.VISION_ENGINE, vision, vision_profiles(windows, step), PICTURE_SIZES)]
     if pieces == 1:
-        return [*jobs, Job(bundle.DECODER_ENGINE, decoder, profiles)]
+        return [*jobs, Job(bundle.DECODER_ENGINE, decoder, profiles, PASSES)]
     body, head = split_head(decoder, pieces)
-    return [*jobs, Job(bundle.DECODER_ENGINE, body, profiles), Job(bundle.HEAD_ENGINE, head, [])]
+    return [*jobs, Job(bundle.DECODER_ENGINE, body, profiles, PASSES), Job(bundle.HEAD_ENGINE, head, [], ["rows"])]
 
 
 def run_job(trt: Any, job: Job, source: Path, options: BuildOptions, work: Path) -> list[Reading]:

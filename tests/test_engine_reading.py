@@ -268,7 +268,8 @@ def test_the_inspector_of_tensorrt_is_read() -> None:
     first, second = (read_program(program) for program in read_inspector(json.dumps({"Layers": layers})))
     assert (first.profile, first.kernels, first.written_out) == (0, 2, ("model.layers.0/DequantizeLinear_node_3",))
     assert (second.profile, second.kernels, second.attention) == (1, 1, 1)
-    assert describe([second], "decoder", 1) == ["decoder, profile 1: 1 kernels, 1 of 1 attentions fused"]
+    said = ["decoder, a token: 1 kernels, 1 of 1 attentions fused"]
+    assert describe([second], "decoder", ("prefill", "a token"), 1) == said
     for broken in ("no JSON", '{"Layers": ["only a name"]}', "{}"):
         with pytest.raises(GemvgError, match="what TensorRT's inspector says cannot be read"):
             read_inspector(broken)
