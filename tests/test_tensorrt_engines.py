@@ -199,3 +199,14 @@ def test_legal_tokens_are_rows_of_the_logits_and_a_copy_goes_on_alike(pair: tupl
         decoder.forward([Step(embeddings, caches[0], 41, table, rows=2)])
     with pytest.raises(GemvgError, match="65 tokens cannot be copied between caches of 64 and 200"):
         decoder.copy(caches[0], caches[1], 65)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_what_was_built_is_read(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By TensorRT's own inspector, whose words have not been seen yet."""
+    assert to_tensorrt([str(bundles["standard-float16"]), str(tmp_path / "engines"), "--max-tokens", "256"]) == 0
+    said = capsys.readouterr()
+    assert "decoder.engine, a token: " in said.out
+    assert "not read" not in said.err
+    assert "GiB of memory for building" in said.err
