@@ -122,9 +122,12 @@ def test_every_weight_is_read_once_and_as_it_is_stored(
     assert prefill.taken_copied == LAYERS * 2 * 2 * 128 * 2
 
 
-def test_what_is_known_of_the_plain_dialect(rtx: Any, exported: Callable[..., Bundle], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "precision"), [("recommended", "bfloat16"), ("int8", "float16")])
+def test_what_is_known_of_the_plain_dialect(
+    recipe: str, precision: str, rtx: Any, exported: Callable[..., Bundle], tmp_path: Path
+) -> None:
     """No good form without a plug-in was found for TensorRT 10.3; docs/devices.md says so."""
-    readings = compile_bundle(rtx, exported("recommended", "plain", "bfloat16"), tmp_path)
+    readings = compile_bundle(rtx, exported(recipe, "plain", precision), tmp_path)
     decode = readings[DECODER_ENGINE][1]
     assert (decode.attention, decode.written_out) == (0, ())
     assert decode.copied == ("past_key_0", "past_key_1"), "keys are transposed; values are read where they lie"
