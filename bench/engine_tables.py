@@ -28,7 +28,7 @@ def engines(result: Result) -> str:
         ]
         for row in result["rows"]
         for profile in row["profiles"]
-        if profile["phase"] not in ("small pictures", "middle pictures")  # as large ones
+        if profile["phase"] not in ("small pictures", "middle pictures", "question")  # as large ones, and a prefill
     ]
     head = ["model", "graphs", "phase", "kernels", "attentions fused", "weights, MiB", "moved of these"]
     head += ["cache read, MiB", "both, of the weights", "scratch, MiB", "slow"]
