@@ -21,6 +21,7 @@ from export.engine_graphs import head_pieces, input_shapes, read_graph, split_he
 from export.tensorrt_build import (
     MIB,
     Range,
+    _save_timing_cache,
     decoder_profiles,
     profile_shapes,
     vision_profiles,
@@ -202,6 +203,33 @@ def test_a_split_head_of_a_deepstack_model_is_the_whole(dialect: str, qwen3: dic
     second = run_graph(head, qwen3[dialect], {"hidden": first.pop("hidden")})
     expected = run_graph(whole, qwen3[dialect], inputs)
     assert all(np.array_equal(value, expected[name]) for name, value in (first | second).items())
+
+
+def test_a_timing_cache_that_cannot_be_written_is_refused_first(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cache in (tmp_path, tmp_path / "none" / "cache"):
+        assert to_tensorrt([str(bundles["plain-float32"]), str(tmp_path / "out"), "--timing-cache", str(cache)]) == 2
+        assert f"--timing-cache {cache} is a folder, or its own is not there" in capsys.readouterr().err
+
+
+def test_measurements_that_cannot_be_kept_lose_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Config:  # TensorRT-RTX has no timing cache
+        def get_timing_cache(self) -> Config:
+            return self
+
+        def serialize(self) -> bytes:
+            return b"measured"
+
+    _save_timing_cache(Config(), tmp_path / "cache")
+    assert (tmp_path / "cache").read_bytes() == b"measured"
+    _save_timing_cache(Config(), tmp_path / "gone" / "cache")
+    (tmp_path / "folder").mkdir()
+    _save_timing_cache(Config(), tmp_path / "folder")
+    said = capsys.readouterr().err.splitlines()
+    assert "gone/cache cannot be written (No such file or directory); the engine is built all the same" in said[0]
+    assert "folder cannot be written (Is a directory)" in said[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "folder"}
 
 
 def test_senseless_limits_are_refused(bundles: dict[str, Path]) -> None:

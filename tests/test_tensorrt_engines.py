@@ -111,6 +111,16 @@ def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Pat
         build_engine(rtx, tmp_path / "none.onnx", {}, [], BuildOptions(64 * MIB), tmp_path / "out.engine")
 
 
+def test_a_full_disk_is_named(rtx: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """TensorRT itself gives no reason where a file takes no more."""
+    source = open_bundle(bundles["standard-float16"])
+    limits = Limits.of(source.manifest, 2, 64, 64, 64)
+    vision, _ = plan_jobs(*read_graphs(source, limits), limits, source.manifest, 1)
+    (tmp_path / vision.name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        run_job(rtx, vision, source.folder, BuildOptions(256 * MIB), tmp_path)
+
+
 needs_gpu = pytest.mark.skipif(
     find_spec("tensorrt") is None or not torch.cuda.is_available(), reason="no TensorRT, or no CUDA device"
 )
