@@ -44,7 +44,7 @@ from export.tensorrt_build import (
 )
 from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
-from gemvg_edge.command import OVERWRITE, run_command, whole_number
+from gemvg_edge.command import LARGEST, OVERWRITE, run_command, whole_number
 from gemvg_edge.engines.placement import scene_slots, whole_slots
 from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt, new_log
 from gemvg_edge.errors import GemvgError
@@ -81,6 +81,8 @@ class Limits:
         if min(pictures, tokens, max_prefill, visual) < 1:
             raise GemvgError("--pictures, --max-tokens, --max-prefill and --max-visual-tokens must be at least 1")
         tokens = whole_slots(tokens)
+        if max(tokens, visual * numbers.merge_size**2) > LARGEST:
+            raise GemvgError(f"{tokens} tokens of a scene and {visual} of a picture are past what TensorRT counts to")
         return Limits(tokens, min(max_prefill, tokens), visual)
 
 

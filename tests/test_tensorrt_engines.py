@@ -78,15 +78,16 @@ def test_a_tied_head_compiles(dialect: str, pieces: int, rtx: Any, tmp_path: Pat
     assert engine.stat().st_size > (tmp_path / dialect / EMBEDDING).stat().st_size
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_codes_compile(dialect: str, bits: int, rtx: Any, tmp_path: Path) -> None:
+def test_codes_compile(dialect: str, bits: int, pieces: int, rtx: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", GROUPED)
     grid: dict[str, Any] = {"bits": bits, "group_size": 32 if bits == 4 else -1, "vision_bits": 8, "head_bits": bits}
     quantize(
         Settings(tmp_path / "checkpoint", tmp_path / "codes", method="rtn", device="cpu", positive_scales=True, **grid)
     )
-    compile_checkpoint(rtx, tmp_path / "codes", dialect, tmp_path)
+    compile_checkpoint(rtx, tmp_path / "codes", dialect, tmp_path, pieces)
 
 
 def test_windows_compile(rtx: Any, tmp_path: Path) -> None:
