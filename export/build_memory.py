@@ -16,6 +16,7 @@ from export.build_peak import GIB, peak_bytes
 from export.engine_graphs import tensor_bytes
 from gemvg_edge.errors import GemvgError
 
+CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 _GIVE_BACK = 128 * 1024  # bytes; glibc's own threshold grows with what is freed, and freed weights stay in its hands
 
@@ -45,9 +46,12 @@ def available_memory() -> int:
     with contextlib.suppress(OSError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # "max" where nothing is limited
-        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
-        found.append(max(0, limit - used))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where nothing is limited
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # Used is also what the system holds of files for as long as nobody else needs the room.
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        held = sum(int(counts[name]) for name in ("active_file", "inactive_file"))
+        found.append(max(0, limit - used + held))
     return min(found, default=2**63)
 
 

@@ -83,6 +83,8 @@ def split_head(model: onnx.ModelProto, pieces: int) -> tuple[onnx.ModelProto, on
     whole.CopyFrom(model)
     graph, head = whole.graph, _head_node(whole)
     source = head.input[0]
+    if (maker := _makers(whole).get(source)) and maker.op_type == "Concat":
+        source = maker.input[0]  # the row of zeros that an 8-bit product gets beside is the head's own
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
@@ -105,7 +107,7 @@ def _head_node(model: onnx.ModelProto) -> onnx.NodeProto:
     """The matrix product that makes the logits."""
     makers = _makers(model)
     node = makers[LOGITS]
-    while node.op_type == "Cast":
+    while node.op_type in ("Cast", "Slice"):  # the latter drops the row of zeros of an 8-bit product
         node = makers[node.input[0]]
     if node.op_type not in ("Gemm", "MatMul"):
         raise GemvgError(f"the logits come from {node.op_type}, not from a matrix product; export the bundle again")

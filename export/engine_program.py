@@ -113,11 +113,11 @@ def _dims_of(tensor: dict[str, Any]) -> tuple[int | None, ...]:
 def _read_program(text: str, number: int) -> Program:
     tensors = {}
     for line in _TENSOR.findall(text):
-        tensors[_field(line, "name")] = Tensor(_dims(line), _field(line, "type"), "const_payload_size=" in line)
+        tensors[_field(line, "name")] = Tensor(_dims(line), _type(line), "const_payload_size=" in line)
     for line in _PART.findall(text):
         whole = _field(line, "base")
         constant = whole in tensors and tensors[whole].constant
-        tensors[_field(line, "name")] = Tensor(_dims(line), _field(line, "type"), constant, whole)
+        tensors[_field(line, "name")] = Tensor(_dims(line), _type(line), constant, whole)
     kernels = [
         Kernel(_field(body, "name"), kind, _names(body, "input"), _names(body, "output"), tuple(_NODE.findall(body)))
         for kind, body in _STEP.findall(text[text.index("\nmain {") :])
@@ -133,6 +133,12 @@ def _field(line: str, name: str) -> str:
     if found is None:
         raise GemvgError(f"a compiled program has a line without {name} ({line[:80]!r}); it is of another version")
     return found[1] if found[1] is not None else found[2]
+
+
+def _type(line: str) -> str:
+    if (found := _field(line, "type")) not in BITS:
+        raise GemvgError(f"a compiled program has tensors of type {found!r}, not known here; it is of another version")
+    return found
 
 
 def _dims(line: str) -> tuple[int | None, ...]:

@@ -3,7 +3,7 @@
 A grid is (in, out), the layout that TensorRT's weight-only products and NVIDIA's own exporters have. Codes of 2 and 3
 bits become 4-bit ones. TensorRT dequantises inside a product 4-bit codes in groups and 8-bit codes with a scale an
 output; all others it would write out as floats at every step (docs/devices.md), so that 4-bit codes with a scale an
-output become groups of that one scale, and 8-bit groups are refused. Knows neither graphs nor files.
+output become several groups of that one scale, and 8-bit groups are refused. Knows neither graphs nor files.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class Grid(NamedTuple):
 def to_grid(linear: QuantizedLinear, name: str) -> Grid:
     """The layout of one layer; GemvgError, with its name, for zero-points, uneven groups, and groups of 8-bit codes."""
     if not linear.symmetric:
-        raise GemvgError(f"{name} has zero-points, which TensorRT does not take; quantise with --sym")
+        raise GemvgError(
+            f"{name} has zero-points, which TensorRT does not take; quantise the float checkpoint with --sym"
+        )
     order, size = input_order(linear, name)
     codes = (linear.codes if order is None else linear.codes[:, order]).astype(np.int16) - 2 ** (linear.bits - 1)
     bits, scales = max(4, linear.bits), linear.scales
     one = len(scales) == 1
-    if one and bits == 4 and (group := next((group for group in GROUPS if size % group == 0), 0)):
+    if one and bits == 4 and (group := next((group for group in GROUPS if size > group and size % group == 0), 0)):
         one, scales, size = False, np.repeat(scales, size // group, axis=0), group
     if one == (bits == 4):
         how = f"groups of {size} of 8 bits" if bits == 8 else f"4 bits with one scale for {size} inputs"

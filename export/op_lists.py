@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from gemvg_edge.bundle import DECODER_GRAPH
+from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError
 
 LISTS = Path(__file__).parent / "targets"
@@ -54,7 +55,7 @@ def nearest_list(version: str) -> str:
 
 def check_graph(path: Path, op_list: OpList) -> list[str]:
     """What would not parse, one sentence a node; GemvgError where the file is no ONNX graph."""
-    model = onnx.shape_inference.infer_shapes(load_graph(path), strict_mode=False)
+    model = _inferred(path)
     types = dict(_value_types(model.graph))
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"} | set(tensors)
@@ -65,8 +66,11 @@ def check_graph(path: Path, op_list: OpList) -> list[str]:
     for node in model.graph.node:
         problem = _missing(node, types, op_list) or _broken_rule(node, constants)
         if problem is None and node.op_type == "DequantizeLinear":
-            problem = _negative_scale(tensors[node.input[1]], path.parent)
-            problem = problem or _slow(node, tensors[node.input[0]].data_type, rows.get(node.output[0], ""), path.name)
+            codes, scales = (tensors.get(name) for name in node.input[:2])
+            if codes is None or scales is None:
+                raise GemvgError(f"{path}: {node.name!r} dequantises what is no stored weight; export the bundle again")
+            problem = _negative_scale(scales, path.parent)
+            problem = problem or _slow(node, codes.data_type, rows.get(node.output[0], ""), path.name)
         if problem:
             problems.append(f"{path.name}: node {node.name!r} ({node.op_type}): {problem}")
     return problems
@@ -78,6 +82,15 @@ def load_graph(path: Path) -> onnx.ModelProto:
         return onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's exceptions have no common base
         raise GemvgError(f"{path} is not an ONNX graph ({error}); export the bundle again") from None
+
+
+def _inferred(path: Path) -> onnx.ModelProto:
+    """A graph without its weights, the types of its values with it."""
+    model = load_graph(path)
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=False)
+    except Exception as error:  # as in load_graph
+        raise GemvgError(f"{path} does not hold together ({one_line(error)}); export the bundle again") from None
 
 
 def newest_opset(path: Path) -> int:
@@ -147,7 +160,12 @@ def _slow(node: onnx.NodeProto, data_type: int, multiplied: str, graph: str) -> 
 
 
 def _negative_scale(scales: onnx.TensorProto, folder: Path) -> str | None:
-    if (onnx.numpy_helper.to_array(scales, str(folder)) > 0).all():
+    try:
+        values = onnx.numpy_helper.to_array(scales, str(folder))
+    except Exception as error:  # as in load_graph
+        why = one_line(error)
+        raise GemvgError(f"{folder}: {scales.name} cannot be read ({why}); export the bundle again") from None
+    if (values > 0).all():
         return None
     return "all scales must be above zero; quantise with `python -m quantize.gptq --positive-scales`"
 

@@ -88,7 +88,10 @@ def _round(name: str, half: int) -> Iterator[onnx.NodeProto]:
 
 def _attention(node: onnx.NodeProto, half: int, kv_heads: int | None) -> onnx.FunctionProto:
     """The operator in pieces. Queries (batch, heads, tokens, dim), keys and values (batch, kv_heads, places, dim)."""
-    root = math.sqrt(next(attribute.f for attribute in node.attribute if attribute.name == "scale"))
+    scale = next((attribute.f for attribute in node.attribute if attribute.name == "scale"), 0.0)
+    if not scale > 0:
+        raise GemvgError(f"the attention {node.name!r} has no scale; export the bundle again")
+    root = math.sqrt(scale)
     mask = len(node.input) > 3
     # Both sides by the root of the scale, as the standard says and the programs do.
     return onnx.parser.parse_function(f"""

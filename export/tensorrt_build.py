@@ -6,6 +6,7 @@ lines are tested with TensorRT-RTX, which parses and compiles without a GPU. Kno
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from gemvg_edge.engines.placement import SLOTS, whole_slots
 from gemvg_edge.engines.tensorrt_library import new_log, reason
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import reason as why_refused
 
 MIB = 2**20
 LEAST_WORKSPACE = 64 * MIB
@@ -143,6 +145,7 @@ def build_engine(
 
 def _build_into(trt: Any, builder: Any, network: Any, config: Any, target: Path) -> bool:
     """Whether the engine was built; its bytes go into the file as they come, where TensorRT can (from 10.12 on)."""
+    failed: list[BaseException] = []  # TensorRT swallows what a writer raises
     with target.open("wb") as file:
         if not hasattr(builder, "build_serialized_network_to_stream"):
             engine = builder.build_serialized_network(network, config)
@@ -154,9 +157,16 @@ def _build_into(trt: Any, builder: Any, network: Any, config: Any, target: Path)
                 trt.IStreamWriter.__init__(self)
 
             def write(self, data: bytes) -> int:
-                return file.write(data)
+                try:
+                    return file.write(data)
+                except BaseException as error:
+                    failed.append(error)
+                    return 0
 
-        return bool(builder.build_serialized_network_to_stream(network, config, Writer())) and file.tell() > 0
+        built = bool(builder.build_serialized_network_to_stream(network, config, Writer()))
+        if failed:
+            raise failed[0]
+        return built and file.tell() > 0
 
 
 def parse_graph(trt: Any, network: Any, graph: Path, log: Any) -> Any:
@@ -186,9 +196,15 @@ def _load_timing_cache(config: Any, path: Path) -> None:
 
 
 def _save_timing_cache(config: Any, path: Path) -> None:
+    """Keep the measurements; where that fails the engine, which was hours of work, is as good without."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(config.get_timing_cache().serialize())
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(config.get_timing_cache().serialize())
+        unfinished.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        print(f"{path} cannot be written ({why_refused(error)}); the engine is built all the same", file=sys.stderr)
 
 
 def _new_monitor(trt: Any, bar: Any) -> Any:

@@ -44,10 +44,11 @@ from export.tensorrt_build import (
 )
 from gemvg_edge import bundle
 from gemvg_edge.bundle import Bundle, EngineBuild, Manifest, open_bundle
-from gemvg_edge.command import OVERWRITE, run_command, whole_number
+from gemvg_edge.command import LARGEST, OVERWRITE, run_command, whole_number
 from gemvg_edge.engines.placement import scene_slots, whole_slots
 from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt, new_log
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_folder
 from gemvg_edge.json_object import read_json_object
 
 DEVICES = Path(__file__).parent / "targets" / "tensorrt_devices.json"
@@ -82,6 +83,8 @@ class Limits:
         if min(pictures, tokens, max_prefill, visual) < 1:
             raise GemvgError("--pictures, --max-tokens, --max-prefill and --max-visual-tokens must be at least 1")
         tokens = whole_slots(tokens)
+        if max(tokens, visual * numbers.merge_size**2) > LARGEST:
+            raise GemvgError(f"{tokens} tokens of a scene and {visual} of a picture are past what TensorRT counts to")
         return Limits(tokens, min(max_prefill, tokens), visual)
 
 
@@ -115,6 +118,8 @@ def to_tensorrt(
         raise GemvgError(f"{source} holds engines already; give the bundle of graphs that they were built from")
     check_dialect(manifest.dialect, source)
     limits = Limits.of(manifest, pictures, max_tokens, max_prefill, max_visual_tokens)
+    if timing_cache and (is_folder(timing_cache) or not is_folder(timing_cache.parent)):
+        raise GemvgError(f"--timing-cache {timing_cache} is a folder, or its own is not there; give a file")
     trt = load_tensorrt()
     check_dialect(manifest.dialect, source, trt.__version__)
     check_ops(opened, trt.__version__)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, reason
+from gemvg_edge.marks import localise
 from gemvg_edge.positions import text_positions
 from gemvg_edge.prompt import IMAGE_TOKEN, encode
 from train.checkpoint import CheckpointSettings
@@ -33,6 +34,7 @@ SCENES_SEED = 900_000  # scenes of no other split
 SCENES, SIZE = 100, 144
 TEXT_TOKENS = 256  # of a piece of text, about a prompt's length
 COT_SHARE = 0.5
+MOST_DRAWN = 10  # questions for each that is asked
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def grounding_prompts(
 
     Scenes are rendered into `scenes` if they are not there. GemvgError names the record whose picture is missing.
     """
-    records = _file_records(file, samples) if file else _simulated_records(scenes, samples)
+    records = _file_records(file, samples) if file else _simulated_records(settings, scenes, samples)
     prompts = []
     for number, record in enumerate(tqdm(records, desc="calibration prompts", unit="prompt", leave=False), 1):
         try:
@@ -120,10 +122,20 @@ def _file_records(file: Path, samples: int) -> list[Record]:
     return records
 
 
-def _simulated_records(folder: Path, samples: int) -> list[Record]:
+def _simulated_records(settings: CheckpointSettings, folder: Path, samples: int) -> list[Record]:
     """Questions about scenes of the simulated world that are in no other split; they are rendered the first time."""
     render(folder, SCENES_SEED, SCENES, SIZE, os.cpu_count() or 1)
-    return list(world_records(folder, samples, COT_SHARE, seed=0))
+    drawn = world_records(folder, MOST_DRAWN * samples, COT_SHARE, seed=0)
+    return list(islice((record for record in drawn if _can_be_asked(settings, record)), samples))
+
+
+def _can_be_asked(settings: CheckpointSettings, record: Record) -> bool:
+    """Whether a model can read the box that a question shows, if it shows one: in pixels it is not always clear."""
+    try:
+        localise(record.query, settings.answer_format, settings.resized(record.sizes))
+    except GemvgError:
+        return False
+    return True
 
 
 def _pieces(settings: CheckpointSettings, text: str) -> Iterator[torch.Tensor]:

@@ -18,11 +18,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
-from export.build_memory import build_bytes, check_memory
+from export.build_memory import available_memory, build_bytes, check_memory
 from export.build_peak import BASE
 from export.bundle_writer import Recipe, write_bundle
+from export.engine_check import read_shortened
 from export.engine_graphs import in_pieces, input_shapes, read_graph, weight_bytes, write_graph
-from export.engine_program import read_engine, read_inspector
+from export.engine_program import BITS, read_engine, read_inspector
 from export.engine_reading import Reading, describe, read_program
 from export.op_lists import check_graph, read_op_list
 from export.shortened import count_layers, shorten
@@ -253,6 +254,32 @@ def test_a_file_without_a_program_is_told(tmp_path: Path) -> None:
         read_engine(tmp_path / "engine")
 
 
+def test_what_cannot_be_compiled_or_read_ends_no_verification(
+    random_model: tuple[Any, Path],
+    rtx: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = open_checkpoint(random_model[1].parent / "checkpoint")
+    write_bundle(checkpoint, tmp_path / "bundle", Recipe("standard", "bfloat16"))
+    bundle = open_bundle(tmp_path / "bundle")
+    assert set(read_shortened(bundle)) == {VISION_ENGINE, DECODER_ENGINE}
+    monkeypatch.delitem(BITS, "bf16")
+    assert read_shortened(bundle) == {}
+    said = capsys.readouterr().out
+    assert f"{DECODER_ENGINE} is not read: a compiled program has tensors of type 'bf16', not known here" in said
+    monkeypatch.setattr("export.engine_program._START", b"header of the next version")
+    assert read_shortened(bundle) == {}
+    assert "holds no compiled program that can be read" in capsys.readouterr().out
+    monkeypatch.setattr("export.engine_check.available_memory", lambda: 100 * MIB)
+    assert read_shortened(bundle) == {}
+    assert "not compiled: it takes about" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    assert read_shortened(bundle) == {}
+    assert "not compiled: no TensorRT-RTX here" in capsys.readouterr().out
+
+
 def test_the_inspector_of_tensorrt_is_read() -> None:
     """In the schema of its documentation; what TensorRT itself says has not been seen yet."""
 
@@ -305,6 +332,16 @@ def test_the_memory_of_a_build_is_known_beforehand(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     predicted, peak = map(int, done.stdout.split())
     assert abs(predicted / peak - 1) < 0.15, (predicted / MIB, peak / MIB)
+
+
+def test_files_that_a_container_holds_in_memory_are_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.build_memory.CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{64 * MIB}\n")
+    (tmp_path / "memory.current").write_text(f"{60 * MIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {10 * MIB}\nactive_file {20 * MIB}\ninactive_file {30 * MIB}\n")
+    assert available_memory() == 54 * MIB
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 64 * MIB
 
 
 def test_a_build_without_memory_is_refused(exported: Callable[..., Bundle]) -> None:

@@ -123,6 +123,8 @@ def test_why_a_session_was_not_opened() -> None:
     assert providers.why_not_opened(old, "").startswith(said)
     full = RuntimeError(CUDA_FAILURE.format(2, "out of memory"))
     assert providers.why_not_opened(full, "") == "CUDA failure 2: out of memory; close what else uses the GPU"
+    none = RuntimeError(CUDA_FAILURE.format(100, "no CUDA-capable device is detected"))
+    assert "is detected; see with `nvidia-smi` whether there is one" in providers.why_not_opened(none, "libx")
     assert providers.why_not_opened(ValueError("no\nkernel"), "") == "no kernel"
     assert "no kernel; first, CUDA's libraries: libx" in providers.why_not_opened(ValueError("no kernel"), "libx")
 

@@ -221,3 +221,36 @@ def test_what_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "odd.onnx").write_bytes(b"none")
     with pytest.raises(GemvgError, match=r"odd.onnx is not an ONNX graph \(.*\); export the bundle again"):
         check_graph(tmp_path / "odd.onnx", read_op_list("tensorrt_11"))
+
+
+def dequantize_a_product(graph: onnx.GraphProto) -> None:
+    node = next(node for node in graph.node if node.op_type == "DequantizeLinear")
+    graph.node.insert(0, make_node("Mul", 2 * [node.input[1]], ["squares"]))
+    node.input[1] = "squares"
+
+
+def take_an_input(graph: onnx.GraphProto) -> None:
+    del next(node for node in graph.node if node.op_type == "DequantizeLinear").input[1:]
+
+
+def read_elsewhere(graph: onnx.GraphProto) -> None:
+    for entry in (entry for tensor in graph.initializer for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = "../../../../etc/passwd"
+
+
+DAMAGED: dict[str, tuple[Callable[[onnx.GraphProto], None], str]] = {
+    "no stored scales": (dequantize_a_product, r"DequantizeLinear_node_\d+' dequantises what is no stored weight"),
+    "an input too few": (take_an_input, r"decoder.onnx does not hold together \(.*\); export the bundle again"),
+    "another file": (read_elsewhere, r"q.*_proj.scales cannot be read \(.*passwd.*\); export the bundle again"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_graph_is_one_sentence(case: str, bundles: Path, tmp_path: Path) -> None:
+    damage, said = DAMAGED[case]
+    model = onnx.load(bundles / "standard-int4" / DECODER_GRAPH, load_external_data=False)
+    damage(model.graph)
+    onnx.save(model, tmp_path / DECODER_GRAPH)
+    with pytest.raises(GemvgError, match=said):
+        check_graph(tmp_path / DECODER_GRAPH, read_op_list("tensorrt_11"))

@@ -19,7 +19,7 @@ from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import VisionShape
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
-from quantize.calibration import CalibrationPrompt
+from quantize.calibration import CalibrationPrompt, _can_be_asked, grounding_prompts
 from quantize.checkpoint import open_checkpoint
 from quantize.gptq import Settings, quantize, read_prompts
 from quantize.model_config import read_config
@@ -39,6 +39,7 @@ from tests.checkpoints import (
 )
 from tests.damage import set_field
 from train.data.record import Record, write_records
+from train.world.records import world_records
 
 SAMPLES = 6
 # (width, height) in pixels. In windows of 2 x 2 tokens: three in a row, the last a column; nine with edges; one token.
@@ -140,6 +141,17 @@ def test_blocks_in_a_row_are_the_model(tiny: tuple[Any, Path]) -> None:
     *_, head = stream(checkpoint, prompts)
     for prompt, ours in zip(prompts, head.run(), strict=True):
         assert np.abs(ours.numpy() - logits(model, prompt)).max() < 1e-4
+
+
+def test_simulated_scenes_ask_what_pixels_can_say(
+    tiny: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question that shows a box in one of several pictures of several sizes is left out, another takes its place."""
+    monkeypatch.setattr("quantize.calibration.SCENES", 12)
+    settings = open_checkpoint(tiny[1] / "checkpoint", "qwen2.5-vl").config.settings
+    assert len(grounding_prompts(settings, None, tmp_path, 20)) == 20
+    asked = [_can_be_asked(settings, record) for record in world_records(tmp_path, 20, 0.5, seed=0)]
+    assert 10 < sum(asked) < 20
 
 
 def test_calibration_answers_are_in_resized_pixels(tiny: tuple[Any, Path]) -> None:

@@ -21,6 +21,7 @@ from export.engine_graphs import head_pieces, input_shapes, read_graph, split_he
 from export.tensorrt_build import (
     MIB,
     Range,
+    _save_timing_cache,
     decoder_profiles,
     profile_shapes,
     vision_profiles,
@@ -33,7 +34,8 @@ from gemvg_edge.engines.placement import ALIGNMENT, cache_copies, choose_profile
 from gemvg_edge.engines.tensorrt_library import check_build, check_dialect
 from gemvg_edge.errors import GemvgError
 from quantize.checkpoint import open_checkpoint
-from tests.checkpoints import TINY_2_5, TINY_3, write_checkpoint
+from quantize.gptq import Settings, quantize
+from tests.checkpoints import GROUPED, TINY_2_5, TINY_3, write_checkpoint
 from tests.test_engine import difference
 
 DIALECTS = ("standard", "plain")
@@ -204,12 +206,64 @@ def test_a_split_head_of_a_deepstack_model_is_the_whole(dialect: str, qwen3: dic
     assert all(np.array_equal(value, expected[name]) for name, value in (first | second).items())
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_split_head_of_8_bits_is_the_whole(dialect: str, tmp_path: Path) -> None:
+    """The row of zeros that its product gets, and what drops it again, are the head's own."""
+    write_checkpoint(tmp_path / "checkpoint", GROUPED)
+    codes = Settings(
+        tmp_path / "checkpoint", tmp_path / "codes", group_size=32, head_bits=8, method="rtn", device="cpu"
+    )
+    quantize(codes)
+    write_bundle(open_checkpoint(codes.out), tmp_path / "bundle", Recipe(dialect))
+    whole = read_graph(tmp_path / "bundle" / DECODER_GRAPH, {"batch": 1, "rows": 1, "capacity": 64})
+    assert head_pieces(whole, 2**40) == 1
+    assert head_pieces(whole, 2**16) > 1
+    body, head = split_head(whole, 2)
+    assert input_shapes(head) == {"hidden": (1, 96)}
+    inputs = random_inputs(whole, 5, 0)
+    first = run_graph(body, tmp_path / "bundle", inputs)
+    second = run_graph(head, tmp_path / "bundle", {"hidden": first.pop("hidden")})
+    expected = run_graph(whole, tmp_path / "bundle", inputs)
+    assert second["logits"].shape == expected["logits"].shape
+    assert all(np.abs(value - expected[name]).max() < 1e-5 for name, value in (first | second).items())
+
+
+def test_a_timing_cache_that_cannot_be_written_is_refused_first(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cache in (tmp_path, tmp_path / "none" / "cache"):
+        assert to_tensorrt([str(bundles["plain-float32"]), str(tmp_path / "out"), "--timing-cache", str(cache)]) == 2
+        assert f"--timing-cache {cache} is a folder, or its own is not there" in capsys.readouterr().err
+
+
+def test_measurements_that_cannot_be_kept_lose_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Config:  # TensorRT-RTX has no timing cache
+        def get_timing_cache(self) -> Config:
+            return self
+
+        def serialize(self) -> bytes:
+            return b"measured"
+
+    _save_timing_cache(Config(), tmp_path / "cache")
+    assert (tmp_path / "cache").read_bytes() == b"measured"
+    _save_timing_cache(Config(), tmp_path / "gone" / "cache")
+    (tmp_path / "folder").mkdir()
+    _save_timing_cache(Config(), tmp_path / "folder")
+    said = capsys.readouterr().err.splitlines()
+    assert "gone/cache cannot be written (No such file or directory); the engine is built all the same" in said[0]
+    assert "folder cannot be written (Is a directory)" in said[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "folder"}
+
+
 def test_senseless_limits_are_refused(bundles: dict[str, Path]) -> None:
     manifest = open_bundle(bundles["plain-float32"]).manifest
     assert Limits.of(manifest, 2, 4096, 8192, None) == Limits(4096, 4096, 64)  # the tiny model's pictures have 64 cells
     assert Limits.of(manifest, 3, None, 1024, None) == Limits(448, 448, 64), "three pictures, and 256 tokens of words"
     for limits in [(0, None, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)]:
         with pytest.raises(GemvgError, match="must be at least 1"):
+            Limits.of(manifest, *limits)
+    for limits in [(2, 2**31 - 1, 1, 1), (2**31 - 1, None, 1, 64), (1, 64, 1, 2**31 - 1)]:
+        with pytest.raises(GemvgError, match="are past what TensorRT counts to"):
             Limits.of(manifest, *limits)
 
 

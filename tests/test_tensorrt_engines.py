@@ -78,15 +78,16 @@ def test_a_tied_head_compiles(dialect: str, pieces: int, rtx: Any, tmp_path: Pat
     assert engine.stat().st_size > (tmp_path / dialect / EMBEDDING).stat().st_size
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_codes_compile(dialect: str, bits: int, rtx: Any, tmp_path: Path) -> None:
+def test_codes_compile(dialect: str, bits: int, pieces: int, rtx: Any, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", GROUPED)
     grid: dict[str, Any] = {"bits": bits, "group_size": 32 if bits == 4 else -1, "vision_bits": 8, "head_bits": bits}
     quantize(
         Settings(tmp_path / "checkpoint", tmp_path / "codes", method="rtn", device="cpu", positive_scales=True, **grid)
     )
-    compile_checkpoint(rtx, tmp_path / "codes", dialect, tmp_path)
+    compile_checkpoint(rtx, tmp_path / "codes", dialect, tmp_path, pieces)
 
 
 def test_windows_compile(rtx: Any, tmp_path: Path) -> None:
@@ -109,6 +110,16 @@ def test_what_the_parser_refuses_is_named(rtx: Any, random_model: tuple[Any, Pat
     (tmp_path / "none.onnx").write_bytes(b"none")
     with pytest.raises(GemvgError, match=r"none.onnx"):
         build_engine(rtx, tmp_path / "none.onnx", {}, [], BuildOptions(64 * MIB), tmp_path / "out.engine")
+
+
+def test_a_full_disk_is_named(rtx: Any, bundles: dict[str, Path], tmp_path: Path) -> None:
+    """TensorRT itself gives no reason where a file takes no more."""
+    source = open_bundle(bundles["standard-float16"])
+    limits = Limits.of(source.manifest, 2, 64, 64, 64)
+    vision, _ = plan_jobs(*read_graphs(source, limits), limits, source.manifest, 1)
+    (tmp_path / vision.name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        run_job(rtx, vision, source.folder, BuildOptions(256 * MIB), tmp_path)
 
 
 needs_gpu = pytest.mark.skipif(

@@ -38,7 +38,7 @@ HEAVY = frozenset((
     "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax",
     "TensorScatter", "Transpose",
 ))  # fmt: skip
-OUT_OF_MEMORY = "2"  # cudaErrorMemoryAllocation
+OUT_OF_MEMORY, NO_DEVICE = "2", "100"  # cudaErrorMemoryAllocation, cudaErrorNoDevice
 RECORD = {"session.record_ep_graph_assignment_info": "1"}  # 1.24 and later; others ignore it
 log = logging.getLogger("gemvg_edge")
 
@@ -112,7 +112,11 @@ def why_not_opened(error: Exception, said: str) -> str:
     """In one line: CUDA's own words where there are any, else ONNX Runtime's; `said`: by load_cuda."""
     words = " ".join(str(error).split())
     if failure := re.search(r"CUDA failure (\d+): [^;]+", words):
-        fix = "close what else uses the GPU" if failure[1] == OUT_OF_MEMORY else INSTALL
+        fixes = {
+            OUT_OF_MEMORY: "close what else uses the GPU",
+            NO_DEVICE: "see with `nvidia-smi` whether there is one, and whether CUDA_VISIBLE_DEVICES hides it",
+        }
+        fix = fixes.get(failure[1], INSTALL)
         return f"{failure[0].strip()}; {fix}"
     return f"{words}; first, CUDA's libraries: {said}; {INSTALL}" if said else words
 
