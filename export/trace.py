@@ -57,7 +57,7 @@ from gemvg_edge.prompt import encode_prefix, encode_query
 
 QUESTION = "all red objects"
 SIZES = (203, 149), (131, 217)  # width and height: of no model's grid, one wide and one tall
-STEPS = 32
+STEPS, MOST_STEPS = 32, 4096
 THREADS = 1  # a sum has one order then, on every machine
 
 Pixels = npt.NDArray[np.uint8]
@@ -226,8 +226,17 @@ def _given_by(trace: Read) -> Given:
         ):
             raise GemvgError(f"the trace's {name} is missing or of another kind; {FIX}")
     free_ids, answer_ids = trace["free_ids"], trace["answer_ids"]
-    steps = max(len(free_ids), len(answer_ids))
-    return Given([trace[name] for name in names], text_of(trace["question"]), steps, free_ids, answer_ids)
+    for name, ids in (("free_logits", free_ids), ("answer_logits", answer_ids)):
+        logits = trace.get(name)
+        if logits is None or logits.dtype != np.float32 or logits.ndim != 2 or len(logits) != len(ids):
+            raise GemvgError(f"the trace's {name} is missing or of another kind; {FIX}")
+    if (steps := max(len(free_ids), len(answer_ids))) > MOST_STEPS:
+        raise GemvgError(f"the trace's answers have {steps} tokens, and {MOST_STEPS} at most are followed; {FIX}")
+    try:
+        question = text_of(trace["question"])
+    except UnicodeDecodeError:
+        raise GemvgError(f"the trace's question is missing or of another kind; {FIX}") from None
+    return Given([trace[name] for name in names], question, steps, free_ids, answer_ids)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -251,8 +260,8 @@ def _run(arguments: list[str] | None) -> int:
     parser.add_argument("--check", type=path_name, metavar="FILE", help=against)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE.replace("a finished result", "any file"))
     given = parser.parse_args(arguments)
-    if not 1 <= given.steps <= 4096:
-        raise GemvgError(f"--steps {given.steps} is not 1 to 4096")
+    if not 1 <= given.steps <= MOST_STEPS:
+        raise GemvgError(f"--steps {given.steps} is not 1 to {MOST_STEPS}")
     manifest = read_manifest(given.bundle / MANIFEST)
     engine = given.engine or ("tensorrt" if manifest.tensorrt else "onnx")
     trace = read_trace(given.check) if given.check else None

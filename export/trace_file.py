@@ -20,6 +20,7 @@ from gemvg_edge.files import is_file, printable, refuse_inputs, replacing
 
 FORMAT, VERSION = "gemvg-edge-trace", 1
 ABOUT = ("bundle", "bundle_sha256", "dialect", "engine")  # what a trace must say of itself
+MOST_BYTES = 4 * 2**30  # of a stranger's trace
 FIX = "write it again with `python -m export.trace BUNDLE`"
 # Absolute, of what is computed from pictures and positions alone; whatever is not named here, and no float, is exact.
 ARITHMETIC = {"patches": 1e-5, "place_weight": 1e-5, "vision_cos": 1e-4, "vision_sin": 1e-4, "cos": 1e-4, "sin": 1e-4}
@@ -50,6 +51,10 @@ def read_trace(path: Path) -> Arrays:
     if not is_file(path):
         raise GemvgError(f"{printable(path)}: no such trace; {FIX}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"its arrays take {size / 2**30:.1f} GiB, and {MOST_BYTES / 2**30:.0f} are read")
         with np.load(path, allow_pickle=False) as archive:
             arrays: Arrays = {name: archive[name] for name in archive.files}
         about = json.loads(text_of(arrays["about"]))

@@ -22,6 +22,7 @@ from export.trace_file import CHOSEN, NETWORKS, Arrays, limit_of, read_trace, te
 from gemvg_edge import Grounder
 from gemvg_edge.bundle import FORMAT_VERSION
 from gemvg_edge.engines.native.library import find_library
+from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests import bundle_runtime, bundle_runtime_answer, bundle_runtime_pictures, bundle_runtime_seal
 from tests.checkpoints import TINY, TINY_2_5, TINY_3, TOKENIZER, edit_json, write_checkpoint
@@ -256,7 +257,19 @@ KINDS: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "a grey picture": (lambda a: a.update(picture_1=a["picture_1"][:, :, 0]), "picture_1"),
     "no token": (lambda a: a.update(free_ids=a["free_ids"][:0]), "free_ids"),
     "no question": (lambda a: a.pop("question"), "question"),
+    "a question of other bytes": (lambda a: a.update(question=np.array([255, 254], np.uint8)), "question"),
+    "no logits": (lambda a: a.pop("free_logits"), "free_logits"),
+    "too few logits": (lambda a: a.update(answer_logits=a["answer_logits"][:1]), "answer_logits"),
+    "logits of one row": (lambda a: a.update(free_logits=a["free_logits"][0]), "free_logits"),
+    "logits that are text": (lambda a: a.update(free_logits=a["free_logits"].astype("U8")), "free_logits"),
 }
+
+
+def test_a_trace_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.trace_file.MOST_BYTES", 1000)
+    write_trace(tmp_path / "large.npz", {"about": np.zeros(1001, np.uint8)})
+    with pytest.raises(GemvgError, match=r"large.npz is not a trace \(its arrays take 0.0 GiB, and 0 are read\)"):
+        read_trace(tmp_path / "large.npz")
 
 
 @pytest.mark.parametrize("case", KINDS)
