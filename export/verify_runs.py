@@ -16,6 +16,7 @@ from export.rounded import rounded
 from gemvg_edge.bundle import DECODER_GRAPH, TOKENIZER, VISION_GRAPH, Bundle
 from gemvg_edge.decoding import Rope, embed_prompt, prefill
 from gemvg_edge.engines.embedding import EmbeddingTable
+from gemvg_edge.engines.graph_ops import operators_of
 from gemvg_edge.engines.protocol import CacheT, Decoder, Floats, VisionTower
 from gemvg_edge.images import patchify
 from gemvg_edge.positions import mrope_positions
@@ -60,6 +61,7 @@ def _exact_session(bundle: Bundle, graph: str, folder: Path) -> Any:
     """A graph opened so that quantised layers see activations as they are, and half floats are rounded as on a GPU."""
     from gemvg_edge.engines.onnxruntime import open_graph
 
+    operators_of(bundle.path(graph))  # a loop of a stranger's may never end
     model = load_graph(bundle.path(graph))
     for node in model.graph.node:
         for attribute in node.attribute:

@@ -137,6 +137,21 @@ def test_a_node_that_a_target_would_not_parse_fails(pair: tuple[Path, Path], tmp
     assert all(said.startswith("vision.onnx: node 'visual/odd' (Unique): not among") for said in result["unparsed"])
 
 
+def test_a_graph_within_a_graph_is_not_run(pair: tuple[Path, Path], capsys: Capture) -> None:
+    """It might be a loop without an end."""
+    helper, bundle = onnx.helper, pair[0]
+    model = onnx.load(bundle / VISION_GRAPH, load_external_data=False)
+    going_on = helper.make_tensor_value_info("again", onnx.TensorProto.BOOL, [])
+    always = onnx.numpy_helper.from_array(np.array(True), "again")
+    body = helper.make_graph([], "body", [], [going_on], [always])
+    model.graph.node.append(helper.make_node("Loop", ["", ""], [], "visual/loop", body=body))
+    onnx.save(model, bundle / VISION_GRAPH)
+    files = json.loads((bundle / MANIFEST).read_text())["files"]
+    edit_manifest(bundle, files=files | {VISION_GRAPH: describe(bundle / VISION_GRAPH)})
+    assert verify([str(bundle), "--against", str(pair[1])]) == 2
+    assert "vision.onnx is not an ONNX graph (it has a graph within its graph)" in capsys.readouterr().err
+
+
 def test_another_models_checkpoint(random_model: tuple[Any, Path], tmp_path: Path, capsys: Capture) -> None:
     write_checkpoint(tmp_path, {**TINY, "text_config": TINY["text_config"] | {"num_hidden_layers": 2}})
     assert verify([str(random_model[1]), "--against", str(tmp_path)]) == 2

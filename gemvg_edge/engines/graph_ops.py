@@ -32,11 +32,7 @@ _INPUT = 1  # of a node
 
 def check_operators(path: Path) -> None:
     """GemvgError for a graph with an operator that export never writes."""
-    try:
-        unknown = sorted(_operators(read_bytes(path)) - KNOWN)
-    except ValueError as error:
-        raise GemvgError(f"{printable(path)} is not an ONNX graph ({error}); {FIX}") from None
-    if unknown:
+    if unknown := sorted(operators_of(path) - KNOWN):
         raise GemvgError(f"{printable(path)} has the operator {unknown[0][:80]!r}, which no graph of ours has; {FIX}")
 
 
@@ -57,6 +53,14 @@ def _nodes(model: bytes) -> Iterator[list[tuple[int, memoryview]]]:
             raise ValueError("it has functions of its own")
         for _, node in (field for field in contents(graph) if field[0] == _NODE) if number == _GRAPH else ():
             yield list(contents(node))
+
+
+def operators_of(path: Path) -> set[str]:
+    """Names of a graph's operators; GemvgError for a file that is none, or with graphs within, which may never end."""
+    try:
+        return _operators(read_bytes(path))
+    except ValueError as error:
+        raise GemvgError(f"{printable(path)} is not an ONNX graph ({error}); {FIX}") from None
 
 
 def _operators(model: bytes) -> set[str]:
