@@ -18,7 +18,7 @@ settings.register_profile("gemvg", deadline=None)
 settings.load_profile("gemvg")
 
 
-SLOWEST = ("test_pipeline", "test_true_widths")
+SLOWEST = ("test_pipeline", "test_true_widths", "test_dialects", "test_engine_reading")
 LARGEST = 4 * 2**30  # bytes that a process may hold, or the tests would not run on a laptop of 8 GB
 
 

@@ -130,8 +130,10 @@ def head_place(bundle: Path) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("codes", ["int4", "int4 a row", "int8"])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("codes", "precision"),
+    [("int4", "float32"), ("int4", "float16"), ("int4 a row", "float32"), ("int8", "float32"), ("int8", "float16")],
+)
 def test_codes_are_transformers(
     dialect: str, codes: str, precision: str, checkpoints: Path, tmp_path: Path, capsys: Capture
 ) -> None:

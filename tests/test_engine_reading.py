@@ -103,7 +103,6 @@ def compile_bundle(rtx: Any, bundle: Bundle, folder: Path, capability: str | Non
         ("recommended", "float16", "8.6"),
         ("int8", "bfloat16", "8.9"),
         ("floats", "bfloat16", "8.9"),
-        ("floats", "float16", "8.9"),
     ],
 )
 def test_every_weight_is_read_once_and_as_it_is_stored(
