@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 from export.build_memory import available_memory, build_bytes
-from export.build_peak import GIB
+from export.build_peak import GIB, MIB
 from export.engine_reading import Reading, describe
 from export.shortened import count_layers, shorten
-from export.tensorrt_build import MIB, BuildOptions
+from export.tensorrt_build import BuildOptions
 from export.to_tensorrt import Limits, plan_jobs, read_graphs, run_job
 from gemvg_edge.bundle import Bundle
 from gemvg_edge.errors import GemvgError

@@ -14,11 +14,11 @@ from functools import partial
 from math import prod
 from typing import Any
 
+from export.build_peak import MIB
 from export.engine_program import Kernel, Program, Tensor
 
 LEAST_WEIGHT = 2**14  # elements; norms and biases are smaller, and nobody misses them
 LAUNCHES = ("function", "runtime_fusion", "fully_connected")  # other steps compute shapes, on the host
-MIB = 2**20
 _CACHE = re.compile(r"(past|present)_(key|value)_\d+")
 _DEQUANTIZE = re.compile(r"DequantizeLinear_node_\d+$")  # as onnxscript names our nodes
 _FUSED = re.compile(r"mha", re.IGNORECASE)  # multi-head attention, as the kernels of all versions are called

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from export.build_peak import MIB
 from gemvg_edge.engines.placement import SLOTS, whole_slots
 from gemvg_edge.engines.tensorrt_library import new_log, reason
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import reason as why_refused
 
-MIB = 2**20
 LEAST_WORKSPACE = 64 * MIB
 NO_KERNEL = "not supported by a dedicated kernel"  # in what TensorRT says of an attention that may be one kernel only
 QUESTION = 128  # tokens: a query after its pictures were prefilled, or tokens that are known beforehand

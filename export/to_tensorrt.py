@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import onnx
 
 from export.build_memory import available_memory, check_memory, return_freed_memory
-from export.build_peak import GIB
+from export.build_peak import GIB, MIB
 from export.bundle_folder import check_bundle_folder, new_bundle_folder
 from export.bundle_writer import write_manifest
 from export.engine_graphs import head_pieces, in_pieces, input_shapes, read_graph, split_head, weight_bytes, write_graph
@@ -33,7 +33,6 @@ from export.hashed_file import describe
 from export.op_lists import check_graph, nearest_list, read_op_list
 from export.shortened import count_layers
 from export.tensorrt_build import (
-    MIB,
     BuildOptions,
     NoFusedAttentionError,
     Profile,

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.random_checkpoint import QWEN2_VL_2B, write_random_checkpoint
 from export.build_memory import available_memory, build_bytes, check_memory
-from export.build_peak import BASE
+from export.build_peak import BASE, MIB
 from export.bundle_writer import Recipe, write_bundle
 from export.engine_check import read_shortened
 from export.engine_graphs import in_pieces, input_shapes, read_graph, weight_bytes, write_graph
@@ -28,7 +28,6 @@ from export.engine_reading import Reading, describe, read_program
 from export.op_lists import check_graph, read_op_list
 from export.shortened import count_layers, shorten
 from export.tensorrt_build import (
-    MIB,
     BuildOptions,
     NoFusedAttentionError,
     Range,

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.build_peak import MIB
 from export.bundle_folder import new_bundle_folder
 from export.bundle_writer import Recipe, write_bundle, write_manifest
 from export.engine_graphs import head_pieces, input_shapes, read_graph, split_head, weight_bytes
 from export.tensorrt_build import (
-    MIB,
     Range,
     _save_timing_cache,
     decoder_profiles,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from export.build_peak import MIB
 from export.bundle_writer import Recipe, write_bundle
 from export.engine_graphs import read_graph, write_graph
 from export.tensorrt_build import (
-    MIB,
     BuildOptions,
     build_engine,
 )
