@@ -7,7 +7,7 @@ arithmetic, for the planner too.
 from __future__ import annotations
 
 MIB, GIB = 2**20, 2**30
-# Peaks of 13 builds of 2 to 28 layers, int4, int8 and bfloat16, were within 9 % of this: docs/results.md.
+# How near the peaks of real builds come to this: docs/results.md, "Building engines".
 BASE = 350 * MIB  # Python, onnx and the library itself
 LOADED = 2.42  # of all weights, while they are read
 LAID_OUT, REST = 3.95, 0.75  # of 4-bit weights, which the compiler lays out anew, and of the others meanwhile
