@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quantize.adapter import WEIGHTS
 from quantize.torch_model import family
-from tests.checkpoints import edit_json
+from tests.checkpoints import GROUPED, edit_json, write_checkpoint
 from train.checkpoint import ADAPTER
 
 Change = Callable[[Path], object]
@@ -59,3 +59,9 @@ def edit_adapter(edit: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 def say(**changes: Any) -> Change:
     return lambda folder: edit_json(folder / ADAPTER, **changes)
+
+
+def write_base_and_adapter(folder: Path) -> None:
+    """A checkpoint `whole` and an `adapter` of it, on all its linear layers."""
+    write_checkpoint(folder / "whole", GROUPED)
+    write_adapter(folder / "adapter", folder / "whole", r=8, lora_alpha=20, target_modules="all-linear")

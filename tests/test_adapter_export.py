@@ -25,7 +25,7 @@ from quantize.rotate import rotate
 from quantize.smooth import Settings as SmoothSettings
 from quantize.smooth import smooth
 from quantize.tensors import EMBEDDING, HEAD
-from tests.adapters import write_adapter, write_merged
+from tests.adapters import write_adapter, write_base_and_adapter, write_merged
 from tests.checkpoints import (
     GROUPED,
     edit_json,
@@ -39,9 +39,8 @@ from train.checkpoint import CONFIG
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and an adapter of it."""
     folder = tmp_path_factory.mktemp("adapters")
-    write_checkpoint(folder / "whole", GROUPED)
+    write_base_and_adapter(folder)
     write_checkpoint(folder / "tied", GROUPED, tied=True)
-    write_adapter(folder / "adapter", folder / "whole", r=8, lora_alpha=20, target_modules="all-linear")
     return folder
 
 

@@ -17,11 +17,9 @@ from export.to_onnx import main as export
 from gemvg_edge.errors import GemvgError
 from quantize.adapter import PREFIX, WEIGHTS, find_base
 from quantize.checkpoint import open_checkpoint
-from tests.adapters import Change, edit_adapter, load_base, say, write_adapter
+from tests.adapters import Change, edit_adapter, load_base, say, write_adapter, write_base_and_adapter
 from tests.checkpoints import (
-    GROUPED,
     edit_json,
-    write_checkpoint,
 )
 from tests.test_hub import ID, cache
 from tests.tokenizers_small import small_tokenizer
@@ -32,8 +30,7 @@ from train.checkpoint import ADAPTER, CONFIG
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint and an adapter of it."""
     folder = tmp_path_factory.mktemp("adapters")
-    write_checkpoint(folder / "whole", GROUPED)
-    write_adapter(folder / "adapter", folder / "whole", r=8, lora_alpha=20, target_modules="all-linear")
+    write_base_and_adapter(folder)
     return folder
 
 

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.numpy import load_file
 
 from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import VisionShape
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 from quantize.calibration import CalibrationPrompt, _can_be_asked, grounding_prompts
 from quantize.checkpoint import open_checkpoint
-from quantize.gptq import Settings, quantize, read_prompts
+from quantize.gptq import quantize, read_prompts
 from quantize.model_config import read_config
 from quantize.rotate import Settings as RotateSettings
 from quantize.rotate import rotate
@@ -33,46 +31,22 @@ from tests.checkpoints import (
     TINY_2_5,
     TRUE_2_5_WIDTHS,
     random_pictures,
-    torch_logits,
     torch_vision,
     write_checkpoint,
 )
 from tests.damage import set_field
-from train.data.record import Record, write_records
+from tests.families import SAMPLES, logits, settings, write_family
 from train.world.records import world_records
 
-SAMPLES = 6
 # (width, height) in pixels. In windows of 2 x 2 tokens: three in a row, the last a column; nine with edges; one token.
 SIZES = [(140, 56), (140, 140), (28, 28), (84, 56)]
-GROUP = 8
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A tiny random checkpoint as transformers' model, and the folder with it and with calibration records."""
     folder = tmp_path_factory.mktemp("qwen2_5")
-    model = write_checkpoint(folder / "checkpoint", TINY_2_5)
-    rng = np.random.default_rng(0)
-    records = []
-    for number in range(SAMPLES):
-        images = tuple(folder / f"{number}-{k}.png" for k in range(1 + number % 3))
-        sizes = [SIZES[(number + k) % len(SIZES)] for k in range(len(images))]
-        for image, (width, height) in zip(images, sizes, strict=True):
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(image)
-        box = Box(0, 2.0, 3.0, 14.0, 20.0)
-        records.append(Record(images, tuple(sizes), f"thing {number}", (box,), "referential", "test"))
-    write_records(records, folder / "records.jsonl")
-    return model, folder
-
-
-def settings(folder: Path, out: str, **options: Any) -> Settings:
-    given = {"group_size": GROUP, "records": folder / "records.jsonl", "samples": SAMPLES, "device": "cpu"}
-    return Settings(folder / "checkpoint", folder / out, **{**given, **options})
-
-
-def logits(model: Any, prompt: Any) -> np.ndarray:
-    patches = [part.numpy() for part in torch.split(prompt.patches, [h * w for _, h, w in prompt.grids])]
-    return torch_logits(model, prompt.ids.numpy(), patches, list(prompt.grids))
+    return write_family(folder, TINY_2_5, SIZES), folder
 
 
 def test_the_config_is_read(tiny: tuple[Any, Path]) -> None:

@@ -16,13 +16,12 @@ from safetensors.numpy import load_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gemvg_edge.answer import AnswerFormat
-from gemvg_edge.boxes import Box
 from gemvg_edge.bundle import VisionShape
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import patchify, resize
 from gemvg_edge.prompt import PromptTemplate
 from quantize.checkpoint import open_checkpoint
-from quantize.gptq import Settings, quantize, read_prompts
+from quantize.gptq import quantize, read_prompts
 from quantize.model_config import read_config
 from quantize.rotate import Settings as RotateSettings
 from quantize.rotate import rotate
@@ -30,42 +29,19 @@ from quantize.smooth import Settings as SmoothSettings
 from quantize.smooth import smooth
 from quantize.stream import block_names, stream
 from quantize.torch_model import load_model
-from tests.checkpoints import PREPROCESSING_3, TINY_3, edit_json, edit_tensors, torch_logits, write_checkpoint
+from tests.checkpoints import PREPROCESSING_3, TINY_3, edit_json, edit_tensors
 from tests.damage import set_field
+from tests.families import SAMPLES, logits, settings, write_family
 from train.checkpoint import read_settings, read_trainable
-from train.data.record import Record, write_records
 
-SAMPLES = 6
 SIZES = [(160, 64), (160, 160), (32, 32), (96, 64)]  # (width, height) in pixels
-GROUP = 8
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A tiny random checkpoint as transformers' model, and the folder with it and with calibration records."""
     folder = tmp_path_factory.mktemp("qwen3")
-    model = write_checkpoint(folder / "checkpoint", TINY_3)
-    rng = np.random.default_rng(0)
-    records = []
-    for number in range(SAMPLES):
-        images = tuple(folder / f"{number}-{k}.png" for k in range(1 + number % 3))
-        sizes = [SIZES[(number + k) % len(SIZES)] for k in range(len(images))]
-        for image, (width, height) in zip(images, sizes, strict=True):
-            Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(image)
-        box = Box(0, 2.0, 3.0, 14.0, 20.0)
-        records.append(Record(images, tuple(sizes), f"thing {number}", (box,), "referential", "test"))
-    write_records(records, folder / "records.jsonl")
-    return model, folder
-
-
-def settings(folder: Path, out: str, **options: Any) -> Settings:
-    given = {"group_size": GROUP, "records": folder / "records.jsonl", "samples": SAMPLES, "device": "cpu"}
-    return Settings(folder / "checkpoint", folder / out, **{**given, **options})
-
-
-def logits(model: Any, prompt: Any) -> np.ndarray:
-    patches = [part.numpy() for part in torch.split(prompt.patches, [h * w for _, h, w in prompt.grids])]
-    return torch_logits(model, prompt.ids.numpy(), patches, list(prompt.grids))
+    return write_family(folder, TINY_3, SIZES), folder
 
 
 def test_the_config_is_read(tiny: tuple[Any, Path]) -> None:
