@@ -6,7 +6,8 @@ import json
 import time
 from pathlib import Path
 
-from export.build_memory import build_bytes, return_freed_memory
+from bench.speed.tradeoff_process import STATUS, peak_bytes
+from export.build_memory import build_bytes
 from export.build_peak import GIB, MIB
 from export.engine_graphs import weight_bytes
 from export.engine_reading import as_json
@@ -26,7 +27,6 @@ def build(source: str, index: str, work: str) -> None:
     bundle = open_bundle(source, check_hashes=False)  # just written
     limits = Limits.of(bundle.manifest, PICTURES, None, PREFILL, VISUAL_TOKENS)
     job = plan_jobs(*read_graphs(bundle, limits), limits, bundle.manifest, 1)[int(index)]
-    return_freed_memory()
     predicted, started = build_bytes(job.graph), time.perf_counter()
     readings = run_job(rtx, job, bundle.folder, BuildOptions(WORKSPACE), Path(work))
     layers = count_layers(job.graph)
@@ -38,16 +38,10 @@ def build(source: str, index: str, work: str) -> None:
         "engine_bytes": Path(work, job.name).stat().st_size,
         "seconds": time.perf_counter() - started,
         "predicted_gib": predicted / GIB,
-        "peak_gib": _peak_bytes() / GIB,
+        "peak_gib": peak_bytes(STATUS.read_text(encoding="ascii")) / GIB,
         "profiles": [
             as_json(reading) | {"phase": phase, "faults": reading.faults(layers)}
             for phase, reading in zip(job.phases, readings, strict=True)
         ],
     }
     print(json.dumps(row))
-
-
-def _peak_bytes() -> int:
-    """Of this process alone: what getrusage says begins with its parent's."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bench.markdown import table
+from export.build_peak import MIB
 
-MIB = 2**20
 Result = dict[str, Any]
 
 

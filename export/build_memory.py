@@ -1,6 +1,6 @@
-"""How much memory building an engine takes, known before it starts, and how much there is.
+"""How much memory building an engine takes, known before it starts, and what is done that it is no more.
 
-Knows graphs and the system's memory, no TensorRT; the arithmetic is build_peak's.
+Knows graphs, no TensorRT; the arithmetic is build_peak's.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterable
-from pathlib import Path
 
 import onnx
 
@@ -16,7 +15,6 @@ from export.build_peak import GIB, peak_bytes
 from export.engine_graphs import tensor_bytes
 from gemvg_edge.errors import GemvgError
 
-CGROUP = Path("/sys/fs/cgroup")  # where a container finds its own
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 _GIVE_BACK = 128 * 1024  # bytes; glibc's own threshold grows with what is freed, and freed weights stay in its hands
 
@@ -28,11 +26,14 @@ def build_bytes(model: onnx.ModelProto) -> int:
     return peak_bytes(four, rest)
 
 
-def check_memory(models: Iterable[tuple[str, onnx.ModelProto]], on_device: int, free: int) -> int:
-    """Bytes that the largest of these builds takes, with `on_device` more; GemvgError where fewer are free."""
+def check_memory(models: Iterable[tuple[str, onnx.ModelProto]], on_device: int, free: int | None) -> int:
+    """Bytes that the largest of these builds takes, with `on_device` more; GemvgError where fewer are free.
+
+    `free` is None where the system does not tell.
+    """
     name, needed = max(((name, build_bytes(model)) for name, model in models), key=lambda pair: pair[1])
     needed += on_device
-    if needed > free:
+    if free is not None and needed > free:
         raise GemvgError(
             f"building {name} takes about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free; close what "
             "else uses it, add swap, or quantise the checkpoint to fewer bits"
@@ -40,23 +41,8 @@ def check_memory(models: Iterable[tuple[str, onnx.ModelProto]], on_device: int, 
     return needed
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: what the system has, or its container allows."""
-    found = []
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" where nothing is limited
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        # Used is also what the system holds of files for as long as nobody else needs the room.
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        held = sum(int(counts[name]) for name in ("active_file", "inactive_file"))
-        found.append(max(0, limit - used + held))
-    return min(found, default=2**63)
-
-
 def return_freed_memory() -> None:
-    """Let glibc give back at once what is freed: a build of 28 layers took 3.1 GiB so, and 3.8 without it."""
+    """Let glibc give back at once what is freed, or a build's peak would be what its heap keeps of earlier weights."""
     with contextlib.suppress(OSError, AttributeError):  # another C library has no such thing
         libc = ctypes.CDLL(None)
         for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):

@@ -9,7 +9,7 @@ import importlib
 import tempfile
 from pathlib import Path
 
-from export.build_memory import available_memory, build_bytes
+from export.build_memory import build_bytes
 from export.build_peak import GIB, MIB
 from export.engine_reading import Reading, describe
 from export.shortened import count_layers, shorten
@@ -17,6 +17,7 @@ from export.tensorrt_build import BuildOptions
 from export.to_tensorrt import Limits, plan_jobs, read_graphs, run_job
 from gemvg_edge.bundle import Bundle
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.system_memory import available_memory
 
 LAYERS = 2  # the first and the last: a compiler does the same for all
 PREFILL = 1024
@@ -32,7 +33,8 @@ def read_shortened(bundle: Bundle) -> dict[str, list[Reading]]:
         return {}
     limits = Limits.of(bundle.manifest, 2, None, PREFILL, None)
     vision, decoder = (shorten(graph, LAYERS) for graph in read_graphs(bundle, limits))
-    if (needed := max(map(build_bytes, (vision, decoder)))) > (free := available_memory()):
+    needed, free = max(map(build_bytes, (vision, decoder))), available_memory()
+    if free is not None and needed > free:
         print(f"not compiled: it takes about {needed / GIB:.1f} GiB of memory, and {free / GIB:.1f} are free")
         return {}
     found = {}

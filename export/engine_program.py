@@ -43,9 +43,15 @@ class Tensor:
     constant: bool = False  # a weight
     part_of: str = ""  # the tensor that it is a part of, if it is one
 
-    def bytes(self, open_size: int = 1) -> int:
-        """Its size, with `open_size` for every dimension that a run decides."""
-        return prod(open_size if size is None else size for size in self.dims) * BITS[self.type] // 8
+    @property
+    def elements(self) -> int:
+        """How many numbers it has; a dimension that a run decides counts as 1."""
+        return prod(1 if size is None else size for size in self.dims)
+
+    @property
+    def bytes(self) -> int:
+        """Its size, so counted."""
+        return self.elements * BITS[self.type] // 8
 
 
 @dataclass(frozen=True)

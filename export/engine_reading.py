@@ -54,9 +54,9 @@ def read_program(program: Program) -> Reading:
     constants = [tensor for tensor in program.tensors.values() if tensor.constant]
     written = [kernel for kernel in launches if _writes_weight_out(program, kernel)]
     copies = [copy for kernel in launches for copy in _copies(program, kernel)]
-    read = sum(t.bytes() for kernel in launches for t in _tensors(program, kernel.reads) if t.constant)
+    read = sum(t.bytes for kernel in launches for t in _tensors(program, kernel.reads) if t.constant)
     outs = {name for kernel in written for name in kernel.writes}
-    again = sum(program.tensors[name].bytes() for kernel in launches for name in kernel.reads if name in outs)
+    again = sum(program.tensors[name].bytes for kernel in launches for name in kernel.reads if name in outs)
     return Reading(
         profile=program.profile,
         kernels=len(launches),
@@ -64,8 +64,8 @@ def read_program(program: Program) -> Reading:
         written_out=tuple(" ".join(kernel.nodes) or kernel.name for kernel in written),
         copied=tuple(dict.fromkeys(name for name, whole, _ in copies if whole)),
         taken_copied=sum(size for _, whole, size in copies if not whole),
-        weights=sum(tensor.bytes() for tensor in constants),
-        weights_moved=read + again + sum(program.tensors[name].bytes() for name in outs),
+        weights=sum(tensor.bytes for tensor in constants),
+        weights_moved=read + again + sum(program.tensors[name].bytes for name in outs),
         cache_read=sum(_cache_read(program, kernel) for kernel in launches),
         scratch=program.scratch,
     )
@@ -100,16 +100,12 @@ def _origin(program: Program, name: str) -> str:
     return (program.tensors[name].part_of or name) if name in program.tensors else name
 
 
-def _elements(tensor: Tensor) -> int:
-    return prod(size or 1 for size in tensor.dims)
-
-
 def _writes_weight_out(program: Program, kernel: Kernel) -> bool:
     """Whether a kernel does nothing but dequantise, or its output has the elements of a weight that it reads."""
     if kernel.nodes and all(_DEQUANTIZE.search(name) for name in kernel.nodes):
         return True
-    weights = {_elements(t) for t in _tensors(program, kernel.reads) if t.constant}
-    outputs = {_elements(t) for t in _tensors(program, kernel.writes) if None not in t.dims}
+    weights = {t.elements for t in _tensors(program, kernel.reads) if t.constant}
+    outputs = {t.elements for t in _tensors(program, kernel.writes) if None not in t.dims}
     return any(size >= LEAST_WEIGHT for size in weights & outputs)
 
 
@@ -126,14 +122,14 @@ def _copies(program: Program, kernel: Kernel) -> Iterator[tuple[str, bool, int]]
             continue  # TensorRT's inspector does not tell open dimensions
         a_place = prod(size for size in (cache.dims[1], cache.dims[3]) if size)
         for output in _tensors(program, kernel.writes):
-            if None in output.dims and _elements(output) >= a_place:
-                yield found[0], None in cache.dims or _elements(output) > a_place, output.bytes()
-            elif None not in output.dims and _elements(output) >= _elements(cache):
-                yield found[0], True, output.bytes()
+            if None in output.dims and output.elements >= a_place:
+                yield found[0], None in cache.dims or output.elements > a_place, output.bytes
+            elif None not in output.dims and output.elements >= cache.elements:
+                yield found[0], True, output.bytes
 
 
 def _cache_read(program: Program, kernel: Kernel) -> int:
     """Bytes of the cache that a kernel reads where it does not write it, too."""
     names = [_origin(program, name) for name in kernel.reads if name not in kernel.writes]
     names = [name for name in names if _CACHE.search(name)]
-    return sum(tensor.bytes() for tensor in _tensors(program, names))
+    return sum(tensor.bytes for tensor in _tensors(program, names))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from export.build_memory import available_memory, check_memory, return_freed_memory
+from export.build_memory import check_memory, return_freed_memory
 from export.build_peak import GIB, MIB
 from export.bundle_folder import check_bundle_folder, new_bundle_folder
 from export.bundle_writer import write_manifest
@@ -49,6 +49,7 @@ from gemvg_edge.engines.tensorrt_library import check_dialect, load_tensorrt, ne
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder
 from gemvg_edge.json_object import read_json_object
+from gemvg_edge.system_memory import available_memory
 
 DEVICES = Path(__file__).parent / "targets" / "tensorrt_devices.json"
 ONE_SCENE = {"batch": 1, "rows": 1, "pictures": 1}  # dimensions that the engine always gives as 1

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from gemvg_edge.engines.placement import Copy2D
 from gemvg_edge.engines.tensorrt_library import driver_advice
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.system_memory import available_memory
 
 try:
     try:
@@ -77,19 +77,10 @@ def current_gpu() -> Gpu:
         raise GemvgError(f"looking for a GPU failed: {error}; install an NVIDIA driver") from None
     properties = checked(cudart.cudaGetDeviceProperties(device), "asking the GPU what it is")
     free, _ = checked(cudart.cudaMemGetInfo(), "asking the GPU for its free memory")
-    if properties.integrated:
-        free = max(free, _available_memory())
+    if properties.integrated:  # where CUDA counts the file cache, such as a bundle just read, as taken
+        free = max(free, available_memory() or 0)
     version = f"{properties.major}.{properties.minor}"
     return Gpu(properties.name.decode().rstrip("\0"), version, int(free), bool(properties.integrated))
-
-
-def _available_memory() -> int:
-    """Bytes that the system can give: on a Jetson CUDA counts the file cache, such as a bundle just read, as taken."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
 class DeviceBlock:

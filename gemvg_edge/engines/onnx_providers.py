@@ -60,13 +60,11 @@ def refusal(version: str, engine: str, dialect: str, precision: str, biased: boo
             f"(this is {version}); update it, or export with --dialect fused"
         )
     if engine == "onnx":
+        if precision != "bfloat16":
+            return None
         return (
-            None
-            if precision != "bfloat16"
-            else (
-                "is in bfloat16, for TensorRT, and ONNX Runtime's CPU has no kernels for it; build engines from it "
-                "(export.to_tensorrt), compute it with export.verify, or export with --precision float32"
-            )
+            "is in bfloat16, for TensorRT, and ONNX Runtime's CPU has no kernels for it; build engines from it "
+            "(export.to_tensorrt), compute it with export.verify, or export with --precision float32"
         )
     if dialect == "plain":
         return (
