@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
-from export.graph import FLOAT, cast, node, part_of, set_output, sizes
+from export.graph import FLOAT, Inputs, cast, node, part_of, set_output, sizes
 from export.products import product
 from export.weights import DENSE, Linear, Scheme, WeightWriter
 from quantize.model_config import ModelConfig
@@ -27,19 +27,37 @@ def write_vision(g: GraphBuilder, config: ModelConfig, weights: WeightWriter, op
     residual = embed_patches(g, patches, config, weights, ops)
     y = ops.layer_norm(g, residual, *norm_of(weights, "visual.blocks.0.norm1"), EPSILON)
     for i in range(shape.depth):
-        block = f"visual.blocks.{i}"
-        with part_of(g, block):
-            qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
-            y = ops.picture_attention(g, qkv, inputs, shape)
-            y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
-            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, f"{block}.norm2"), EPSILON)
-            y = ops.activation(
-                g, ops.linear(g, y, linear(weights, f"{block}.mlp.fc1", scheme)), config.vision_activation
-            )
-            y = ops.linear(g, y, linear(weights, f"{block}.mlp.fc2", scheme))
-            following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
-            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, following), EPSILON)
+        following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.ln_q"
+        y, residual = write_block(g, i, (y, residual), inputs, following, config, weights, ops, scheme, "fc")
     merge_patches(g, y, patches, config, weights, ops, scheme)
+
+
+def write_block(
+    g: GraphBuilder,
+    number: int,
+    stream: tuple[ir.Value, ir.Value],
+    inputs: Inputs,
+    following: str,
+    config: ModelConfig,
+    weights: WeightWriter,
+    ops: Ops,
+    scheme: Scheme,
+    mlp: str,
+) -> tuple[ir.Value, ir.Value]:
+    """A block with layer norms and a plain MLP, its layers called `mlp`1 and 2: (normed, residual) -> the same.
+
+    What it gives is normed for what comes next, by the norm called `following`.
+    """
+    block, (y, residual) = f"visual.blocks.{number}", stream
+    with part_of(g, block):
+        qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
+        y = ops.picture_attention(g, qkv, inputs, config.shape.vision)
+        y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
+        y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, f"{block}.norm2"), EPSILON)
+        y = ops.linear(g, y, linear(weights, f"{block}.mlp.{mlp}1", scheme))
+        y = ops.activation(g, y, config.vision_activation)
+        y = ops.linear(g, y, linear(weights, f"{block}.mlp.{mlp}2", scheme))
+        return ops.add_layer_norm(g, y, residual, *norm_of(weights, following), EPSILON)
 
 
 def patches_input(g: GraphBuilder, config: ModelConfig) -> ir.Value:

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from export.dialects import Ops
-from export.graph import FLOAT, INT64, cast, node, part_of, sizes
+from export.graph import FLOAT, INT64, cast, node, sizes
 from export.products import product
-from export.vision import EPSILON, embed_patches, give_tokens, linear, norm_of, patches_input
+from export.vision import EPSILON, embed_patches, give_tokens, linear, norm_of, patches_input, write_block
 from export.weights import Scheme, WeightWriter
 from quantize.model_config import ModelConfig
 from quantize.tensors import PLACES
@@ -28,17 +28,8 @@ def write_vision_qwen3(g: GraphBuilder, config: ModelConfig, weights: WeightWrit
     y = ops.layer_norm(g, residual, *norm_of(weights, "visual.blocks.0.norm1"), EPSILON)
     features: list[ir.Value] = []
     for i in range(shape.depth):
-        block = f"visual.blocks.{i}"
-        with part_of(g, block):
-            qkv = ops.linear(g, y, linear(weights, f"{block}.attn.qkv", scheme))
-            y = ops.picture_attention(g, qkv, inputs, shape)
-            y = ops.linear(g, y, linear(weights, f"{block}.attn.proj", scheme))
-            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, f"{block}.norm2"), EPSILON)
-            y = ops.linear(g, y, linear(weights, f"{block}.mlp.linear_fc1", scheme))
-            y = ops.activation(g, y, config.vision_activation)
-            y = ops.linear(g, y, linear(weights, f"{block}.mlp.linear_fc2", scheme))
-            following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.norm"
-            y, residual = ops.add_layer_norm(g, y, residual, *norm_of(weights, following), EPSILON)
+        following = f"visual.blocks.{i + 1}.norm1" if i + 1 < shape.depth else "visual.merger.norm"
+        y, residual = write_block(g, i, (y, residual), inputs, following, config, weights, ops, scheme, "linear_fc")
         if i in config.deepstack_blocks:
             merger = f"visual.deepstack_merger_list.{len(features)}"
             together = node(g.op.Reshape(residual, [-1, config.merged_dim]))

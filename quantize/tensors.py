@@ -6,7 +6,7 @@ one case of a match.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gemvg_edge.errors import GemvgError
 from quantize.model_config import ModelConfig
@@ -54,6 +54,7 @@ def _vision_tower(config: ModelConfig) -> Iterator[Tensor]:
     width, inner = config.shape.vision.embed_dim, config.vision_intermediate_size
     patch = (config.channels, numbers.temporal_patch_size, numbers.patch_size, numbers.patch_size)
     yield "visual.patch_embed.proj.weight", (width, *patch)
+    block: Callable[[str, int, int], Iterator[Tensor]]
     match config.shape.model_type:
         case "qwen2_vl":
             block, norm = _qwen2_block, _norm
@@ -77,13 +78,7 @@ def _qwen3_tower(config: ModelConfig) -> Iterator[Tensor]:
     yield "visual.patch_embed.proj.bias", (width,)
     yield PLACES, (shape.place_side**2, width)
     for i in range(shape.depth):
-        block, inner = f"visual.blocks.{i}", config.vision_intermediate_size
-        yield from _norm(f"{block}.norm1", width)
-        yield from _norm(f"{block}.norm2", width)
-        yield from _linear(f"{block}.attn.qkv", 3 * width, width)
-        yield from _linear(f"{block}.attn.proj", width, width)
-        yield from _linear(f"{block}.mlp.linear_fc1", inner, width)
-        yield from _linear(f"{block}.mlp.linear_fc2", width, inner)
+        yield from _qwen2_block(f"visual.blocks.{i}", width, config.vision_intermediate_size, "linear_fc")
     mergers = [("visual.merger", width)]  # each with the width that its norm sees
     mergers += [(f"visual.deepstack_merger_list.{k}", merged) for k in range(config.shape.deepstack)]
     for merger, normed in mergers:
@@ -92,13 +87,13 @@ def _qwen3_tower(config: ModelConfig) -> Iterator[Tensor]:
         yield from _linear(f"{merger}.linear_fc2", config.shape.hidden_size, merged)
 
 
-def _qwen2_block(block: str, width: int, inner: int) -> Iterator[Tensor]:
+def _qwen2_block(block: str, width: int, inner: int, mlp: str = "fc") -> Iterator[Tensor]:
     yield from _norm(f"{block}.norm1", width)
     yield from _norm(f"{block}.norm2", width)
     yield from _linear(f"{block}.attn.qkv", 3 * width, width)
     yield from _linear(f"{block}.attn.proj", width, width)
-    yield from _linear(f"{block}.mlp.fc1", inner, width)
-    yield from _linear(f"{block}.mlp.fc2", width, inner)
+    yield from _linear(f"{block}.mlp.{mlp}1", inner, width)
+    yield from _linear(f"{block}.mlp.{mlp}2", width, inner)
 
 
 def _qwen2_5_block(block: str, width: int, inner: int) -> Iterator[Tensor]:
