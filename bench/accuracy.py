@@ -55,6 +55,17 @@ def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     return records[:limit]
 
 
+def held_out_arguments(parser: argparse.ArgumentParser, limit: int, *, split: bool = False) -> None:
+    """The arguments that `held_out` takes: --limit and its default, --data and, where one is chosen, --split."""
+    many = "how many held-out questions are asked (default: %(default)s)"
+    parser.add_argument("--limit", type=whole_number, metavar="N", default=limit, help=many)
+    if split:
+        which = "which scenes are asked about (default: %(default)s)"
+        parser.add_argument("--split", choices=list(SPLITS), default="held-out", help=which)
+    place = "the folder where the scenes are, or are rendered to (default: %(default)s)"
+    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=place)
+
+
 def open_model(folder: Path, think: bool = False, max_pixels: int | None = None, engine: str | None = None) -> Ask:
     """A function that answers with a checkpoint or a bundle, whichever the folder (or the hub id) is.
 
@@ -136,15 +147,10 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.accuracy", description="Box accuracy on held-out questions.")
     which = "checkpoint and bundle folders, one or more (default: the shipped bundle)"
     parser.add_argument("--model", type=Path, nargs="+", metavar="FOLDER", default=[DEFAULT_BUNDLE], help=which)
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=QUESTIONS, help=limit)
-    split = "which scenes are asked about (default: %(default)s)"
-    parser.add_argument("--split", choices=list(SPLITS), default="held-out", help=split)
+    held_out_arguments(parser, QUESTIONS, split=True)
     parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")
     budget = "pixels of a picture after resizing, at most (default: the bundle's, or as export has it)"
     parser.add_argument("--max-pixels", type=whole_number, metavar="N", help=budget)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     own = "a .jsonl of records to ask instead (default: held-out scenes)"
     parser.add_argument("--records", type=Path, metavar="FILE", help=own)
     saved = "keep the JSON here too, such as bench/results/accuracy.json (default: print it alone)"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from bench.accuracy import HELD_OUT, SPLITS, held_out
-from bench.results import result_file, save_result
+from bench.accuracy import held_out, held_out_arguments
+from bench.results import result_file, save_figure, save_result
 from export.bundle_writer import write_manifest
 from gemvg_edge.boxes import match_boxes
 from gemvg_edge.bundle import MANIFEST, open_bundle
-from gemvg_edge.command import command, whole_number
+from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.images import load_image
@@ -153,23 +152,18 @@ def plot(result: dict[str, Any], file: Path) -> None:
     lower.set(xlabel="score", ylabel="boxes", xlim=(0, 1))
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-    partial = file.with_name(file.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    os.replace(partial, file)
+    save_figure(figure, file)
 
 
 @command("bench.calibration")
 def main() -> None:
     """Command line; see the module's first lines."""
-    parser = argparse.ArgumentParser("python -m bench.calibration", description="What the score of a box means.")
+    parser = argparse.ArgumentParser(
+        "python -m bench.calibration", description="What the score of a box means; half of the questions fit it."
+    )
     which = "a bundle folder (default: the shipped bundle)"
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", default=DEFAULT_BUNDLE, help=which)
-    limit = "how many held-out questions are asked, half of them to fit (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=QUESTIONS, help=limit)
-    split = "which scenes are asked about (default: %(default)s)"
-    parser.add_argument("--split", choices=list(SPLITS), default="held-out", help=split)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    held_out_arguments(parser, QUESTIONS, split=True)
     own = "a .jsonl of records to ask instead (default: held-out scenes)"
     parser.add_argument("--records", type=Path, metavar="FILE", help=own)
     parser.add_argument("--think", action="store_true", help="ask for reasoning before the answer")

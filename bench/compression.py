@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.accuracy import HELD_OUT, Ask, evaluate, held_out, open_model
+from bench.accuracy import Ask, evaluate, held_out, held_out_arguments, open_model
 from bench.readme import compression as table
-from bench.results import machine, result_file, save_result
+from bench.results import machine, result_file, save_figure, save_result
 from bench.rounded_grounder import open_rounded
 from bench.sampled import sample_texts
 from bench.scoring import count, f1_gain, gain_text, score_counts
@@ -205,9 +204,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     right.set(xlabel="checkpoint, MB", ylabel="KL from float32, nats a token", yscale="log", title="next tokens")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    partial = file.with_name(file.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    os.replace(partial, file)
+    save_figure(figure, file)
 
 
 @command("bench.compression")
@@ -218,12 +215,9 @@ def main() -> None:
     parser.add_argument(
         "quantised", type=Path, nargs="*", help="GPTQ checkpoints of it, each a row more (default: none)"
     )
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=2000, help=limit)
+    held_out_arguments(parser, 2000)
     group = "how many inputs share a scale, -1 for all (default: %(default)s)"
     parser.add_argument("--group-size", type=whole_number, metavar="N", default=32, help=group)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     work = "the folder for checkpoints and scores on the way (default: %(default)s)"
     parser.add_argument("--work", type=Path, metavar="FOLDER", default=Path("runs/compression"), help=work)
     some = "the ways to compress, by their names (default: all)"

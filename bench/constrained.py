@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 from tqdm import tqdm
 
-from bench.accuracy import HELD_OUT, SPLITS, held_out
+from bench.accuracy import held_out, held_out_arguments
 from bench.results import result_file, save_result
 from bench.scoring import count, f1_gain, gain_text, score_counts
 from gemvg_edge.command import command, whole_number
@@ -103,12 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.constrained", description="Answers by their grammar, and free.")
     which = "a bundle folder (default: the shipped bundle)"
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", default=DEFAULT_BUNDLE, help=which)
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=QUESTIONS, help=limit)
-    split = "which scenes are asked about (default: %(default)s)"
-    parser.add_argument("--split", choices=list(SPLITS), default="held-out", help=split)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
+    held_out_arguments(parser, QUESTIONS, split=True)
     threads = "CPU threads, 0 for one a physical core (default: %(default)s)"
     parser.add_argument("--threads", type=whole_number, metavar="N", default=0, help=threads)
     saved = "keep the JSON here too, such as bench/results/constrained.json (default: print it alone)"

@@ -11,7 +11,6 @@ beside the JSON, which is the last line.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.accuracy import HELD_OUT, held_out
+from bench.accuracy import held_out, held_out_arguments
 from bench.readme import pruning as table
-from bench.results import machine, result_file, save_result
+from bench.results import machine, result_file, save_figure, save_result
 from bench.scoring import Counts, count, f1_gain, score_counts
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.grounder import Grounder
@@ -114,9 +113,7 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     axes.set(xlabel="visual tokens a question", ylabel="F1@0.5", title="fewer visual tokens (bars: 95 %)")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = file.with_name(file.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    os.replace(partial, file)
+    save_figure(figure, file)
 
 
 @command("bench.pruning")
@@ -126,12 +123,9 @@ def main() -> None:
     parser.add_argument(
         "bundle", type=Path, nargs="?", default=DEFAULT_BUNDLE, help="a bundle folder (default: the shipped model)"
     )
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=500, help=limit)
+    held_out_arguments(parser, 500)
     seeds = "how often random pruning is drawn (default: %(default)s)"
     parser.add_argument("--seeds", type=whole_number, metavar="N", default=3, help=seeds)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     saved = "keep the JSON here too, and a plot of the same name in PNG (default: print it alone)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()

@@ -6,11 +6,14 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, is_folder, printable, read_text, write_text
+from gemvg_edge.files import is_file, is_folder, printable, read_text, replacing, write_text
 from gemvg_edge.json_object import parse_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def result_file(text: str) -> Path:
@@ -34,6 +37,15 @@ def save_result(result: dict[str, Any], file: Path | None) -> None:
     if file:
         write_text(file, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
+
+
+def save_figure(figure: Figure, file: Path, dpi: int = 110) -> None:
+    """Keep a plot as a PNG beside its result (no name of matplotlib's version in it); the figure is closed."""
+    from matplotlib import pyplot  # slow to import, and most runs keep nothing
+
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=dpi, format="png", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def machine() -> dict[str, Any]:

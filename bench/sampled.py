@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from bench.accuracy import HELD_OUT, held_out
+from bench.accuracy import held_out, held_out_arguments
 from bench.results import result_file, save_result
 from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.torch_grounder import TorchGrounder
@@ -84,16 +84,13 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", help="their names, first what GRPO started from")
     modes = "with reasoning, without, or both (default: both)"
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=1000, help=limit)
+    held_out_arguments(parser, 1000)
     answers = "how many answers to each question (default: %(default)s)"
     parser.add_argument("--answers", type=whole_number, metavar="N", default=8, help=answers)
     temperatures = "temperatures of sampling, 0 for the likeliest answer (default: 0 and 1)"
     parser.add_argument(
         "--temperature", type=finite_number, nargs="+", metavar="T", default=[0.0, 1.0], help=temperatures
     )
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     saved = "keep the JSON here too, such as bench/results/sampled.json (default: print it alone)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.accuracy import HELD_OUT, SPLITS, evaluate, held_out, open_model, print_row
+from bench.accuracy import SPLITS, evaluate, held_out, held_out_arguments, open_model, print_row
 from bench.results import result_file, save_result
 from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
-from gemvg_edge.command import command, whole_number
+from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
 from gemvg_edge.marks import localise, mark
@@ -117,12 +117,9 @@ def main() -> None:
         nargs="+",
         help="their names, in order; NAME:direct asks in one mode only, NAME::held-out in one split only",
     )
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=LIMIT, help=limit)
+    held_out_arguments(parser, LIMIT)
     which = f"which scenes are asked about: {', '.join(SPLITS)} (default: held-out)"
     parser.add_argument("--splits", nargs="+", metavar="SPLIT", choices=list(SPLITS), default=["held-out"], help=which)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     saved = "keep the JSON here too, such as bench/results/stages.json (default: print it alone)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()

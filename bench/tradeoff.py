@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import HELD_OUT, held_out
+from bench.accuracy import held_out, held_out_arguments
 from bench.plan import find_device, find_shape, read_shapes
 from bench.results import machine, result_file, save_result
 from bench.speed.tradeoff_bundles import BITS, ENGINES, commands, device_commands, engines_here
@@ -132,8 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", metavar="NAME", help=there)
     shape = f"what runs on the device: {', '.join(read_shapes())} or a checkpoint folder (default: %(default)s)"
     parser.add_argument("--shape", metavar="SHAPE", default="qwen2-vl-2b", help=shape)
-    limit = "how many held-out questions are asked (default: %(default)s)"
-    parser.add_argument("--limit", type=whole_number, metavar="N", default=QUESTIONS, help=limit)
+    held_out_arguments(parser, QUESTIONS)
     rounds = "fresh processes that time each point (default: %(default)s)"
     parser.add_argument("--rounds", type=whole_number, metavar="N", default=ROUNDS, help=rounds)
     threads = "CPU threads, 0 for one a physical core (default: %(default)s)"
@@ -148,8 +147,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep", type=share, nargs="+", metavar="SHARE", default=KEEP, help=keep)
     answers = "decoding by the grammar of an answer, or with every token free (default: both)"
     parser.add_argument("--answers", choices=tuple(ANSWERS), nargs="+", default=tuple(ANSWERS), help=answers)
-    data = "the folder where the scenes are, or are rendered to (default: %(default)s)"
-    parser.add_argument("--data", type=Path, metavar="FOLDER", default=HELD_OUT, help=data)
     work = "the folder where exported bundles are kept (default: %(default)s)"
     parser.add_argument("--work", type=Path, metavar="FOLDER", default=WORK, help=work)
     saved = "keep the JSON here too, and a plot of the same name in PNG (default: print it alone)"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.markdown import table
+from bench.results import save_figure
 
 OURS = "ours"
 PHASES = {
@@ -154,5 +155,4 @@ def plot(result: Row, file: Path) -> None:
             axis.legend(fontsize=7, frameon=False)
     machine = f"{result['machine']['processor']}, {result['threads']} threads"
     figure.suptitle(f"{result['model']}, {', '.join(map(str, counts))} pictures of {result['pixels']}; {machine}")
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, file, dpi=120)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.markdown import table
+from bench.results import save_figure
 
 Result = dict[str, Any]
 HEAD = ["weights", "engine", "answer", "decoding", "pixels", "tokens kept", "ms", "MB", "F1@0.5 [95 %]"]
@@ -96,10 +96,7 @@ def plot(result: Result, file: Path) -> None:
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    partial = file.with_name(file.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})
-    plt.close(figure)
-    os.replace(partial, file)
+    save_figure(figure, file)
 
 
 def _short(row: Result) -> str:
