@@ -28,6 +28,7 @@ from quantize.stream import block_names, stream
 from quantize.torch_model import load_model
 from tests.checkpoints import edit_json, torch_logits, write_checkpoint
 from tests.damage import remove, set_field, truncate
+from tests.families import logits
 from train.data.record import Record, write_records
 
 SAMPLES = 6
@@ -150,12 +151,7 @@ def test_quantised_checkpoints_are_read_back(tiny: tuple[Any, Path], options: di
 
 def distances(model: Any, other: Any, prompts: list[CalibrationPrompt]) -> list[float]:
     """Root mean square difference of logits on each prompt."""
-    found = []
-    for prompt in prompts:
-        patches = [part.numpy() for part in torch.split(prompt.patches, [h * w for _, h, w in prompt.grids])]
-        ours, theirs = (torch_logits(m, prompt.ids.numpy(), patches, list(prompt.grids)) for m in (model, other))
-        found.append(float(np.sqrt(np.square(ours - theirs).mean())))
-    return found
+    return [float(np.sqrt(np.square(logits(model, p) - logits(other, p)).mean())) for p in prompts]
 
 
 def test_gptq_is_closer_than_rounding(tiny: tuple[Any, Path]) -> None:

@@ -35,7 +35,7 @@ from tests.checkpoints import (
     write_checkpoint,
 )
 from tests.damage import set_field
-from tests.families import SAMPLES, logits, settings, write_family
+from tests.families import READ_BACK, SAMPLES, differences, logits, quantized_names, settings, write_family
 from train.world.records import world_records
 
 # (width, height) in pixels. In windows of 2 x 2 tokens: three in a row, the last a column; nine with edges; one token.
@@ -135,41 +135,26 @@ def test_calibration_answers_are_in_resized_pixels(tiny: tuple[Any, Path]) -> No
     assert "(2,3),(14,20)" in checkpoint.config.settings.tokenizer.decode(prompt.ids.tolist())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "rtn", "bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
-        {"method": "rtn", "vision_bits": 4, "head_bits": 4, "embedding_bits": 4},
-        {},
-        {"bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
-        {"calibration": "text", "desc_act": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", READ_BACK, ids=str)
 def test_quantised_checkpoints_are_read_back(tiny: tuple[Any, Path], options: dict[str, Any]) -> None:
     model, folder = tiny
     run = settings(folder, "one-of-many", **options)
-    shutil.rmtree(run.out, ignore_errors=True)
-    quantize(run)
-    names = set(load_file(run.out / "model.safetensors"))
+    names = quantized_names(run)
     assert "model.language_model.layers.0.mlp.down_proj.qweight" in names
     assert ("model.visual.blocks.0.mlp.gate_proj.qweight" in names) == (run.vision_bits < 16)
     assert ("lm_head.qweight" in names) == (run.head_bits < 16)
-    written = load_model(run.out)
-    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
-    errors = [float(np.sqrt(np.square(logits(model, p) - logits(written, p)).mean())) for p in prompts]
+    errors = [float(np.sqrt(np.square(wrong).mean())) for wrong in differences(model, folder, run.out)]
     assert 0 < max(errors) < (0.5 if run.bits == 8 else 8)
 
 
 def test_gptq_is_closer_than_rounding_in_the_vision_tower(tiny: tuple[Any, Path]) -> None:
     """What the windows are for: Hessians of the inputs that a block really gets."""
     model, folder = tiny
-    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
     errors = {}
     for method in ("gptq", "rtn"):
         quantize(settings(folder, f"close-{method}", method=method, vision_bits=4, bits=8))
-        written = load_model(folder / f"close-{method}")
-        errors[method] = np.mean([np.square(logits(model, p) - logits(written, p)).mean() for p in prompts])
+        wrong = differences(model, folder, folder / f"close-{method}")
+        errors[method] = np.mean([np.square(one).mean() for one in wrong])
     assert errors["gptq"] < 0.9 * errors["rtn"]
 
 
@@ -188,9 +173,8 @@ def test_smoothed_and_rotated_it_computes_the_same(tiny: tuple[Any, Path]) -> No
     changed = load_file(folder / "rotated" / "model.safetensors")
     name = "model.visual.blocks.0.mlp.down_proj.weight"
     assert not np.array_equal(changed[name], model.state_dict()[name].numpy())
-    written = load_model(folder / "rotated")
-    for prompt in read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint")):
-        assert np.abs(logits(model, prompt) - logits(written, prompt)).max() < 1e-3
+    for wrong in differences(model, folder, folder / "rotated"):
+        assert np.abs(wrong).max() < 1e-3
 
 
 @pytest.mark.slow

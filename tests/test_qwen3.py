@@ -28,10 +28,9 @@ from quantize.rotate import rotate
 from quantize.smooth import Settings as SmoothSettings
 from quantize.smooth import smooth
 from quantize.stream import block_names, stream
-from quantize.torch_model import load_model
 from tests.checkpoints import PREPROCESSING_3, TINY_3, edit_json, edit_tensors
 from tests.damage import set_field
-from tests.families import SAMPLES, logits, settings, write_family
+from tests.families import READ_BACK, SAMPLES, differences, logits, quantized_names, settings, write_family
 from train.checkpoint import read_settings, read_trainable
 
 SIZES = [(160, 64), (160, 160), (32, 32), (96, 64)]  # (width, height) in pixels
@@ -203,43 +202,28 @@ def test_deepstack_mergers_follow_their_blocks(tiny: tuple[Any, Path]) -> None:
     assert names[:6] == ["blocks.0", first, "blocks.1", "blocks.2", second, "blocks.3"]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "rtn", "bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
-        {"method": "rtn", "vision_bits": 4, "head_bits": 4, "embedding_bits": 4},
-        {},
-        {"bits": 8, "group_size": -1, "vision_bits": 8, "head_bits": 8},
-        {"calibration": "text", "desc_act": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", READ_BACK, ids=str)
 def test_quantised_checkpoints_are_read_back(tiny: tuple[Any, Path], options: dict[str, Any]) -> None:
     model, folder = tiny
     run = settings(folder, "one-of-many", **options)
-    shutil.rmtree(run.out, ignore_errors=True)
-    quantize(run)
-    names = set(load_file(run.out / "model.safetensors"))
+    names = quantized_names(run)
     assert "model.language_model.layers.0.mlp.down_proj.qweight" in names
     assert {"model.visual.pos_embed.weight", "model.language_model.layers.0.self_attn.q_norm.weight"} <= names
     for layer in ("blocks.0.mlp.linear_fc1", "deepstack_merger_list.1.linear_fc2"):
         assert (f"model.visual.{layer}.qweight" in names) == (run.vision_bits < 16)
     assert ("lm_head.qweight" in names) == (run.head_bits < 16)
-    written = load_model(run.out)
-    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
-    errors = [float(np.sqrt(np.square(logits(model, p) - logits(written, p)).mean())) for p in prompts]
+    errors = [float(np.sqrt(np.square(wrong).mean())) for wrong in differences(model, folder, run.out)]
     assert 0 < max(errors) < (0.5 if run.bits == 8 else 8)
 
 
 def test_gptq_is_closer_than_rounding(tiny: tuple[Any, Path]) -> None:
     """Hessians of the inputs that a block really gets, with their places and deepstack features."""
     model, folder = tiny
-    prompts = read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint"))
     errors = {}
     for method in ("gptq", "rtn"):
         quantize(settings(folder, f"close-{method}", method=method, vision_bits=4))
-        written = load_model(folder / f"close-{method}")
-        errors[method] = np.mean([np.square(logits(model, p) - logits(written, p)).mean() for p in prompts])
+        wrong = differences(model, folder, folder / f"close-{method}")
+        errors[method] = np.mean([np.square(one).mean() for one in wrong])
     assert errors["gptq"] < 0.9 * errors["rtn"]
 
 
@@ -251,9 +235,8 @@ def test_smoothed_and_rotated_it_computes_the_same(tiny: tuple[Any, Path]) -> No
     for name in ("blocks.0.mlp.linear_fc1", "deepstack_merger_list.1.linear_fc1", "deepstack_merger_list.1.linear_fc2"):
         name = f"model.visual.{name}.weight"
         assert not np.array_equal(changed[name], model.state_dict()[name].numpy())
-    written = load_model(folder / "rotated")
-    for prompt in read_prompts(settings(folder, "unused"), open_checkpoint(folder / "checkpoint")):
-        assert np.abs(logits(model, prompt) - logits(written, prompt)).max() < 1e-3
+    for wrong in differences(model, folder, folder / "rotated"):
+        assert np.abs(wrong).max() < 1e-3
 
 
 def test_a_system_turn_is_written_where_a_checkpoint_has_one(tiny: tuple[Any, Path], tmp_path: Path) -> None:
