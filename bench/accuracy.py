@@ -21,8 +21,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from bench.boxes.scoring import Counts, count, score_counts
 from bench.results import result_file, save_result
-from bench.scoring import Counts, count, score_counts
 from gemvg_edge.answer import Answer
 from gemvg_edge.bundle import MANIFEST
 from gemvg_edge.command import command, whole_number
@@ -78,7 +78,7 @@ def open_model(folder: Path, think: bool = False, max_pixels: int | None = None,
     if not (folder / "config.json").is_file():
         raise GemvgError(f"{folder} is neither a bundle (no {MANIFEST}) nor a checkpoint (no config.json)")
     # Imported only for checkpoints: scoring a bundle needs no torch.
-    from bench.torch_grounder import TorchGrounder
+    from bench.boxes.torch_grounder import TorchGrounder
 
     reference = TorchGrounder.open(folder, max_pixels)
 

@@ -26,13 +26,13 @@ import torch
 from torch import nn
 
 from bench.accuracy import Ask, evaluate, held_out, held_out_arguments, open_model
+from bench.boxes.rounded_grounder import open_rounded
+from bench.boxes.scoring import count, f1_gain, gain_text, score_counts
+from bench.boxes.torch_grounder import TorchGrounder
 from bench.readme import compression as table
 from bench.results import machine, result_file, save_figure, save_result
-from bench.rounded_grounder import open_rounded
 from bench.sampled import sample_texts
-from bench.scoring import count, f1_gain, gain_text, score_counts
 from bench.stages import checkpoint_digest
-from bench.torch_grounder import TorchGrounder
 from export.to_onnx import main as export
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError

@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.scoring import count, f1_gain, gain_text, score_counts
 from bench.results import result_file, save_result
-from bench.scoring import count, f1_gain, gain_text, score_counts
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.engines.protocol import Floats, Step
 from gemvg_edge.grammar import accepts, answer_grammar

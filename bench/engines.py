@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.engine_tables import engines as table
 from bench.random_checkpoint import QWEN2_VL_2B, QWEN2_VL_7B_WIDE, QWEN3_VL_8B_WIDE, write_random_checkpoint
 from bench.results import result_file, save_result
+from bench.tables.engines import engines as table
 from export.bundle_writer import Recipe
 from export.to_onnx import export
 from gemvg_edge.command import command
@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 RECOMMENDED: dict[str, Any] = {"vision_bits": 8, "head_bits": 8, "embedding_bits": 8, "positive_scales": True}
-BUILD = "import sys; from bench.engine_build import build; build(*sys.argv[1:])"
+BUILD = "import sys; from bench.fit.engine_build import build; build(*sys.argv[1:])"
 KINDS = (("standard", "bfloat16"), ("standard", "float16"), ("plain", "bfloat16"))
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.fit.roofline import Shape, shape_of
 from bench.peers.checkpoint import SHAPES, TINY, own_checkpoint, random_checkpoint
 from bench.peers.conversion import OURS, RIVALS, Prepared, prepare
 from bench.results import machine, result_file, save_result
-from bench.roofline import Shape, shape_of
 from bench.speed.noise import LIMIT, Noise, listen
 from bench.speed.peaks import measure_peaks, middle
 from bench.speed.report import bars, markdown, plot, ratios, slopes

@@ -19,18 +19,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import roofline
-from bench.plan_tables import PARTS
-from bench.plan_tables import plan as check_table
-from bench.plan_tables import plan_7b as plan_table
+from bench.fit import roofline
+from bench.fit.roofline import DecoderShape, Device, Efficiency, Point, Precision, Shape, VisionShape
 from bench.results import result_file, save_result
-from bench.roofline import DecoderShape, Device, Efficiency, Point, Precision, Shape, VisionShape
+from bench.tables.plan import PARTS
+from bench.tables.plan import plan as check_table
+from bench.tables.plan import plan_7b as plan_table
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.engines.placement import scene_slots
 from gemvg_edge.errors import GemvgError
 from quantize.model_config import read_config
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("fit")
 DEVICES, SHAPES, PUBLISHED = (FOLDER / name for name in ("devices.json", "model_shapes.json", "published.json"))
 GB = 1e9
 # What `quantize.gptq` makes: nothing, its default, and the recipe of the shipped bundle.
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="a checkpoint folder, or a shape such as qwen2-vl-7b (needed without --check)")
     parser.add_argument(
-        "--device", help="a name from bench/devices.json, such as jetson-orin-nano-8gb (needed without --check)"
+        "--device", help="a name from bench/fit/devices.json, such as jetson-orin-nano-8gb (needed without --check)"
     )
     parser.add_argument(
         "--pictures", type=whole_number, metavar="N", default=2, help="pictures of a scene (default: %(default)s)"

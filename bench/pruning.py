@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.scoring import Counts, count, f1_gain, score_counts
 from bench.readme import pruning as table
 from bench.results import machine, result_file, save_figure, save_result
-from bench.scoring import Counts, count, f1_gain, score_counts
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.models import DEFAULT_BUNDLE

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.answer_tables import calibration, constrained
-from bench.engine_tables import engine_builds, engines
-from bench.markdown import table
-from bench.plan_tables import plan, plan_7b
-from bench.scoring import gain_text
+from bench.boxes.scoring import gain_text
 from bench.speed.report import growth
 from bench.speed.report import markdown as latency
 from bench.speed.tradeoff_report import front_table
+from bench.tables.answers import calibration, constrained
+from bench.tables.engines import engine_builds, engines
+from bench.tables.markdown import table
+from bench.tables.plan import plan, plan_7b
 from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent

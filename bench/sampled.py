@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
+from bench.boxes.torch_grounder import TorchGrounder
 from bench.results import result_file, save_result
-from bench.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
-from bench.torch_grounder import TorchGrounder
 from gemvg_edge.command import command, finite_number, whole_number
 from gemvg_edge.images import load_image
 from train.data.record import MODES, Mode, Record

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from bench.accuracy import SPLITS, evaluate, held_out, held_out_arguments, open_model, print_row
+from bench.boxes.scoring import f1_gain, gain_text
 from bench.results import result_file, save_result
-from bench.scoring import f1_gain, gain_text
 from export.to_onnx import main as export
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError

@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     least = "and whose F1@0.5 is at least this (default: any)"
     parser.add_argument("--min-f1", type=finite_number, metavar="F1", help=least)
     parser.add_argument("--read", type=Path, metavar="FILE", help="take an earlier result's points (default: measure)")
-    there = "a name from bench/devices.json whose memory and time are planned instead (default: this machine)"
+    there = "a name from bench/fit/devices.json whose memory and time are planned instead (default: this machine)"
     parser.add_argument("--device", metavar="NAME", help=there)
     shape = f"what runs on the device: {', '.join(read_shapes())} or a checkpoint folder (default: %(default)s)"
     parser.add_argument("--shape", metavar="SHAPE", default="qwen2-vl-2b", help=shape)

@@ -160,8 +160,8 @@ def fields_of(place: str) -> str:
 
 def weights() -> str:
     """Memory of public weights, as the planner adds it up."""
-    from bench.markdown import table
     from bench.plan import RECIPES, find_device, find_shape, plan
+    from bench.tables.markdown import table
 
     pictures, tokens = SCENE
     rows = []

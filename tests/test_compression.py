@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench import compression
+from bench.boxes.torch_grounder import TorchGrounder
 from bench.compression import Row, answer_distributions, round_activations, weight_error
-from bench.torch_grounder import TorchGrounder
 from gemvg_edge.prompt import encode, token_id
 from quantize.gptq import Settings, quantize
 from tests.checkpoints import torch_logits

@@ -11,25 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench.plan import (
-    DEVICES,
-    PUBLISHED,
-    RECIPES,
-    RUNTIME,
-    SHAPES,
-    check,
-    find_device,
-    find_shape,
-    main,
-    plan,
-    read_devices,
-    read_measured,
-    read_shapes,
-)
-from bench.plan_tables import plan as check_table
-from bench.plan_tables import plan_7b as plan_table
-from bench.random_checkpoint import QWEN2_VL_2B, write_settings
-from bench.roofline import (
+from bench.fit.roofline import (
     WEIGHT_BITS,
     DecoderShape,
     Device,
@@ -50,6 +32,24 @@ from bench.roofline import (
     vision_work,
     weight_bytes,
 )
+from bench.plan import (
+    DEVICES,
+    PUBLISHED,
+    RECIPES,
+    RUNTIME,
+    SHAPES,
+    check,
+    find_device,
+    find_shape,
+    main,
+    plan,
+    read_devices,
+    read_measured,
+    read_shapes,
+)
+from bench.random_checkpoint import QWEN2_VL_2B, write_settings
+from bench.tables.plan import plan as check_table
+from bench.tables.plan import plan_7b as plan_table
 from quantize.model_config import read_config
 from quantize.tensors import expected_tensors
 from tests.checkpoints import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.torch_grounder import TorchGrounder
+from bench.boxes.torch_grounder import TorchGrounder
 from export.bundle_writer import Recipe, write_bundle
 from gemvg_edge import Box, GemvgError, Grounder, mark
 from gemvg_edge.bundle import MANIFEST, open_bundle

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.torch_grounder import TorchGrounder
+from bench.boxes.torch_grounder import TorchGrounder
 from export.bundle_writer import Recipe, write_bundle
 from export.verify import verify
 from export.weights import Scheme

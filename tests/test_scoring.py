@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.scoring import mean_gain, score
+from bench.boxes.scoring import mean_gain, score
 from gemvg_edge.boxes import Box
 
 A, B = Box(0, 0, 0, 10, 10), Box(1, 20, 20, 30, 40)

@@ -62,7 +62,7 @@ def test_a_text_becomes_the_same_tokens(case: str, tmp_path: Path) -> None:
 
 def test_boxes_stay_the_same(tmp_path: Path) -> None:
     """Through the runtime, and through the settings that training, calibration and benchmarks take a tokenizer from."""
-    from bench.torch_grounder import TorchGrounder
+    from bench.boxes.torch_grounder import TorchGrounder
     from export.bundle_writer import write_manifest
     from train.checkpoint import read_settings
 

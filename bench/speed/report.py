@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.markdown import table
 from bench.results import save_figure
+from bench.tables.markdown import table
 
 OURS = "ours"
 PHASES = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.fit.roofline import Device, Shape
 from bench.plan import ANSWER_TOKENS, plan
-from bench.roofline import Device, Shape
 from bench.speed.tradeoff_bundles import GPTQ, RECIPE_FLAGS
 from bench.speed.tradeoff_front import Point, Setting
 from gemvg_edge.errors import GemvgError

@@ -13,7 +13,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from bench.scoring import Scores, count, score_counts
+from bench.boxes.scoring import Scores, count, score_counts
 from bench.speed.tradeoff_bundles import make_bundles
 from bench.speed.tradeoff_front import Point, Setting
 from bench.speed.tradeoff_process import ask_process

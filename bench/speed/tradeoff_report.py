@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.markdown import table
 from bench.results import save_figure
+from bench.tables.markdown import table
 
 Result = dict[str, Any]
 HEAD = ["weights", "engine", "answer", "decoding", "pixels", "tokens kept", "ms", "MB", "F1@0.5 [95 %]"]

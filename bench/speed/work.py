@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.roofline import Precision, Shape, prefill_work, vision_work
+from bench.fit.roofline import Precision, Shape, prefill_work, vision_work
 
 ANY = Precision("any", "float16")  # operations do not depend on it
 DIGITS_BOX = "<|box_start|>(123,456),(789,987)<|box_end|>"  # what others decode token by token

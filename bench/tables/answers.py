@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.markdown import table
-from bench.scoring import gain_text
+from bench.boxes.scoring import gain_text
+from bench.tables.markdown import table
 
 Result = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.markdown import table
+from bench.tables.markdown import table
 from export.build_peak import MIB
 
 Result = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.markdown import table
+from bench.tables.markdown import table
 
 Result = dict[str, Any]
 

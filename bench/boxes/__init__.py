@@ -1,0 +1,1 @@
+"""Questions about boxes: what a model answers, and what that is worth."""

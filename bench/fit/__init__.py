@@ -1,0 +1,1 @@
+"""What fits a device, and how fast it would be there."""
