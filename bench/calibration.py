@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.results import result_file, save_figure, save_result
 from export.bundle_writer import write_manifest
 from gemvg_edge.boxes import match_boxes

@@ -25,9 +25,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.accuracy import Ask, evaluate, held_out, held_out_arguments, open_model
+from bench.boxes.asking import Model, open_model
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.boxes.rounded_grounder import open_rounded
 from bench.boxes.scoring import count, f1_gain, gain_text, score_counts
+from bench.boxes.tabletop import evaluate
 from bench.boxes.torch_grounder import TorchGrounder
 from bench.readme import compression as table
 from bench.results import machine, result_file, save_figure, save_result
@@ -119,9 +121,9 @@ def measure(grounder: TorchGrounder, records: Sequence[Record], name: str) -> di
     }
 
 
-def measure_bundle(ask: Ask, records: Sequence[Record], name: str) -> dict[str, Any]:
+def measure_bundle(model: Model, records: Sequence[Record], name: str) -> dict[str, Any]:
     """Texts and counts of a bundle through the runtime, which does not tell distributions."""
-    row, texts = evaluate(ask, records, name)
+    row, texts = evaluate(model, records, name)
     return {"texts": texts, "counts": row["counts"], "log_probabilities": None}
 
 
@@ -264,8 +266,8 @@ def compression(
         quantized, bundle = work / _file_name(row.name), work / "bundle"
         if export([str(quantized), str(bundle), "--dialect", row.dialect, "--overwrite"]):
             raise GemvgError(f"{quantized} cannot be exported; see above")
-        with nullcontext(open_model(bundle)) if row.dialect == "fused" else open_rounded(bundle) as ask:
-            found = measure_bundle(ask, records, row.bundle)
+        with nullcontext(open_model(bundle)) if row.dialect == "fused" else open_rounded(bundle) as model:
+            found = measure_bundle(model, records, row.bundle)
         rows.append(compare(f"{row.name}, {row.bundle}", quantized, checkpoint, found, start))
         rows[-1]["bytes"] = sum(file.stat().st_size for file in bundle.iterdir())
     return rows

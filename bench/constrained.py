@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 from tqdm import tqdm
 
-from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.boxes.scoring import count, f1_gain, gain_text, score_counts
 from bench.results import result_file, save_result
 from gemvg_edge.command import command, whole_number

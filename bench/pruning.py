@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.boxes.scoring import Counts, count, f1_gain, score_counts
 from bench.readme import pruning as table
 from bench.results import machine, result_file, save_figure, save_result

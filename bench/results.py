@@ -31,9 +31,12 @@ def result_file(text: str) -> Path:
     return file
 
 
-def save_result(result: dict[str, Any], file: Path | None) -> None:
-    """Print the result as one JSON line, with the machine it was measured on, and keep it if a file is named."""
-    result = {**_rounded(result), "machine": machine()}
+def save_result(result: dict[str, Any], file: Path | None, *, exact: bool = False) -> None:
+    """Print the result as one JSON line, with the machine it was measured on, and keep it if a file is named.
+
+    Floats have six digits after the point, all of them with `exact`.
+    """
+    result = {**(result if exact else _rounded(result)), "machine": machine()}
     if file:
         write_text(file, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))

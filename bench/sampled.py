@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.boxes.scoring import Counts, count, f1_gain, gain_text, mean_gain, score_counts
 from bench.boxes.torch_grounder import TorchGrounder
 from bench.results import result_file, save_result

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.accuracy import SPLITS, evaluate, held_out, held_out_arguments, open_model, print_row
+from bench.boxes.asking import Asking, open_model
+from bench.boxes.held_out import SPLITS, held_out, held_out_arguments
 from bench.boxes.scoring import f1_gain, gain_text
+from bench.boxes.tabletop import evaluate, print_row
 from bench.results import result_file, save_result
 from export.to_onnx import main as export
 from gemvg_edge.command import command
@@ -69,7 +71,7 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
         if export([str(folder), str(bundle)]):
             raise GemvgError(f"{folder} cannot be exported; see above")
     records = held_out(data, limit, split)
-    row, _ = evaluate(open_model(bundle, think), records, f"{folder.name} {mode}")
+    row, _ = evaluate(open_model(bundle, Asking(think)), records, f"{folder.name} {mode}")
     row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
     row |= {"counts": row["counts"].tolist(), "tokens_a_box": tokens_a_box(folder, records)}
     file.parent.mkdir(exist_ok=True)

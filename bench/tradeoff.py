@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.accuracy import held_out, held_out_arguments
+from bench.boxes.held_out import held_out, held_out_arguments
 from bench.plan import find_device, find_shape, read_shapes
 from bench.results import machine, result_file, save_result
 from bench.speed.tradeoff_bundles import BITS, ENGINES, commands, device_commands, engines_here

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench.accuracy import evaluate, held_out, open_model
+from bench.boxes.asking import Asking, open_model
+from bench.boxes.held_out import held_out
+from bench.boxes.tabletop import evaluate
 from bench.readme import ROOT
 from bench.sampled import score_samples
 from bench.stages import read_stage, tokens_a_box
@@ -46,7 +48,7 @@ def test_pytorch_and_the_float32_bundle_write_the_same(questions: list, tmp_path
     assert export([str(CHECKPOINT), str(tmp_path / "float32")]) == 0
     reference, expected = evaluate(open_model(CHECKPOINT), questions, "PyTorch")
     # ONNX Runtime is the exact one; the native engine's attention is in bfloat16 where the processor has it.
-    scores, texts = evaluate(open_model(tmp_path / "float32", engine="onnx"), questions, "float32")
+    scores, texts = evaluate(open_model(tmp_path / "float32", Asking(engine="onnx")), questions, "float32")
     assert texts == expected
     assert scores["f1"] == reference["f1"]
 
@@ -57,7 +59,7 @@ def test_every_dialect_writes_the_same(tmp_path_factory: pytest.TempPathFactory,
     texts = {}
     for dialect in DIALECTS:
         assert export([str(CHECKPOINT), str(tmp_path / dialect), "--dialect", dialect, "--precision", "float32"]) == 0
-        _, texts[dialect] = evaluate(open_model(tmp_path / dialect, engine="onnx"), questions, dialect)
+        _, texts[dialect] = evaluate(open_model(tmp_path / dialect, Asking(engine="onnx")), questions, dialect)
     assert len(set(texts["fused"])) > 25
     assert texts["standard"] == texts["plain"] == texts["fused"]
 

@@ -64,7 +64,7 @@ ASKED: list[tuple[list[Image.Image], str]] = [
 
 @pytest.mark.parametrize(("pictures", "query"), ASKED, ids=["one", "two of different shape", "a box in the query"])
 def test_it_writes_what_transformers_writes(pictures: list[Image.Image], query: str, folder: Path) -> None:
-    text, _ = TorchGrounder.open(folder / "checkpoint").ground(pictures, query, NEW_TOKENS)
+    text, *_ = TorchGrounder.open(folder / "checkpoint").ground(pictures, query, NEW_TOKENS)
     grounder = Grounder.open(folder / "bundle", max_new_tokens=NEW_TOKENS)
     assert grounder.ground(pictures, query, constrained=False).text == text
 

@@ -167,7 +167,7 @@ def test_codes_are_kept_in_every_dialect(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_it_writes_what_transformers_generates(count: int, dialect: str, pair: tuple[Any, Path]) -> None:
     pictures, query = PICTURES[:count], "every blue block"
-    text, _ = TorchGrounder.open(pair[1] / "checkpoint").ground(pictures, query, NEW_TOKENS)
+    text, *_ = TorchGrounder.open(pair[1] / "checkpoint").ground(pictures, query, NEW_TOKENS)
     grounder = Grounder.open(pair[1] / dialect, max_new_tokens=NEW_TOKENS, engine="onnx")
     assert grounder.ground(pictures, query, constrained=False).text == text
 
@@ -247,7 +247,7 @@ def test_a_stock_checkpoint_is_asked_and_read_in_its_own_words(stock: Path, tmp_
     assert manifest.coordinate_frame == {"kind": "relative", "size": 1000}
     grounder = Grounder.open(tmp_path / "bundle", max_new_tokens=NEW_TOKENS)
     one = grounder.ground(PICTURES[:1], "the red mug", constrained=False)
-    text, _ = TorchGrounder.open(stock).ground(PICTURES[:1], "the red mug", NEW_TOKENS)
+    text, *_ = TorchGrounder.open(stock).ground(PICTURES[:1], "the red mug", NEW_TOKENS)
     assert one.text == text
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.accuracy import Ask, asking
+from bench.boxes.asking import Model, of_grounder
 from export.verify_runs import exact_engines
 from gemvg_edge.bundle import TOKENIZER, open_bundle
 from gemvg_edge.grounder import Grounder
@@ -16,10 +16,10 @@ from gemvg_edge.tokenizer import open_tokenizer
 
 
 @contextmanager
-def open_rounded(folder: Path) -> Iterator[Ask]:
+def open_rounded(folder: Path) -> Iterator[Model]:
     """A bundle for TensorRT to be asked, computed on the CPU as its kernels round."""
     bundle = open_bundle(folder)
     with TemporaryDirectory() as graphs:
         seen, vision, decoder, _ = exact_engines(bundle, Path(graphs))
         tokenizer = open_tokenizer(bundle.path(TOKENIZER), "export the bundle again")
-        yield asking(Grounder(OpenedModel(seen.manifest, tokenizer, vision, decoder, Limits(256, 256))))
+        yield of_grounder(Grounder(OpenedModel(seen.manifest, tokenizer, vision, decoder, Limits(256, 256))))

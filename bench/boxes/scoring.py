@@ -11,9 +11,9 @@ import numpy.typing as npt
 from gemvg_edge.boxes import Box, match_boxes
 
 RESAMPLES = 2000
-Counts = npt.NDArray[
-    np.float64
-]  # (questions, 5): hits, boxes claimed, boxes wanted, IoU of hits added up, right images
+AT_ONCE = 2**23  # how often each of so many questions is drawn, at a time: 64 MiB
+# (questions, 6): hits, boxes claimed, boxes wanted, IoU of hits added up, right images, all right and nothing else
+Counts = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
 
@@ -22,8 +22,9 @@ class Scores:
     """`f1` counts boxes over all questions (IoU at least the threshold, right image, one to one).
 
     `mean_iou` is over matched boxes; `image_accuracy` is the share of questions whose predicted boxes lie in exactly
-    the images that the true boxes lie in (both empty counts as right). The intervals are 95 % bootstrap intervals over
-    questions.
+    the images that the true boxes lie in (both empty counts as right); `exact` the share where every true box was
+    found and nothing else was claimed, so that questions without a target count too. The intervals are 95 % bootstrap
+    intervals over questions.
     """
 
     n: int
@@ -35,6 +36,8 @@ class Scores:
     mean_iou_interval: Interval
     image_accuracy: float
     image_accuracy_interval: Interval
+    exact: float
+    exact_interval: Interval
 
 
 def count(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5) -> Counts:
@@ -43,8 +46,9 @@ def count(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], th
     for p, t in zip(predicted, truth, strict=True):
         overlaps = [overlap for _, _, overlap in match_boxes(p, t, threshold)]
         right_images = {box.image for box in p} == {box.image for box in t}
-        rows.append((len(overlaps), len(p), len(t), sum(overlaps), right_images))
-    return np.asarray(rows, np.float64).reshape(-1, 5)
+        exact = len(overlaps) == len(p) == len(t)
+        rows.append((len(overlaps), len(p), len(t), sum(overlaps), right_images, exact))
+    return np.asarray(rows, np.float64).reshape(-1, 6)
 
 
 def score(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], threshold: float = 0.5) -> Scores:
@@ -55,31 +59,34 @@ def score(predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], th
 def score_counts(counts: Counts) -> Scores:
     """The same from what `count` gave."""
     n, total = len(counts), counts.sum(axis=0)
-    again = _resample(counts)
+    again = resample(counts)
     return Scores(
         n=n,
         f1=float(_f1(total)),
-        f1_interval=_interval(_f1(again)),
+        f1_interval=interval(_f1(again)),
         precision=float(_share(total[0], total[1])),
         recall=float(_share(total[0], total[2])),
         mean_iou=float(_share(total[3], total[0])),
-        mean_iou_interval=_interval(_share(again[:, 3], again[:, 0])),
+        mean_iou_interval=interval(_share(again[:, 3], again[:, 0])),
         image_accuracy=float(total[4] / max(1, n)),
-        image_accuracy_interval=_interval(again[:, 4] / max(1, n)),
+        image_accuracy_interval=interval(again[:, 4] / max(1, n)),
+        exact=float(total[5] / max(1, n)),
+        exact_interval=interval(again[:, 5] / max(1, n)),
     )
 
 
 def f1_gain(before: Counts, after: Counts) -> tuple[float, Interval]:
     """How much F1 two models differ on the same questions, and the paired bootstrap's 95 % interval of that."""
-    both = _resample(np.concatenate([before, after], axis=1))
+    both = resample(np.concatenate([before, after], axis=1))
     gain = _f1(after.sum(axis=0)) - _f1(before.sum(axis=0))
-    return float(gain), _interval(_f1(both[:, 5:]) - _f1(both[:, :5]))
+    columns = before.shape[1]
+    return float(gain), interval(_f1(both[:, columns:]) - _f1(both[:, :columns]))
 
 
 def mean_gain(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> tuple[float, Interval]:
     """The mean difference of two models' values (questions,) and the paired bootstrap's 95 % interval of it."""
-    again = _resample((after - before)[:, None])[:, 0] / max(1, len(before))
-    return float((after - before).mean()), _interval(again)
+    again = resample((after - before)[:, None])[:, 0] / max(1, len(before))
+    return float((after - before).mean()), interval(again)
 
 
 def gain_text(gain: float, interval: Sequence[float]) -> str:
@@ -87,12 +94,21 @@ def gain_text(gain: float, interval: Sequence[float]) -> str:
     return f"{gain:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
-def _resample(counts: Counts) -> Counts:
-    """Sums (RESAMPLES, columns) over questions drawn with replacement; the draw is fixed."""
-    n = len(counts)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) if n else np.zeros((1, 0))
-    sums: Counts = weights @ counts
-    return sums
+def resample(values: Counts, seed: int = 0) -> Counts:
+    """Sums (RESAMPLES, columns) of values (n, columns) over rows drawn with replacement; a seed's draw is fixed."""
+    n = len(values)
+    if not n:
+        return np.zeros((RESAMPLES, values.shape[1]))
+    rng, shares = np.random.default_rng(seed), np.full(n, 1 / n)
+    step = max(1, AT_ONCE // n)
+    sizes = [min(step, RESAMPLES - done) for done in range(0, RESAMPLES, step)]
+    return np.concatenate([rng.multinomial(n, shares, size=size) @ values for size in sizes])
+
+
+def interval(values: Counts) -> Interval:
+    """The middle 95 % of what resampling gave."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _f1(counts: Counts) -> Counts:
@@ -101,8 +117,3 @@ def _f1(counts: Counts) -> Counts:
 
 def _share(part: Counts, whole: Counts) -> Counts:
     return np.divide(part, whole, out=np.zeros_like(part, np.float64), where=whole != 0)
-
-
-def _interval(values: Counts) -> Interval:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

@@ -5,8 +5,8 @@ The prompt, the patches and the reading of the answer are the runtime's; only th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from gemvg_edge.answer import Answer, read_answer
+from gemvg_edge.answer_pieces import Span
 from gemvg_edge.boxes import Size
 from gemvg_edge.images import patchify, resize
+from gemvg_edge.numbering import pictures_in_query
 from gemvg_edge.prompt import encode_prefix, encode_query
+from gemvg_edge.scores import box_scores
 from quantize.torch_model import load_model
 from train.checkpoint import CheckpointSettings, read_settings, with_budget
 
@@ -37,8 +40,11 @@ class TorchGrounder:
     @torch.inference_mode()
     def ground(
         self, images: Sequence[Image.Image], query: str, max_new_tokens: int = 256, think: bool = False
-    ) -> tuple[str, Answer]:
-        """Greedy answer to one query: the text and what it says."""
+    ) -> tuple[str, Answer, int]:
+        """Greedy answer to one query: the text, what it says, and how many tokens it took.
+
+        A box's score is the product of its tokens' probabilities, each among the whole vocabulary.
+        """
         ids, patches, grids = self.prompt(images, query, think)
         output = self.model.generate(
             input_ids=ids[None],
@@ -48,16 +54,32 @@ class TorchGrounder:
             image_grid_thw=grids,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
-        tokens = output[0, len(ids) :].tolist()
-        text = self.settings.tokenizer.decode(
-            tokens[:-1] if tokens[-1] in self.stop_ids else tokens, skip_special_tokens=False
-        )
-        return text, self.read(text, [image.size for image in images])
+        tokens = output.sequences[0, len(ids) :].tolist()
+        log_probs = [
+            float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(output.logits, tokens, strict=True)
+        ]
+        tokenizer, stopped = self.settings.tokenizer, tokens[-1] in self.stop_ids
+        text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        named = pictures_in_query(query) if self.settings.answer_format.unnamed != "refuse" else []
+        score = box_scores(tokenizer, tokens, log_probs, text, None)
+        answer = self.read(text, [image.size for image in images], named[-1] if named else None, score)
+        if not stopped:
+            answer = replace(answer, problem=f"the answer was cut at {max_new_tokens} tokens")
+        return text, answer, len(tokens)
 
-    def read(self, text: str, sizes: Sequence[Size]) -> Answer:
-        """What a text of this checkpoint says about pictures of (width, height)."""
-        return read_answer(text, sizes, self.settings.answer_format, self.settings.resized(sizes))
+    def read(
+        self,
+        text: str,
+        sizes: Sequence[Size],
+        unnamed: int | None = None,
+        score: Callable[[Sequence[Span]], float] | None = None,
+    ) -> Answer:
+        """What a text of this checkpoint says about pictures of (width, height); as `gemvg_edge.answer.read_answer`."""
+        settings = self.settings
+        return read_answer(text, sizes, settings.answer_format, settings.resized(sizes), unnamed, score)
 
     def prompt(
         self, images: Sequence[Image.Image], query: str, think: bool = False

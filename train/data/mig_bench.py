@@ -108,7 +108,7 @@ def asked_image(text: str) -> int | None:
 
 def _to_record(item: Item, folder: Path) -> Record | Fault:
     try:
-        paths = tuple(_find_picture(folder, name) for name in item.images)
+        paths = tuple(find_picture(folder, name) for name in item.images)
     except GemvgError:
         return Fault(str(folder), "a picture whose name the system refuses")
     sizes = measure_all(paths)
@@ -119,7 +119,7 @@ def _to_record(item: Item, folder: Path) -> Record | Fault:
     return Record(paths, sizes, item.question, (box,), KIND_OF_TASK[item.task], "MIG-Bench")
 
 
-def _find_picture(folder: Path, name: str) -> Path:
+def find_picture(folder: Path, name: str) -> Path:
     """Where the picture lies: the older file writes ./MIG-Bench/images, and the folder may be MIG-Bench itself."""
     relative = name.removeprefix("./")
     within = folder / relative.removeprefix("MIG-Bench/")

@@ -147,16 +147,17 @@ def ask_about(
     return (pictures, question) if question else None
 
 
-def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list[Record]:
-    """One question a scene, kinds in turn, as records."""
+def held_out_questions(scenes: Sequence[Scene]) -> list[tuple[PictureSet, Question]]:
+    """One question a scene, kinds in turn; scenes that do not allow theirs are left out."""
     by_seed = {scene.seed: scene for scene in scenes}
     kinds = list(KIND_ROLES)
-    records = []
-    for number, scene in enumerate(scenes):
-        asked = held_out_question(scene, relative(scene, by_seed), kinds[number % len(kinds)])
-        if asked is not None:
-            records.append(as_record(*asked, folder, source))
-    return records
+    asked = (held_out_question(s, relative(s, by_seed), kinds[k % len(kinds)]) for k, s in enumerate(scenes))
+    return [question for question in asked if question is not None]
+
+
+def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list[Record]:
+    """The same as records."""
+    return [as_record(*asked, folder, source) for asked in held_out_questions(scenes)]
 
 
 def as_record(pictures: PictureSet, question: Question, folder: Path, source: str, cot: bool = False) -> Record:

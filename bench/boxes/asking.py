@@ -1,0 +1,174 @@
+"""A checkpoint (through PyTorch) or a bundle (through the runtime), whichever a folder is, ready to be asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from PIL import Image
+
+from gemvg_edge.answer import AnswerFormat, read_answer
+from gemvg_edge.boxes import Box, Size
+from gemvg_edge.bundle import MANIFEST, open_bundle
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, printable, sha256
+from gemvg_edge.grounder import Grounder
+from gemvg_edge.images import resized_sizes
+from gemvg_edge.numbering import pictures_in_query
+from gemvg_edge.prompt import PromptTemplate
+from train.checkpoint import CONFIG, read_settings
+from train.hub import checkpoint_folder
+from train.output_folder import fingerprint
+from train.profiles import OURS, OWN
+
+NEW_TOKENS = 256
+QUERY_TOKENS = 1024  # questions of benchmarks list classes and show boxes
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer: its text, and the boxes in the order they were written, in pixels of the originals."""
+
+    text: str
+    boxes: tuple[Box, ...]
+    thinking: str
+    problem: str | None
+    tokens: int  # that were decoded
+    ms: float  # from decoded pictures to boxes
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked: with reasoning, in whose words, and within which bounds."""
+
+    think: bool = False
+    verbatim: bool = False  # the question is the whole text, whatever words the model's profile has
+    max_pixels: int | None = None  # of a picture; None: a bundle's own, or what an export of the checkpoint has
+    new_tokens: int = NEW_TOKENS
+    engine: str | None = None  # of a bundle; None: the fastest that runs it
+
+
+DEFAULT = Asking()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model's folder says without being opened."""
+
+    folder: Path
+    name: str
+    digest: str  # of everything that it answers with
+    answer: AnswerFormat
+    own_words: bool  # trained on this project's words, so that nobody else's are asked
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model that can be asked."""
+
+    say: Callable[[Sequence[Image.Image], str], Said]
+    frame: Callable[[Size], Size]  # of a picture's size: the largest x and y that an answer about it may have
+
+
+def describe(folder: Path) -> Facts:
+    """Read what a bundle, a checkpoint or a hub's id is; GemvgError for what is none."""
+    folder = checkpoint_folder(folder)
+    if is_file(folder / MANIFEST):
+        manifest = open_bundle(folder, check_hashes=False).manifest
+        digest, answer, profile = sha256(folder / MANIFEST), manifest.answer, manifest.profile
+    elif is_file(folder / CONFIG):
+        settings = read_settings(folder)
+        digest, answer, profile = fingerprint(folder), settings.answer_format, settings.profile
+    else:
+        raise GemvgError(f"{printable(folder)} is neither a bundle (no {MANIFEST}) nor a checkpoint (no {CONFIG})")
+    return Facts(folder, folder.resolve().name, digest, answer, profile in (OURS, OWN))
+
+
+def open_model(folder: Path, asking: Asking = DEFAULT) -> Model:
+    """Open whichever the folder is."""
+    folder = checkpoint_folder(folder)
+    if not is_file(folder / MANIFEST):
+        describe(folder)
+        return _open_checkpoint(folder, asking)
+    return _open_bundle(folder, asking)
+
+
+def _open_bundle(folder: Path, asking: Asking) -> Model:
+    grounder = Grounder.open(
+        folder,
+        engine=asking.engine,
+        max_pixels=asking.max_pixels,
+        max_query_tokens=QUERY_TOKENS,
+        max_new_tokens=asking.new_tokens,
+    )
+    return of_grounder(grounder, asking)
+
+
+def of_grounder(grounder: Grounder, asking: Asking = DEFAULT) -> Model:
+    """An opened bundle as a model; the opened one is changed where it is asked verbatim."""
+    manifest = grounder.manifest
+    if asking.verbatim:
+        prompt, answer = _verbatim(manifest.prompt, manifest.answer)
+        manifest = grounder.model.manifest = replace(manifest, prompt=prompt, answer=answer)
+
+    def say(images: Sequence[Image.Image], query: str) -> Said:
+        started = time.perf_counter()
+        found = grounder.ground(images, query, think=asking.think, constrained=not asking.verbatim)
+        ms = 1e3 * (time.perf_counter() - started)
+        sizes = [image.size for image in images]
+        boxes = in_order(found.text, found.boxes, sizes, manifest.answer, resized(sizes), query)
+        return Said(found.text, boxes, found.thinking, found.problem, found.timings.answer_tokens, ms)
+
+    def resized(sizes: Sequence[Size]) -> list[Size]:
+        return resized_sizes(sizes, grounder.preprocessing)
+
+    return Model(say, lambda size: manifest.answer.steps(resized([size])[0]))
+
+
+def _open_checkpoint(folder: Path, asking: Asking) -> Model:
+    # Imported only for checkpoints: scoring a bundle needs no torch.
+    from bench.boxes.torch_grounder import TorchGrounder
+
+    reference = TorchGrounder.open(folder, asking.max_pixels)
+    settings = reference.settings
+    if asking.verbatim:
+        template, answer = _verbatim(settings.template, settings.answer_format)
+        settings = replace(settings, template=template, answer_format=answer)
+        reference = replace(reference, settings=settings)
+
+    def say(images: Sequence[Image.Image], query: str) -> Said:
+        started = time.perf_counter()
+        text, found, tokens = reference.ground(images, query, asking.new_tokens, asking.think)
+        ms = 1e3 * (time.perf_counter() - started)
+        sizes = [image.size for image in images]
+        boxes = in_order(text, found.boxes, sizes, settings.answer_format, settings.resized(sizes), query)
+        return Said(text, boxes, found.thinking, found.problem, tokens, ms)
+
+    return Model(say, lambda size: settings.answer_format.steps(settings.resized([size])[0]))
+
+
+def _verbatim(prompt: PromptTemplate, answer: AnswerFormat) -> tuple[PromptTemplate, AnswerFormat]:
+    """The same without words around the question; all pictures are shown at once, as in the published runs."""
+    unnamed = "query" if answer.unnamed == "each" else answer.unnamed
+    return replace(prompt, query="{query}", think="{query}"), replace(answer, unnamed=unnamed)
+
+
+def in_order(
+    text: str,
+    boxes: Sequence[Box],
+    sizes: Sequence[Size],
+    answer: AnswerFormat,
+    resized: Sequence[Size],
+    query: str,
+) -> tuple[Box, ...]:
+    """An answer's boxes, which come sorted, in the order that its text has them: benchmarks take the first one."""
+    number = count()
+    named = pictures_in_query(query) if answer.unnamed != "refuse" else []
+    unnamed = named[-1] if named else None
+    read = read_answer(text, sizes, answer, resized, unnamed, score=lambda spans: float(next(number))).boxes
+    if read != tuple(boxes):  # of pictures that were asked about one by one
+        return tuple(boxes)
+    return tuple(box for _, box in sorted(zip(read, boxes, strict=True), key=lambda pair: pair[0].score or 0))

@@ -1,0 +1,143 @@
+"""Ask a model a benchmark's questions and save every answer as it comes, here or over a Ray cluster.
+
+A killed run goes on where it was: what is saved is not asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from bench.boxes import mig_bench, odinw, refcoco, tabletop
+from bench.boxes.answers import FORMAT, VERSION, Benchmark, Question, spread, to_line
+from bench.boxes.asking import Asking, Facts, Said, open_model
+from bench.boxes.mc_bench import load as load_mc_bench
+from bench.boxes.scores import read_task
+from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import printable, refuse_inputs
+from gemvg_edge.images import load_image
+from train.journal import Line, open_journal
+from train.sharding import work_through
+
+OTHER = "give another --out, or --overwrite to ask anew"
+
+
+class Item(NamedTuple):
+    """A question with its place in its benchmark."""
+
+    number: int
+    question: Question
+
+
+def load(task: str, data: Path | None, own_words: bool, think: bool, limit: int | None) -> Benchmark:
+    """A task's questions from its folder, as the model will be asked them; GemvgError names what is wrong there."""
+    name, part = read_task(task)
+    if name == "tabletop":
+        return tabletop.load(data, part or "held-out", limit)
+    if data is None:
+        raise GemvgError(f"--data is needed: the folder of {name}, laid out as its authors publish it")
+    match name:
+        case "mig-bench":
+            return mig_bench.load(data, think)
+        case "mc-bench":
+            return load_mc_bench(data)
+        case "odinw13":
+            return odinw.load(data, own_words, [part] if part else odinw.PROTOCOLS)
+    return refcoco.load(name, data, part)
+
+
+def run(
+    benchmark: Benchmark,
+    facts: Facts,
+    asking: Asking,
+    file: Path,
+    *,
+    limit: int | None = None,
+    ray: str | None = None,
+    workers: int = 0,
+    overwrite: bool = False,
+) -> set[str]:
+    """Answer the questions that the file lacks, of the first `limit` (the parts in turn), and append each; their ids.
+
+    The file may hold further ones, of a run with a larger limit.
+    """
+    verbatim = not facts.own_words and any(question.published for question in benchmark.questions)
+    asking = replace(asking, verbatim=verbatim, new_tokens=benchmark.new_tokens)
+    refuse_inputs(file, [facts.folder, benchmark.folder], "--out")
+    if overwrite:
+        file.unlink(missing_ok=True)
+    with open_journal(file, _header(benchmark, facts, asking), OTHER) as (done, append):
+        chosen = spread(benchmark.questions, limit or len(benchmark.questions))
+        items = [Item(k, benchmark.questions[k]) for k in chosen if benchmark.questions[k].id not in done]
+        make = partial(answering, facts.folder, asking, benchmark.folder.resolve())
+        bar = tqdm(total=len(chosen), initial=len(chosen) - len(items), desc=facts.name, unit=" answers", disable=None)
+        with bar:
+            for line in work_through(items, make, ray, workers):
+                append(line)
+                bar.update()
+    return {benchmark.questions[k].id for k in chosen}
+
+
+def answering(folder: Path, asking: Asking, root: Path) -> Callable[[Item], Line]:
+    """Open a model; a function that answers one question, pictures from `root`, and gives the line to save.
+
+    A question that the runtime refuses is an answer with a problem, or one of thousands would end them all.
+    """
+    model = open_model(folder, asking)
+
+    def answer(item: Item) -> Line:
+        question = item.question
+        images = [load_image(root / image) for image in question.images]
+        for image, size, path in zip(images, question.sizes, question.images, strict=True):
+            if image.size != size:
+                raise GemvgError(f"{printable(root / path)} has {image.size} pixels, and its benchmark says {size}")
+        asked = question.published if asking.verbatim and question.published else question.query
+        try:
+            said = model.say(images, asked)
+        except GemvgError as error:
+            said = Said("", (), "", str(error), 0, 0.0)
+        line = to_line(item.number, question, asked, said)
+        if len(images) == 1:
+            line["extra"]["frame"] = list(model.frame(images[0].size))
+        return line
+
+    return answer
+
+
+def _header(benchmark: Benchmark, facts: Facts, asking: Asking) -> Line:
+    """What answers depend on; a file of others is not gone on with."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": benchmark.task,
+        "benchmark": benchmark.version,
+        "questions": _digest(benchmark),
+        "data": str(benchmark.folder.resolve()),
+        "model": facts.name,
+        "weights": facts.digest,
+        "coordinates": facts.answer.coordinates,
+        "locations": facts.answer.locations,
+        "think": asking.think,
+        "verbatim": asking.verbatim,
+        "max_pixels": asking.max_pixels,
+        "new_tokens": asking.new_tokens,
+        "engine": asking.engine,
+    }
+
+
+def _digest(benchmark: Benchmark) -> str:
+    """Of every question's words and true boxes; of the simulated world, which grows with --limit, none is needed."""
+    if benchmark.task.startswith("tabletop"):
+        return "by seed"
+    digest = hashlib.sha256()
+    for question in benchmark.questions:
+        told = question.id, question.query, question.published, [list(box) for box in question.truth]
+        digest.update(json.dumps(told).encode())
+    return digest.hexdigest()
