@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ray", metavar="ADDRESS", nargs="?", const="local", help=ray)
     workers = "models that are open at once with --ray (default: one a GPU, else one a machine)"
     parser.add_argument("--workers", type=whole_number, metavar="N", default=0, help=workers)
-    saved = "keep the JSON here instead, such as bench/results/accuracy.json, and the plot beside it (default: in --out)"
+    saved = "keep the JSON here, such as bench/results/accuracy.json, and the plot beside it (default: in --out)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
