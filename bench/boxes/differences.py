@@ -16,8 +16,8 @@ from scipy.stats import binomtest
 from bench.boxes import mc_bench, odinw, tabletop
 from bench.boxes.answers import Answered, read_answers
 from bench.boxes.coco_ap import average_precision, resampled_ap
-from bench.boxes.mig_bench import TASKS
 from bench.boxes.rated import Rated, means
+from bench.boxes.refcoco import SPLITS
 from bench.boxes.report import headline
 from bench.boxes.scores import family, rate
 from bench.boxes.scoring import f1_gain, interval
@@ -68,12 +68,15 @@ def _gains(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Answer
     first, second = rate(head_a, a), rate(head_b, b)
     differences = {name: second.values[name] - first.values[name] for name in first.values}
     known = {name: values for name, values in differences.items() if np.isfinite(values).all()}
-    parts = TASKS if family(head_a) == "mig-bench" else ()
-    gains = means(Rated(first.ids, first.parts, known), parts)
+    gains = means(Rated(first.ids, first.parts, known), ())
+    # Benchmarks of several tasks count each task alike, the others each question.
+    by_part = family(head_a) == "mig-bench" or family(head_a) in SPLITS
+    parts = first.parts if by_part else ["all"] * len(first.ids)
+    overall = means(Rated(first.ids, parts, known), ())["macro"]
     values: dict[str, Any] = {}
     for name in known:
-        row = {"a": _mean(first, name, parts), "b": _mean(second, name, parts), "gain": gains["macro"][name]}
-        row["interval"] = gains["macro"][f"{name}_interval"]
+        before, after = (means(Rated(first.ids, parts, {name: r.values[name]}), ())["macro"] for r in (first, second))
+        row = {"a": before[name], "b": after[name], "gain": overall[name], "interval": overall[f"{name}_interval"]}
         values[name] = row if name in SHARES else row | mcnemar(first.values[name] > 0, second.values[name] > 0)
     values |= _of_boxes(head_a, head_b, a, b)
     changed = headline(head_a["task"]) if headline(head_a["task"]) in known else next(iter(known), None)
@@ -91,11 +94,6 @@ def mcnemar(a: Any, b: Any) -> dict[str, Any]:
     lost, gained = int((a & ~b).sum()), int((~a & b).sum())
     p = float(binomtest(gained, lost + gained).pvalue) if lost + gained else 1.0
     return {"lost": lost, "gained": gained, "p": p}
-
-
-def _mean(rated: Rated, name: str, parts: Sequence[str]) -> float:
-    mean: float = means(Rated(rated.ids, rated.parts, {name: rated.values[name]}), parts)["macro"][name]
-    return mean
 
 
 def _of_boxes(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Answered]) -> dict[str, Any]:
