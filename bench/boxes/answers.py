@@ -79,9 +79,9 @@ def to_line(number: int, question: Question, asked: str, said: Said) -> Line:
         "sizes": [list(size) for size in question.sizes],
         "query": question.query,
         **({} if asked == question.query else {"asked": asked}),
-        "truth": [_write_box(box) for box in question.truth],
+        "truth": [write_box(box) for box in question.truth],
         "answer": said.text,
-        "boxes": [_write_box(box) for box in said.boxes],
+        "boxes": [write_box(box) for box in said.boxes],
         "thinking": said.thinking,
         "problem": said.problem,
         "tokens": said.tokens,
@@ -136,7 +136,8 @@ def from_line(line: Line, file: Path) -> Answered:
     )
 
 
-def _write_box(box: Box) -> dict[str, Any]:
+def write_box(box: Box) -> dict[str, Any]:
+    """A box as a line has it."""
     said: dict[str, Any] = {"image": box.image, "box": list(box)}
     if box.label is not None:
         said["label"] = box.label

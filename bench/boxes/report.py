@@ -59,7 +59,7 @@ def plot(results: Sequence[Mapping[str, Any]], task: str, file: Path) -> None:
 
     name = headline(task)
     parts = list(dict.fromkeys(part for result in results for part in result["tasks"]))
-    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.55 * len(parts) * len(results) + 2), 4.2))
+    figure, axes = pyplot.subplots(figsize=(min(14.0, max(6.0, 0.9 * len(parts) + 2)), 4.4))
     share = 0.8 / len(results)
     for k, result in enumerate(results):
         told = [result["tasks"].get(part, {}) for part in parts]
@@ -74,6 +74,7 @@ def plot(results: Sequence[Mapping[str, Any]], task: str, file: Path) -> None:
     axes.set_ylabel(name)
     axes.set_title(task)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.margins(x=0.01)
+    axes.legend(fontsize=8, loc="lower left", framealpha=0.9)
     figure.tight_layout()
     save_figure(figure, file)

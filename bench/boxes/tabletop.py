@@ -36,9 +36,10 @@ def load(folder: Path | None, split: str, limit: int | None) -> Benchmark:
 
 
 def load_records(file: Path) -> Benchmark:
-    """Records of one's own, each a question."""
-    root = Path(os.path.abspath(file)).parent
-    questions = tuple(_question(k, record, root) for k, record in enumerate(read_all(file)))
+    """Records of one's own, each a question; the folder is the one that all their pictures lie in."""
+    records = read_all(file)
+    root = Path(os.path.commonpath([os.path.abspath(path.parent) for record in records for path in record.images]))
+    questions = tuple(_question(k, record, root) for k, record in enumerate(records))
     return Benchmark("records", "", root, questions, (), NEW_TOKENS)
 
 
