@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.boxes import mc_bench
+from bench.boxes.mc_bench_data import read_published
 from bench.boxes.report import lines
 from bench.boxes.scores import read_task, score_file, score_published_mig_bench
 from bench.results import result_file, save_result
@@ -64,7 +65,7 @@ def score_any(task: str | None, answers: list[Path], data: Path | None, stretche
         case "mc-bench" if len(answers) == 1:
             if data is None:
                 raise GemvgError("--data is needed: a results file of MC-Bench has no true boxes")
-            return {"task": task, **mc_bench.score(mc_bench.read_published(answers[0], data))}
+            return {"task": task, **mc_bench.score(read_published(answers[0], data))}
     raise GemvgError(
         f"{printable(answers[0])} is no file of bench.accuracy; of published results those of mig-bench and mc-bench "
         "are read: say --task mig-bench or --task mc-bench"

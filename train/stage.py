@@ -35,7 +35,7 @@ from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 LOGGED = 40  # entries of the log that training.json keeps, about
 CHECKPOINTS = ("model", "teacher", "base")  # the settings that may name a checkpoint by its hub id
-UNRECORDED = "overwrite"  # the setting that says nothing of the result
+UNRECORDED = ("overwrite", "ray", "workers")  # the settings that say nothing of the result
 
 Settings = TypeVar("Settings")
 
@@ -66,6 +66,7 @@ READERS = {
     Path: _reader(Path, "PATH"),
     Path | None: _reader(Path, "PATH"),
     int | None: _reader(whole_number, "N"),
+    str | None: _reader(str, "NAME"),
 }
 Seed = Annotated[int, _reader(seed_number, "N")]  # what random numbers start from
 Switch = tyro.conf.FlagCreatePairsOff[bool]  # off unless its flag is given
@@ -106,7 +107,7 @@ def usable_device(name: str) -> str:
 
 def settings_json(run: Any) -> dict[str, Any]:
     """A run's settings as plain JSON values."""
-    settings = {key: value for key, value in vars(run).items() if key != UNRECORDED}
+    settings = {key: value for key, value in vars(run).items() if key not in UNRECORDED}
     return {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
 
 
@@ -184,7 +185,7 @@ def may_replace(run: Any) -> bool:
 
 def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
     """What makes a run the same as an earlier one: settings, with whole paths, and what lies there."""
-    settings = {key: value for key, value in vars(run).items() if key != UNRECORDED}
+    settings = {key: value for key, value in vars(run).items() if key not in UNRECORDED}
     whole = {key: os.path.realpath(value) if isinstance(value, Path) else value for key, value in settings.items()}
     return {**whole, **{f"{CONTENTS}{os.path.realpath(path)}": fingerprint(path) for path in paths}}
 

@@ -164,11 +164,15 @@ def in_order(
     resized: Sequence[Size],
     query: str,
 ) -> tuple[Box, ...]:
-    """An answer's boxes, which come sorted, in the order that its text has them: benchmarks take the first one."""
+    """An answer's boxes, which come sorted, in the order that its text has them: benchmarks take the first one.
+
+    Their labels are those that the model wrote: the runtime names a box that has none by the question.
+    """
     number = count()
     named = pictures_in_query(query) if answer.unnamed != "refuse" else []
     unnamed = named[-1] if named else None
     read = read_answer(text, sizes, answer, resized, unnamed, score=lambda spans: float(next(number))).boxes
     if read != tuple(boxes):  # of pictures that were asked about one by one
-        return tuple(boxes)
-    return tuple(box for _, box in sorted(zip(read, boxes, strict=True), key=lambda pair: pair[0].score or 0))
+        return tuple(replace(box, label=None if box.label == query else box.label) for box in boxes)
+    pairs = sorted(zip(read, boxes, strict=True), key=lambda pair: pair[0].score or 0)
+    return tuple(replace(box, label=said.label) for said, box in pairs)

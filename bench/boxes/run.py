@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bench.boxes import mig_bench, odinw, refcoco, tabletop
 from bench.boxes.answers import FORMAT, VERSION, Benchmark, Question, spread, to_line
 from bench.boxes.asking import Asking, Facts, Said, open_model
-from bench.boxes.mc_bench import load as load_mc_bench
+from bench.boxes.mc_bench_data import load as load_mc_bench
 from bench.boxes.scores import read_task
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, refuse_inputs
