@@ -34,7 +34,12 @@ class Box:
     score: float | None = field(default=None, compare=False, kw_only=True)  # 0..1; None where nothing gave one
 
     def __iter__(self) -> Iterator[float]:
-        return iter((self.x1, self.y1, self.x2, self.y2))
+        return iter(self.corners)
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2."""
+        return self.x1, self.y1, self.x2, self.y2
 
     @property
     def area(self) -> float:

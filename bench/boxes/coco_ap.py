@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 
+from bench.boxes.scoring import draw
+
 MOST = 100  # boxes of an image and a class
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 RESAMPLES = 200
-AT_ONCE = 2**21  # weights of boxes in all resamples that are looked at together
+AT_ONCE = 2**18  # weights of boxes in all resamples that are looked at together
 Floats = npt.NDArray[np.float64]
 
 
@@ -32,12 +34,12 @@ class Boxes:
     scores: Floats  # (n,); of true boxes 1 means "a crowd", which claims nothing
 
     @staticmethod
-    def of(rows: Sequence[tuple[int, int, Sequence[float], float]]) -> Boxes:
+    def of(rows: Sequence[tuple[int, int, tuple[float, ...], float]]) -> Boxes:
         """From (image, class, corners, score) each."""
         return Boxes(
             np.asarray([row[0] for row in rows], np.int64),
             np.asarray([row[1] for row in rows], np.int64),
-            np.asarray([list(row[2]) for row in rows], np.float64).reshape(-1, 4),
+            np.asarray([row[2] for row in rows], np.float64).reshape(-1, 4),
             np.asarray([row[3] for row in rows], np.float64),
         )
 
@@ -46,12 +48,12 @@ class Boxes:
         return Boxes(self.images, self.classes, self.corners, np.ones_like(self.scores))
 
 
-def precisions(truth: Boxes, found: Boxes) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(classes, precision (10 IoUs, 101 recalls, classes)); a class without true boxes has -1."""
+def precisions(truth: Boxes, found: Boxes, ious: Floats = IOUS) -> tuple[npt.NDArray[np.int64], Floats]:
+    """(classes, precision (IoUs, 101 recalls, classes)); a class without true boxes has -1."""
     classes = np.unique(np.concatenate([truth.classes, found.classes]))
     if not len(found.images):
         blank = np.where(np.isin(classes, truth.classes[truth.scores == 0]), 0.0, -1.0)
-        return classes, np.broadcast_to(blank, (len(IOUS), len(RECALLS), len(classes))).copy()
+        return classes, np.broadcast_to(blank, (len(ious), len(RECALLS), len(classes))).copy()
     images = np.unique(np.concatenate([truth.images, found.images]))
     listed = {
         "images": [{"id": int(image)} for image in images],
@@ -61,7 +63,8 @@ def precisions(truth: Boxes, found: Boxes) -> tuple[npt.NDArray[np.int64], Float
     known = COCO(listed)
     evaluation = COCOeval_faster(known, known.loadRes(_annotations(found, crowds=False)), "bbox")
     evaluation.params.imgIds, evaluation.params.catIds = images.tolist(), classes.tolist()
-    evaluation.params.maxDets = [1, 10, MOST]
+    evaluation.params.iouThrs, evaluation.params.maxDets = ious, [1, 10, MOST]
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
     return classes, np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
@@ -69,14 +72,14 @@ def precisions(truth: Boxes, found: Boxes) -> tuple[npt.NDArray[np.int64], Float
 
 def _annotations(boxes: Boxes, crowds: bool) -> list[dict[str, Any]]:
     sides = boxes.corners[:, 2:] - boxes.corners[:, :2]
-    rows = []
-    for k, (image, number, (x, y, *_), (w, h), score) in enumerate(
-        zip(boxes.images, boxes.classes, boxes.corners, sides, boxes.scores, strict=True), 1
-    ):
-        row: dict[str, Any] = {"id": k, "image_id": int(image), "category_id": int(number)}
-        row |= {"bbox": [float(x), float(y), float(w), float(h)], "area": float(w * h)}
-        rows.append(row | ({"iscrowd": int(score)} if crowds else {"score": float(score)}))
-    return rows
+    places = np.concatenate([boxes.corners[:, :2], sides], axis=1)
+    columns = boxes.images, boxes.classes, places, np.prod(sides, axis=1)
+    rows = zip(*(column.tolist() for column in columns), boxes.scores.tolist(), strict=True)
+    return [
+        {"id": k, "image_id": image, "category_id": number, "bbox": place, "area": area}
+        | ({"iscrowd": int(score)} if crowds else {"score": score})
+        for k, (image, number, place, area, score) in enumerate(rows, 1)
+    ]
 
 
 def average_precision(truth: Boxes, found: Boxes) -> float | None:
@@ -91,16 +94,18 @@ def resampled_ap(truth: Boxes, found: Boxes, images: Sequence[int], weigh: bool 
 
     The draw is fixed by the number of images, so that two models' may be subtracted: of the same `images` for both.
     """
-    n = len(images)
-    draw = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) if n else np.zeros((RESAMPLES, 0))
-    return weighted_ap(truth, found, np.unique(images), draw.astype(np.float64), weigh, ious)
+    known, rng = np.unique(images), np.random.default_rng(0)
+    weights = np.empty((RESAMPLES, len(known)), np.uint8)  # none is drawn 256 times
+    for row in weights:
+        row[:] = draw(rng, len(known)) if len(known) else 0
+    return weighted_ap(truth, found, known, weights, weigh, ious)
 
 
 def weighted_ap(
     truth: Boxes,
     found: Boxes,
     images: npt.NDArray[np.int64],
-    weights: Floats,
+    weights: npt.NDArray[Any],
     weigh: bool = False,
     ious: Floats = IOUS,
 ) -> Floats:
@@ -109,7 +114,7 @@ def weighted_ap(
     for number in np.unique(truth.classes):
         true = _of_class(truth, number)
         ranked, hits = _match(true, _of_class(found, number), ious)
-        wanted = weights[:, np.searchsorted(images, true.images[true.scores == 0])].sum(axis=1)
+        wanted = weights[:, np.searchsorted(images, true.images[true.scores == 0])].sum(axis=1, dtype=np.float64)
         places = np.searchsorted(images, ranked)
         class_ap = _ap_of_draws(hits, places, weights, wanted)
         share = wanted if weigh else (wanted > 0).astype(np.float64)
@@ -118,18 +123,20 @@ def weighted_ap(
     return np.divide(totals, shares, out=np.zeros_like(totals), where=shares > 0)
 
 
-def _ap_of_draws(hits: Floats, places: npt.NDArray[np.int64], weights: Floats, wanted: Floats) -> Floats:
+def _ap_of_draws(hits: Floats, places: npt.NDArray[np.int64], weights: npt.NDArray[Any], wanted: Floats) -> Floats:
     """A class's AP (draws,) of ranked boxes whose `hits` (IoUs, boxes) are 1, 0, or NaN where a crowd excuses them."""
     found = np.zeros(len(weights))
     step = max(1, AT_ONCE // max(1, len(places)))
     for first in range(0, len(weights), step):
         some = slice(first, first + step)
-        drawn = weights[some][:, places]  # (draws, boxes)
+        drawn = weights[some][:, places].astype(np.float64)  # (draws, boxes)
+        claimed = np.cumsum(drawn, axis=1)
         for row in hits:
+            excused = np.isnan(row)
+            counted = np.cumsum(drawn * ~excused, axis=1) if excused.any() else claimed
             right = np.cumsum(drawn * (row == 1), axis=1)
-            wrong = np.cumsum(drawn * (row == 0), axis=1)
             recall = right / np.maximum(wanted[some, None], 1e-12)
-            precision = right / np.maximum(right + wrong, np.spacing(1))
+            precision = right / np.maximum(counted, np.spacing(1))
             best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             for k, (up, height) in enumerate(zip(recall, best, strict=True), first):
                 at = np.searchsorted(up, RECALLS, side="left")

@@ -174,7 +174,7 @@ def ap50(samples: Sequence[Sample], constant: bool = False) -> float | None:
     truth, found = as_boxes(samples)
     if not len(truth.images):
         return None
-    groups, table = precisions(truth, found.constant() if constant else found)
+    groups, table = precisions(truth, found.constant() if constant else found, AP50)
     counts = np.asarray([(truth.classes == group).sum() for group in groups])
     known = counts > 0
     return float((table[0][:, known].mean(axis=0) * counts[known]).sum() / counts.sum())
@@ -188,9 +188,9 @@ def resampled_ap50(samples: Sequence[Sample]) -> Floats:
 
 def as_boxes(samples: Sequence[Sample]) -> tuple[Boxes, Boxes]:
     """(true boxes, claimed boxes) by the benchmark's own image ids, which decide the order of equal scores."""
-    truth = [(s.image_ids[box.image], group, list(box), 0.0) for s in samples for group, box in s.truth]
+    truth = [(s.image_ids[box.image], group, box.corners, 0.0) for s in samples for group, box in s.truth]
     found = [
-        (s.image_ids[box.image], group, list(box), 1.0 if box.score is None else box.score)
+        (s.image_ids[box.image], group, box.corners, 1.0 if box.score is None else box.score)
         for s in samples
         for group, box in s.found
     ]
@@ -213,6 +213,6 @@ def score(samples: Sequence[Sample]) -> dict[str, Any]:
     for name, variant in (("as_released", as_released(samples)), ("corrected", corrected(samples))):
         macro[f"ap50_{name}"], macro[f"ap50_{name}_interval"] = ap50(variant), interval(resampled_ap50(variant))
         macro[f"ap50_{name}_constant_score"] = ap50(variant, constant=True)
-        for style, told in scores["tasks"].items():
-            told[f"ap50_{name}"] = ap50([sample for sample in variant if sample.style == style])
+    for style, told in scores["tasks"].items():
+        told["ap50_corrected"] = ap50([sample for sample in variant if sample.style == style])
     return {**scores, "macro": macro}

@@ -14,12 +14,13 @@ as the annotations list it. The figure is the unweighted mean over sets.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,6 +79,7 @@ SETS: dict[str, tuple[str, tuple[str, ...]]] = {
 NEW_TOKENS = 1024
 KINDS = (("ap", "scored"), ("ap_constant_score", "published"))  # a figure's name, and the boxes that it is of
 LONGEST = 200_000  # characters of an answer that Python's own parser is given
+_PYTHON = re.compile(r"[\\']|null|true|false|NaN|Infinity")
 _FENCE = re.compile(r"^```json[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -192,6 +194,11 @@ def _literal(text: str) -> Any:
     if len(text) > LONGEST:
         return None
     try:
+        if not _PYTHON.search(text):  # means the same in JSON, whose reader is ten times as fast
+            return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
@@ -213,33 +220,43 @@ class Found:
 
 def gather(answers: Iterable[Answered], verbatim: bool) -> dict[str, Found]:
     """Every set's boxes by its part's name; `verbatim`: the questions were the protocols' own."""
-    parts: dict[str, dict[str, list[Any]]] = {}
+    parts: dict[str, tuple[list[_Row], list[_Row], list[_Row]]] = {}
     pictures: dict[str, set[int]] = {}
-    for said in sorted(answers, key=lambda answer: answer.number):
+    for said in answers:
         protocol, _, name = said.part.partition("/")
-        number, label = said.extra.get("picture"), said.extra.get("asked_for")
-        if protocol not in PROTOCOLS or name not in SETS or type(number) is not int or not isinstance(label, str):
+        picture, label = said.extra.get("picture"), said.extra.get("asked_for")
+        if protocol not in PROTOCOLS or name not in SETS or type(picture) is not int or not isinstance(label, str):
             raise GemvgError(f"answer {short(said.id)} is about {short(said.part)}, which is no set of ODINW-13")
-        rows = parts.setdefault(said.part, {"truth": [], "scored": [], "published": []})
-        pictures.setdefault(said.part, set()).add(number)
+        truth, scored, published = parts.setdefault(said.part, ([], [], []))
+        pictures.setdefault(said.part, set()).add(picture)
         classes = {known.lower(): k for k, known in enumerate(SETS[name][1])}
-        if unknown := [box.label for box in said.truth if str(box.label).lower() not in classes]:
-            raise GemvgError(
-                f"answer {short(said.id)} has a true box of {short(unknown[0])}, which is no class of {name}"
-            )
-        rows["truth"] += [(number, classes[str(b.label).lower()], list(b), b.score or 0.0) for b in said.truth]
-        ours = [(_class(box.label, label, classes, verbatim), box) for box in said.boxes]
-        rows["scored"] += [(number, k, list(b), 1.0 if b.score is None else b.score) for k, b in ours if k is not None]
-        theirs = _published(said, protocol) if verbatim else ((list(box), box.label or "") for box in said.boxes)
-        rows["published"] += [
-            (number, k, corners, 1.0)
-            for corners, named in theirs
-            if (k := _class(named, label, classes, verbatim)) is not None
-        ]
-    return {
-        part: Found(sorted(pictures[part]), *(Boxes.of(rows[key]) for key in ("truth", "scored", "published")))
-        for part, rows in parts.items()
-    }
+        for box in said.truth:
+            if (number := classes.get(str(box.label).lower())) is None:
+                raise GemvgError(f"answer {short(said.id)} has a true box of {short(box.label)}, no class of {name}")
+            truth.append(_Row(said.number, picture, number, box.corners, box.score or 0.0))
+        for box in said.boxes:
+            if (number := _class(box.label, label, classes, verbatim)) is not None:
+                score = 1.0 if box.score is None else box.score
+                scored.append(_Row(said.number, picture, number, box.corners, score))
+        theirs = _published(said, protocol) if verbatim else ((box.corners, box.label) for box in said.boxes)
+        for corners, named in theirs:
+            if (number := _class(named, label, classes, verbatim)) is not None:
+                published.append(_Row(said.number, picture, number, corners, 1.0))
+    return {part: Found(sorted(pictures[part]), *map(_boxes, rows)) for part, rows in parts.items()}
+
+
+class _Row(NamedTuple):
+    question: int
+    picture: int
+    number: int  # of the class
+    corners: tuple[float, ...]
+    score: float
+
+
+def _boxes(rows: list[_Row]) -> Boxes:
+    """In the order of the questions, which decides between equal scores."""
+    rows.sort(key=lambda row: row.question)
+    return Boxes.of([row[1:] for row in rows])
 
 
 def _class(named: str | None, asked: str, classes: Mapping[str, int], verbatim: bool) -> int | None:
@@ -247,13 +264,13 @@ def _class(named: str | None, asked: str, classes: Mapping[str, int], verbatim: 
     return classes.get((named or "").strip().lower()) if verbatim else classes.get(asked.lower())
 
 
-def _published(said: Answered, protocol: str) -> Iterable[tuple[list[float], str]]:
+def _published(said: Answered, protocol: str) -> Iterable[tuple[tuple[float, ...], str]]:
     """What the protocol reads in an answer, in pixels of the original."""
     frame: Any = said.extra.get("frame")
     if not isinstance(frame, list) or len(frame) != 2 or not all(type(side) is int and side > 0 for side in frame):
         raise GemvgError(f"answer {short(said.id)}: frame is {short(frame)}, no width and height")
     for corners, label in read_json_boxes(said.answer, repair=protocol == PRESENT):
-        yield list(from_steps(0, corners, said.sizes[0], (frame[0], frame[1]))), label
+        yield from_steps(0, corners, said.sizes[0], (frame[0], frame[1])).corners, label
 
 
 def rate(answers: Iterable[Answered]) -> Rated:
@@ -270,19 +287,17 @@ def score(found: Mapping[str, Found]) -> dict[str, Any]:
             continue
         told: dict[str, Any] = {"n": len(boxes.pictures)}
         for key, kind in KINDS:
-            claimed = getattr(boxes, kind)
-            told[key] = average_precision(boxes.truth, claimed)
-            drawn = resampled_ap(boxes.truth, claimed, boxes.pictures)
-            told[f"{key}_interval"] = interval(drawn)
-            again.setdefault(f"{part.partition('/')[0]} {key}", []).append(drawn)
+            told[key] = average_precision(boxes.truth, getattr(boxes, kind))
+        drawn = resampled_ap(boxes.truth, boxes.scored, boxes.pictures)
+        told["ap_interval"] = interval(drawn)
+        again.setdefault(part.partition("/")[0], []).append(drawn)
         tasks[part] = told
     macro: dict[str, Any] = {}
     for protocol in PROTOCOLS:
         if parts := [told for part, told in tasks.items() if part.startswith(f"{protocol}/")]:
-            macro[protocol] = {"n": sum(told["n"] for told in parts), "parts": len(parts), "of": len(SETS)}
-            for key, _ in KINDS:
-                macro[protocol][key] = _mean([told[key] for told in parts])
-                macro[protocol][f"{key}_interval"] = interval(np.mean(again[f"{protocol} {key}"], axis=0))
+            macro[protocol] = {key: _mean([told[key] for told in parts]) for key, _ in KINDS}
+            macro[protocol]["ap_interval"] = interval(np.mean(again[protocol], axis=0))
+            macro[protocol] |= {"n": sum(told["n"] for told in parts), "parts": len(parts), "of": len(SETS)}
     return {"tasks": tasks, "macro": macro}
 
 

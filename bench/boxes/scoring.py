@@ -11,7 +11,6 @@ import numpy.typing as npt
 from gemvg_edge.boxes import Box, match_boxes
 
 RESAMPLES = 2000
-AT_ONCE = 2**23  # how often each of so many questions is drawn, at a time: 64 MiB
 # (questions, 6): hits, boxes claimed, boxes wanted, IoU of hits added up, right images, all right and nothing else
 Counts = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -99,10 +98,13 @@ def resample(values: Counts, seed: int = 0) -> Counts:
     n = len(values)
     if not n:
         return np.zeros((RESAMPLES, values.shape[1]))
-    rng, shares = np.random.default_rng(seed), np.full(n, 1 / n)
-    step = max(1, AT_ONCE // n)
-    sizes = [min(step, RESAMPLES - done) for done in range(0, RESAMPLES, step)]
-    return np.concatenate([rng.multinomial(n, shares, size=size) @ values for size in sizes])
+    rng = np.random.default_rng(seed)
+    return np.stack([draw(rng, n) @ values for _ in range(RESAMPLES)])
+
+
+def draw(rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
+    """How often each of n is drawn in n draws with replacement."""
+    return np.bincount(rng.integers(0, n, n), minlength=n)
 
 
 def interval(values: Counts) -> Interval:
