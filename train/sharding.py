@@ -79,7 +79,7 @@ def _over_ray(items: Sequence[T], make: Make[T, R], address: str, workers: int) 
             batch_size=1,
             num_cpus=None if gpus else 1,
             num_gpus=1 if gpus else None,
-            max_task_retries=RETRIES,
+            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         for row in done.iter_rows():
             fault, result = pickle.loads(row["result"])

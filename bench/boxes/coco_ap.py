@@ -58,10 +58,10 @@ def precisions(truth: Boxes, found: Boxes, ious: Floats = IOUS) -> tuple[npt.NDA
     listed = {
         "images": [{"id": int(image)} for image in images],
         "categories": [{"id": int(number), "name": str(number)} for number in classes],
-        "annotations": _annotations(truth, crowds=True),
+        "annotations": coco_rows(truth, crowds=True),
     }
     known = COCO(listed)
-    evaluation = COCOeval_faster(known, known.loadRes(_annotations(found, crowds=False)), "bbox")
+    evaluation = COCOeval_faster(known, known.loadRes(coco_rows(found, crowds=False)), "bbox")
     evaluation.params.imgIds, evaluation.params.catIds = images.tolist(), classes.tolist()
     evaluation.params.iouThrs, evaluation.params.maxDets = ious, [1, 10, MOST]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -70,7 +70,8 @@ def precisions(truth: Boxes, found: Boxes, ious: Floats = IOUS) -> tuple[npt.NDA
     return classes, np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
 
 
-def _annotations(boxes: Boxes, crowds: bool) -> list[dict[str, Any]]:
+def coco_rows(boxes: Boxes, crowds: bool) -> list[dict[str, Any]]:
+    """Boxes as a COCO file has them: annotations with crowds, or results with scores."""
     sides = boxes.corners[:, 2:] - boxes.corners[:, :2]
     places = np.concatenate([boxes.corners[:, :2], sides], axis=1)
     columns = boxes.images, boxes.classes, places, np.prod(sides, axis=1)

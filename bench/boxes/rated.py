@@ -29,7 +29,7 @@ class Rated:
     def of(rows: Iterable[tuple[int, str, str, Sequence[float]]], names: Sequence[str]) -> Rated:
         """From (number, id, part, values) in any order."""
         ordered = sorted(rows, key=lambda row: row[0])
-        table = np.asarray([row[3] for row in ordered], np.float64).reshape(-1, len(names))
+        table = np.asarray([row[3] for row in ordered], np.float64).reshape(len(ordered), len(names))
         return Rated(
             [row[1] for row in ordered],
             [row[2] for row in ordered],
