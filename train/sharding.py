@@ -12,12 +12,13 @@ import logging
 import os
 import pickle
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from gemvg_edge.errors import GemvgError
 
-RETRIES = 3  # of an item whose actor dies: one that kills each of them ends the run
+TRIES = 3  # of an item whose actor dies: one that kills each of them ends the run
 PATIENCE = 10.0  # seconds, to be answered by a cluster
 LOCAL = "local"  # as Ray's own address: a cluster of this machine that ends with the process
 T = TypeVar("T")
@@ -40,22 +41,39 @@ def work_through(items: Sequence[T], make: Make[T, R], ray: str | None = None, w
     yield from _over_ray(items, make, ray, workers)
 
 
+class _Tries:
+    """Counts how often each item was begun; it outlives the actors that die of one."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Which try this is, from 1."""
+        self.counts[number] += 1
+        return self.counts[number]
+
+
 class _Actor:
     """What Ray keeps alive: the opened model; errors of the user's go home as sentences."""
 
-    def __init__(self, make: Make[Any, Any]) -> None:
-        self.make = make
+    def __init__(self, make: Make[Any, Any], tries: Any) -> None:
+        self.make, self.tries = make, tries
         self.work: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        results = []
-        for item in batch["item"]:
-            try:
-                self.work = self.work or self.make()
-                results.append(pickle.dumps((None, self.work(pickle.loads(item)))))
-            except GemvgError as error:
-                results.append(pickle.dumps((str(error), None)))
-        return {"result": results}
+        return {"result": [pickle.dumps(self.answer(*pickle.loads(item))) for item in batch["item"]]}
+
+    def answer(self, number: int, item: Any) -> tuple[str | None, Any]:
+        """(what was wrong, the result), one of them None."""
+        import ray
+
+        if (tries := ray.get(self.tries.begin.remote(number))) > TRIES:
+            return f"item {number} ended the process that worked on it {tries - 1} times; was it out of memory?", None
+        try:
+            self.work = self.work or self.make()
+            return None, self.work(item)
+        except GemvgError as error:
+            return str(error), None
 
 
 def _over_ray(items: Sequence[T], make: Make[T, R], address: str, workers: int) -> Iterator[R]:
@@ -70,16 +88,17 @@ def _over_ray(items: Sequence[T], make: Make[T, R], address: str, workers: int) 
         context.enable_progress_bars = False  # the caller shows how many results are saved
         context.enable_operator_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # each run resets it
+        tries = ray.remote(num_cpus=0)(_Tries).remote()
         # A block an item: what a dying actor had in hand is one item.
-        rows = data.from_items([{"item": pickle.dumps(item)} for item in items], override_num_blocks=len(items))
+        numbered = [{"item": pickle.dumps(item)} for item in enumerate(items)]
+        rows = data.from_items(numbered, override_num_blocks=len(numbered))
         done = rows.map_batches(
             _Actor,
-            fn_constructor_args=(make,),
+            fn_constructor_args=(make, tries),
             compute=data.ActorPoolStrategy(size=min(workers, len(items))),
             batch_size=1,
             num_cpus=None if gpus else 1,
             num_gpus=1 if gpus else None,
-            ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},
         )
         for row in done.iter_rows():
             fault, result = pickle.loads(row["result"])

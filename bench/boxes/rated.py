@@ -52,7 +52,7 @@ def means(rated: Rated, expected: Sequence[str]) -> dict[str, Any]:
     sums, resampled = [], []
     for seed, part in enumerate(known):  # or parts of one length would be drawn alike
         rows = rated.rows_of(part)
-        values = np.stack([rated.values[name][rows] for name in names], axis=1)
+        values = np.asarray([rated.values[name][rows] for name in names]).reshape(len(names), len(rows)).T
         # Added up in the order of the questions, as the published scripts do: the last digit depends on it.
         mean = np.asarray([sum(column.tolist()) / len(rows) for column in values.T])
         again = resample(values, seed) / len(rows)
