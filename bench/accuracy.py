@@ -18,8 +18,8 @@ from typing import Any
 
 from bench.boxes import tabletop
 from bench.boxes.answers import Benchmark, read_answers
-from bench.boxes.asking import Asking, describe
-from bench.boxes.report import lines, plot
+from bench.boxes.asking import DTYPES, Asking, describe
+from bench.boxes.report import lines, plot, summary
 from bench.boxes.run import load, run
 from bench.boxes.scores import score_file
 from bench.results import result_file, save_result
@@ -38,7 +38,7 @@ def main() -> None:
     names = [fact.name for fact in facts]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GemvgError(f"--model gives two folders of the name {twice}, whose answers would share a file")
-    asking = Asking(args.think, max_pixels=args.max_pixels, engine=args.engine)
+    asking = Asking(args.think, max_pixels=args.max_pixels, engine=args.engine, dtype=args.dtype)
     results: list[dict[str, Any]] = []
     benchmark: Benchmark | None = None
     first: dict[str, str] = {}
@@ -55,7 +55,8 @@ def main() -> None:
         result["same_text"] = sum(texts.get(name) == text for name, text in first.items())
         results.append(result)
         print(f"{fact.name}: {file}")
-        print("\n".join(lines(result)))
+        print("\n".join(lines(result)), end="\n\n")
+    print("\n".join(summary(result["model"], result) for result in results))
     task = results[0]["task"]
     picture = (args.save or args.out / f"{task.replace(':', '-')}.json").with_suffix(".png")
     plot(results, task, picture)
@@ -90,6 +91,8 @@ def _arguments() -> argparse.Namespace:
     budget = "pixels of a picture after resizing, at most (default: the bundle's, or as export has it)"
     parser.add_argument("--max-pixels", type=whole_number, metavar="N", help=budget)
     parser.add_argument("--engine", help="what runs bundles, such as onnx (default: the fastest that does)")
+    dtype = "what checkpoints compute in, on a GPU where there is one (default: %(default)s)"
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=dtype)
     own = "a .jsonl of records to ask instead (default: the task)"
     parser.add_argument("--records", type=Path, metavar="FILE", help=own)
     out = "the folder for answers, figures and plot (default: %(default)s)"

@@ -20,8 +20,9 @@ import numpy as np
 
 from bench.boxes.asking import Asking, open_model
 from bench.boxes.held_out import SPLITS, held_out, held_out_arguments
+from bench.boxes.report import summary
 from bench.boxes.scoring import f1_gain, gain_text
-from bench.boxes.tabletop import evaluate, print_row
+from bench.boxes.tabletop import evaluate
 from bench.results import result_file, save_result
 from export.to_onnx import main as export
 from gemvg_edge.command import command
@@ -132,7 +133,7 @@ def main() -> None:
         for mode in modes:
             for split in splits:
                 rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
-                print_row(f"{name} {mode} {split}", rows[-1])
+                print(summary(f"{name} {mode} {split}", rows[-1]))
     told = gains(rows)
     for gain in told:
         print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}")

@@ -101,17 +101,17 @@ def _qwen3_merger(hidden: int, width: int, merge: int, use_postshuffle_norm: boo
     return modeling_qwen3_vl.Qwen3VLVisionPatchMerger(config, use_postshuffle_norm)  # type: ignore[no-any-return]
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """A checkpoint in float32 for inference, its codes dequantised if it has any; GemvgError as `open_checkpoint`."""
-    return build_model(open_checkpoint(folder))
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A checkpoint for inference, its codes dequantised if it has any; GemvgError as `open_checkpoint`."""
+    return build_model(open_checkpoint(folder), dtype)
 
 
-def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
+def build_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same of an opened checkpoint; an adapter is merged."""
     folder = checkpoint.folder
     kind = family(checkpoint.config.shape.model_type)
     if not checkpoint.codes_format and not checkpoint.adapter:
-        return from_folder(kind.model, folder, torch.float32)[0].eval()
+        return from_folder(kind.model, folder, dtype)[0].eval()
     config = kind.config.from_pretrained(folder)
     if checkpoint.codes_format:
         del config.quantization_config  # or transformers asks for kernels
@@ -119,7 +119,7 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     names = [name for name, _ in expected_tensors(checkpoint.config)]
     weights = {in_modules(name): torch.from_numpy(checkpoint.read(name)) for name in names}
-    model = kind.model.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32).eval()
+    model = kind.model.from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
     if is_file(folder / GENERATION):
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

@@ -22,6 +22,7 @@ from bench.boxes.asking import Asking, describe, in_order, of_grounder
 from bench.boxes.held_out import held_out_named
 from bench.boxes.run import Item, answering, load, run
 from bench.boxes.scores import score_file
+from export.to_onnx import main as export
 from gemvg_edge import Box, Grounder
 from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.errors import GemvgError
@@ -29,6 +30,7 @@ from gemvg_edge.images import load_image
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.prompt import query_text
 from tests.answer_files import EXAMPLES, line, paint, write_answers
+from tests.checkpoints import write_checkpoint
 from train.data.record import Record, write_records
 
 ROOT = Path(__file__).parents[1]
@@ -194,8 +196,33 @@ def test_a_question_that_the_runtime_refuses_is_an_answer_with_a_problem(tmp_pat
     assert (answer.boxes, answer.answer) == ([], "")
 
 
-def test_a_stock_model_is_asked_in_the_protocols_words(tmp_path: Path) -> None:
-    """Its own profile's words and its way with unnamed pictures stay out of it."""
+def test_a_stock_model_is_asked_in_the_protocols_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Letter by letter as MIG-Bench's published runs were, through PyTorch and a bundle, which say the same."""
+    write_checkpoint(tmp_path / "stock")
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    del config["grounding"]  # as Qwen's own
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(config))
+    assert export([str(tmp_path / "stock"), str(tmp_path / "bundle")]) == 0
+    folder = mig_folder(tmp_path / "mig")
+    said = {}
+    for name in ("stock", "bundle"):
+        facts = describe(tmp_path / name)
+        benchmark = replace(load("mig-bench", folder, facts.own_words, think=False, limit=None), new_tokens=8)
+        run(benchmark, facts, Asking(engine=None if name == "stock" else "onnx"), tmp_path / f"{name}.jsonl")
+        header, answers = read_answers(tmp_path / f"{name}.jsonl")
+        assert header["verbatim"]
+        said[name] = [answer.answer for answer in answers]
+        asked = [json.loads(row)["asked"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()[1:]]
+        assert asked == [
+            f"{question}Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate addtional words."
+            for question in ("Locate the 1th region picture in the source image. ", "Find it in the 2th image. ")
+        ]
+    assert said["stock"] == said["bundle"]
+    assert "is asked in the protocol's own words, such as \"Locate the 1th region" in capsys.readouterr().err
+
+
+def test_what_is_asked_verbatim_is_the_whole_text() -> None:
+    """A profile's own words and its way with unnamed pictures stay out of it."""
     with Grounder.open() as grounder:
         manifest = grounder.manifest
         prompt = replace(manifest.prompt, query="{query} Format: ..", think="think: {query}")

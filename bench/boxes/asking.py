@@ -49,8 +49,10 @@ class Asking:
     max_pixels: int | None = None  # of a picture; None: a bundle's own, or what an export of the checkpoint has
     new_tokens: int = NEW_TOKENS
     engine: str | None = None  # of a bundle; None: the fastest that runs it
+    dtype: str = "float32"  # of a checkpoint's weights and arithmetic; one of DTYPES
 
 
+DTYPES = ("float32", "bfloat16")
 DEFAULT = Asking()
 
 
@@ -130,9 +132,12 @@ def of_grounder(grounder: Grounder, asking: Asking = DEFAULT) -> Model:
 
 def _open_checkpoint(folder: Path, asking: Asking) -> Model:
     # Imported only for checkpoints: scoring a bundle needs no torch.
+    import torch
+
     from bench.boxes.torch_grounder import TorchGrounder
 
-    reference = TorchGrounder.open(folder, asking.max_pixels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reference = TorchGrounder.open(folder, asking.max_pixels, device, asking.dtype)
     settings = reference.settings
     if asking.verbatim:
         template, answer = _verbatim(settings.template, settings.answer_format)

@@ -35,6 +35,18 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def summary(name: str, result: Mapping[str, Any]) -> str:
+    """A model in one line, to stand below others."""
+    if "f1" in result:
+        low, high = result["f1_interval"]
+        return (
+            f"{name:<24} F1@0.5 {result['f1']:.3f} [{low:.3f}, {high:.3f}]  exact {result['exact']:.3f}  mean IoU "
+            f"{result['mean_iou']:.3f}  image accuracy {result['image_accuracy']:.3f}  {result['ms']:.0f} ms, "
+            f"{result['tokens']:.1f} tokens a question"
+        )
+    return f"{name:<24} " + "; ".join(f"{part} {'  '.join(_figures(told))}" for part, told in _macro(result))
+
+
 def _macro(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The mean over parts; of two protocols that are not comparable, one each."""
     macro = result["macro"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -70,6 +71,9 @@ def run(
     """
     verbatim = not facts.own_words and any(question.published for question in benchmark.questions)
     asking = replace(asking, verbatim=verbatim, new_tokens=benchmark.new_tokens)
+    if verbatim:
+        shown = next(question.published for question in benchmark.questions if question.published)
+        print(f"{facts.name} is asked in the protocol's own words, such as {shown!r}", file=sys.stderr)
     refuse_inputs(file, [facts.folder, benchmark.folder], "--out")
     if overwrite:
         file.unlink(missing_ok=True)
@@ -129,6 +133,7 @@ def _header(benchmark: Benchmark, facts: Facts, asking: Asking) -> Line:
         "max_pixels": asking.max_pixels,
         "new_tokens": asking.new_tokens,
         "engine": asking.engine,
+        "dtype": asking.dtype,
     }
 
 

@@ -113,17 +113,6 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     return {**scores, **spent, "macro": {**macro, "n": len(rows), "parts": len(tasks)}}
 
 
-def print_row(name: str, row: dict[str, Any]) -> None:
-    """One model's scores for people."""
-    print(
-        f"{name:<24} F1@0.5 {row['f1']:.3f} [{row['f1_interval'][0]:.3f}, {row['f1_interval'][1]:.3f}]  exact "
-        f"{row['exact']:.3f}  mean IoU {row['mean_iou']:.3f}  image accuracy {row['image_accuracy']:.3f}  "
-        f"{row['ms']:.0f} ms, {row['tokens']:.1f} tokens a question"
-    )
-    for part in ("kinds", "tasks"):
-        print("    " + "  ".join(f"{label} {scores['f1']:.2f}" for label, scores in row[part].items()))
-
-
 def _scores(counts: Counts, kinds: Sequence[str], tasks: Sequence[str], empty: Sequence[bool]) -> dict[str, Any]:
     def by(labels: Sequence[str]) -> dict[str, Any]:
         rows = {label: [k for k, other in enumerate(labels) if other == label] for label in sorted(set(labels))}

@@ -27,15 +27,18 @@ from train.checkpoint import CheckpointSettings, read_settings, with_budget
 
 @dataclass(frozen=True)
 class TorchGrounder:
-    """A checkpoint opened in transformers, float32, with what its folder says about prompts and answers."""
+    """A checkpoint opened in transformers, with what its folder says about prompts and answers."""
 
     model: PreTrainedModel
     settings: CheckpointSettings
 
     @staticmethod
-    def open(checkpoint: Path, max_pixels: int | None = None) -> TorchGrounder:
+    def open(
+        checkpoint: Path, max_pixels: int | None = None, device: str = "cpu", dtype: str = "float32"
+    ) -> TorchGrounder:
         """Open a checkpoint folder; `max_pixels` as in train.checkpoint.with_budget."""
-        return TorchGrounder(load_model(checkpoint), with_budget(read_settings(checkpoint), max_pixels))
+        model = load_model(checkpoint, getattr(torch, dtype)).to(device)
+        return TorchGrounder(model, with_budget(read_settings(checkpoint), max_pixels))
 
     @torch.inference_mode()
     def ground(
@@ -46,12 +49,15 @@ class TorchGrounder:
         A box's score is the product of its tokens' probabilities, each among the whole vocabulary.
         """
         ids, patches, grids = self.prompt(images, query, think)
+        inputs = {
+            "input_ids": ids[None],
+            "attention_mask": torch.ones_like(ids)[None],
+            "mm_token_type_ids": (ids == self.settings.image_token_id).long()[None],
+            "pixel_values": patches.to(self.model.dtype),
+            "image_grid_thw": grids,
+        }
         output = self.model.generate(
-            input_ids=ids[None],
-            attention_mask=torch.ones_like(ids)[None],
-            mm_token_type_ids=(ids == self.settings.image_token_id).long()[None],
-            pixel_values=patches,
-            image_grid_thw=grids,
+            **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
             max_new_tokens=max_new_tokens,
             do_sample=False,
             return_dict_in_generate=True,
