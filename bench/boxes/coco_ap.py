@@ -48,12 +48,12 @@ class Boxes:
         return Boxes(self.images, self.classes, self.corners, np.ones_like(self.scores))
 
 
-def precisions(truth: Boxes, found: Boxes, ious: Floats = IOUS) -> tuple[npt.NDArray[np.int64], Floats]:
-    """(classes, precision (IoUs, 101 recalls, classes)); a class without true boxes has -1."""
+def precisions(truth: Boxes, found: Boxes) -> tuple[npt.NDArray[np.int64], Floats]:
+    """(classes, precision (10 IoUs, 101 recalls, classes)); a class without true boxes has -1."""
     classes = np.unique(np.concatenate([truth.classes, found.classes]))
     if not len(found.images):
         blank = np.where(np.isin(classes, truth.classes[truth.scores == 0]), 0.0, -1.0)
-        return classes, np.broadcast_to(blank, (len(ious), len(RECALLS), len(classes))).copy()
+        return classes, np.broadcast_to(blank, (len(IOUS), len(RECALLS), len(classes))).copy()
     images = np.unique(np.concatenate([truth.images, found.images]))
     listed = {
         "images": [{"id": int(image)} for image in images],
@@ -63,7 +63,7 @@ def precisions(truth: Boxes, found: Boxes, ious: Floats = IOUS) -> tuple[npt.NDA
     known = COCO(listed)
     evaluation = COCOeval_faster(known, known.loadRes(coco_rows(found, crowds=False)), "bbox")
     evaluation.params.imgIds, evaluation.params.catIds = images.tolist(), classes.tolist()
-    evaluation.params.iouThrs, evaluation.params.maxDets = ious, [1, 10, MOST]
+    evaluation.params.maxDets = [1, 10, MOST]
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
     evaluation.evaluate()
     evaluation.accumulate()
@@ -90,7 +90,7 @@ def average_precision(truth: Boxes, found: Boxes) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def resampled_ap(truth: Boxes, found: Boxes, images: Sequence[int], weigh: bool = False, ious: Floats = IOUS) -> Floats:
+def resampled_ap(truth: Boxes, found: Boxes, images: npt.ArrayLike, weigh: bool = False, ious: Floats = IOUS) -> Floats:
     """AP (RESAMPLES,) of images drawn with replacement; `weigh` counts classes by their true boxes.
 
     The draw is fixed by the number of images, so that two models' may be subtracted: of the same `images` for both.
@@ -154,7 +154,7 @@ def _match(true: Boxes, found: Boxes, ious: Floats) -> tuple[npt.NDArray[np.int6
     """(the image of each box by falling score, its hits (IoUs, boxes)), matched as COCO does."""
     rows = _first_of_each_image(found)
     hits = np.zeros((len(ious), len(rows)))
-    order = {image: np.flatnonzero(true.images == image) for image in np.unique(true.images)}
+    order = _by_image(true.images)
     for image, places in _by_image(found.images[rows]).items():
         targets = order.get(image)
         if targets is None:
@@ -185,11 +185,12 @@ def _by_image(images: npt.NDArray[np.int64]) -> dict[int, npt.NDArray[np.int64]]
 
 def _overlaps(found: Floats, true: Floats, crowd: npt.NDArray[np.bool_]) -> Floats:
     """IoU (found, true); of a crowd, the share of the found box that lies in it."""
-    low = np.maximum(found[:, None, :2], true[None, :, :2])
-    high = np.minimum(found[:, None, 2:], true[None, :, 2:])
-    both = np.prod(np.maximum(high - low, 0), axis=2)
-    areas = [np.prod(corners[:, 2:] - corners[:, :2], axis=1) for corners in (found, true)]
-    whole: Floats = np.where(crowd, areas[0][:, None], areas[0][:, None] + areas[1] - both)
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = found.T[:, :, None], true.T
+    across = np.minimum(x2, u2) - np.maximum(x1, u1)
+    down = np.minimum(y2, v2) - np.maximum(y1, v1)
+    both = np.maximum(across, 0) * np.maximum(down, 0)
+    area = (x2 - x1) * (y2 - y1)
+    whole = area + np.where(crowd, 0.0, (u2 - u1) * (v2 - v1) - both)
     shares: Floats = np.divide(both, whole, out=np.zeros_like(both), where=whole > 0)
     return shares
 
