@@ -21,6 +21,7 @@ from bench.speed.report import growth
 from bench.speed.report import markdown as latency
 from bench.speed.tradeoff_report import front_table
 from bench.tables.answers import calibration, constrained
+from bench.tables.boxes import compared, kinds, mig_bench, models, new_names, score_speed, with_interval
 from bench.tables.engines import engine_builds, engines
 from bench.tables.markdown import table
 from bench.tables.plan import plan, plan_7b
@@ -34,35 +35,6 @@ REPEATED = ("accuracy",)  # a table that stands on several pages; any other woul
 Result = dict[str, Any]
 
 
-def accuracy(result: Result) -> str:
-    """Scores of every model that was compared."""
-    rows = [
-        [
-            f"`{row['model']}`",
-            _with_interval(row, "f1"),
-            _with_interval(row, "mean_iou"),
-            _with_interval(row, "image_accuracy"),
-            f"{row['same_text']} / {row['n']}",
-            f"{row['ms']:.0f}",
-        ]
-        for row in result["models"]
-    ]
-    head = ["model", "F1@0.5", "mean IoU of matches", "image accuracy", "same text as the first", "ms a question"]
-    return table(head, rows) + "\n\n" + _machine(result)
-
-
-def kinds(result: Result) -> str:
-    """The shipped model's scores by kind of question."""
-    shipped = result["models"][-1]
-    parts = {**shipped["kinds"], **{f"- {task}": row for task, row in shipped["tasks"].items()}}
-    rows = [
-        [kind, str(row["n"]), _with_interval(row, "f1"), f"{row['image_accuracy']:.3f}"] for kind, row in parts.items()
-    ]
-    none = shipped["no_target"]
-    rows.append(["all that have no target", str(none["n"]), "-", f"{none['image_accuracy']:.3f}"])
-    return table(["kind of question, and task", "questions", "F1@0.5", "image accuracy"], rows)
-
-
 def stages(result: Result) -> str:
     """Every training stage in both modes, by kind, with 95 % intervals."""
     rows, kinds_of = [], list(result["rows"][0]["kinds"])
@@ -73,7 +45,7 @@ def stages(result: Result) -> str:
                 f"`{row['stage']}`{split}",
                 row["mode"],
                 f"{row['parameters'] / 1e6:.2f}",
-                _with_interval(row, "f1"),
+                with_interval(row, "f1"),
                 f"{row['mean_iou']:.3f}",
                 f"{row['image_accuracy']:.3f}",
                 *(f"{row['kinds'][kind]['f1']:.2f}" for kind in kinds_of),
@@ -176,7 +148,7 @@ def pruning(result: Result) -> str:
             f"`{row['name']}`",
             f"{row['share']:g}",
             f"{row['tokens']:.0f}",
-            _with_interval(row, "f1"),
+            with_interval(row, "f1"),
             "" if row["share"] == 1 else gain_text(row["f1_gain"], row["f1_gain_interval"]),
             f"{row['mean_iou']:.3f}",
             f"{row['image_accuracy']:.3f}",
@@ -228,8 +200,13 @@ def export_speed(result: Result) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
-    "accuracy": ("accuracy.json", accuracy),
+    "accuracy": ("accuracy.json", lambda result: models(result) + "\n\n" + _machine(result)),
     "kinds": ("accuracy.json", kinds),
+    "new names": ("accuracy_new_names.json", new_names),
+    "mig bench migician": ("mig_bench_migician.json", mig_bench),
+    "mig bench qwen2 vl": ("mig_bench_qwen2_vl.json", mig_bench),
+    "int4": ("compare_int4.json", compared),
+    "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
     "stages": ("stages.json", stages),
     "sampled": ("sampled.json", sampled),
     "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),
@@ -262,11 +239,6 @@ def render(page: str) -> str:
         return f"<!-- results: {match[1]} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- results: ([\w ]+) -->\n.*?<!-- end -->", write, page, flags=re.DOTALL)
-
-
-def _with_interval(row: Result, name: str) -> str:
-    low, high = row[f"{name}_interval"]
-    return f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _machine(result: Result) -> str:

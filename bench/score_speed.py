@@ -66,7 +66,7 @@ def _about(task: str, number: int, rng: random.Random) -> tuple[str, list[str | 
             labels: list[str | None] = [rng.choice(SETS[name][1]) for _ in range(3)]
             return f"{ALL}/{name}", labels, 1, {"picture": number, "asked_for": "", "frame": [1000, 1000]}
         case "tabletop":
-            return f"task {number % 14}", [None, None], 2, {"kind": "semantic", "new_name": False}
+            return f"task {number % 14}", [None, None], 2, {"kind": "semantic", "new_name": []}
     return "testA", [None], 1, {}
 
 

@@ -245,18 +245,17 @@ def test_boxes_come_in_the_order_of_the_text() -> None:
 
 def test_new_names_are_told_apart(tmp_path: Path) -> None:
     named = held_out_named(tmp_path, 40, "new-names")
-    new = [record for record, is_new in named if is_new]
-    assert 5 < len(new) < 35
-    assert all(is_new for record, is_new in named if "teddy" in record.query or "bunny" in record.query)
+    assert 5 < len([record for record, where in named if "target" in where]) < 35
+    assert all(("text" in where) == ("teddy" in record.query or "bunny" in record.query) for record, where in named)
     benchmark = tabletop.load(tmp_path, "new-names", 40)
-    assert [question.extra["new_name"] for question in benchmark.questions] == [is_new for _, is_new in named]
+    assert [question.extra["new_name"] for question in benchmark.questions] == [where for _, where in named]
     hit = [(0, 1, 1, 5, 5)]
-    lines = [
-        line(k, "moved", hit, hit if k % 2 else [], extra={"kind": "temporal", "new_name": k < 4}) for k in range(6)
-    ]
+    places = [["text"], ["text", "target"], ["target"], ["target"], [], []]
+    extras = [{"kind": "temporal", "new_name": where} for where in places]
+    lines = [line(k, "moved", hit, hit if k != 2 else [], extra=extra) for k, extra in enumerate(extras)]
     told = score_file(write_answers(tmp_path / "a.jsonl", "tabletop:new-names", lines))
-    assert (told["new_names"]["n"], told["known_names"]["n"]) == (4, 2)
-    assert (told["new_names"]["exact"], told["known_names"]["exact"], told["exact"]) == (0.5, 0.5, 0.5)
+    scores = [(told[name]["n"], told[name]["exact"]) for name in tabletop.NAMES]
+    assert scores == [(2, 1.0), (3, pytest.approx(2 / 3)), (2, 1.0)]
 
 
 def test_records_of_ones_own(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,16 +23,17 @@ def held_out(folder: Path, limit: int, split: str = "held-out") -> list[Record]:
     return [record for record, _ in held_out_named(folder, limit, split)]
 
 
-def held_out_named(folder: Path, limit: int, split: str) -> list[tuple[Record, bool]]:
-    """The same, each with whether its text or what it asks for has a name that training never shows."""
+def held_out_named(folder: Path, limit: int, split: str) -> list[tuple[Record, list[str]]]:
+    """The same, each with where a name stands that training never shows: in its "text", in a "target", or nowhere."""
     # A few scenes do not allow the question that would be asked of them, and relatives come in twos.
     scenes = -(-(limit + limit // 20 + 2) // 10) * 10
     render(folder / split, SPLITS[split], scenes, SIZE, os.cpu_count() or 1)
     asked = held_out_questions(read_scenes(folder / split)[:scenes])
     named = []
     for pictures, question in asked[:limit]:
-        new = {target.name for target in question.targets} | {n for n in HELD_OUT_NAMES if n in question.text}
-        named.append((as_record(pictures, question, folder / split, "tabletop"), not new.isdisjoint(HELD_OUT_NAMES)))
+        where = ["text"] if any(name in question.text for name in HELD_OUT_NAMES) else []
+        where += ["target"] if any(target.name in HELD_OUT_NAMES for target in question.targets) else []
+        named.append((as_record(pictures, question, folder / split, "tabletop"), where))
     return named
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.boxes.tabletop import NAMES
 from bench.results import save_figure
 
 # What a plot and a table in short show of each benchmark.
@@ -22,7 +23,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [*result["tasks"].items(), *_macro(result)]
     if "f1" in result:  # of all boxes together
         rows.append(("all", {key: value for key, value in result.items() if key not in ("ms", "tokens")}))
-        rows += [(name, result[name]) for name in ("new_names", "known_names") if name in result]
+        rows += [(name, result[name]) for name in NAMES if name in result]
     width = max(len(name) for name, _ in rows)
     for name, told in rows:
         yield f"{name:<{width}}  {told['n']:>6}  {'  '.join(_figures(told))}"

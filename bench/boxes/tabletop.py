@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,12 @@ from train.data.samples import read_all
 
 QUESTIONS = 500
 VALUES = ("exact", "image_accuracy")
+# Groups of the questions of a split that has names which training never shows; the first two overlap.
+NAMES: dict[str, Callable[[tuple[str, ...]], bool]] = {
+    "new_name_in_text": lambda where: "text" in where,
+    "new_name_in_target": lambda where: "target" in where,
+    "no_new_name": lambda where: not where,
+}
 
 
 def load(folder: Path | None, split: str, limit: int | None) -> Benchmark:
@@ -31,7 +37,7 @@ def load(folder: Path | None, split: str, limit: int | None) -> Benchmark:
         raise GemvgError(f"tabletop has no split {split!r}; give {', '.join(f'tabletop:{known}' for known in SPLITS)}")
     named = held_out_named(folder or HELD_OUT, limit or QUESTIONS, split)
     root = (folder or HELD_OUT) / split
-    questions = tuple(_question(k, record, root, new_name=new) for k, (record, new) in enumerate(named))
+    questions = tuple(_question(k, record, root, new_name=where) for k, (record, where) in enumerate(named))
     return Benchmark("tabletop" if split == "held-out" else f"tabletop:{split}", "", root, questions, (), NEW_TOKENS)
 
 
@@ -73,7 +79,7 @@ class Row(NamedTuple):
     task: str
     kind: str
     no_target: bool
-    new_name: bool | None  # whether the text or a target has one; None where the world has none
+    new_name: tuple[str, ...]  # where it has one: in its "text", in a "target"
     ms: float
     tokens: int
     counts: Counts  # (1, columns) of scoring.Counts
@@ -83,9 +89,8 @@ def count_answers(answers: Iterable[Answered]) -> list[Row]:
     """Every answer's counts, in the order of the questions."""
     rows = []
     for said in answers:
-        kind, new = said.extra.get("kind"), said.extra.get("new_name")
-        counts = count([said.boxes], [said.truth])
-        about = str(kind), not said.truth, None if new is None else bool(new)
+        new, counts = said.extra.get("new_name"), count([said.boxes], [said.truth])
+        about = str(said.extra.get("kind")), not said.truth, tuple(map(str, new)) if isinstance(new, list) else ()
         rows.append(Row(said.number, said.id, said.part, *about, said.ms, said.tokens, counts))
     return sorted(rows, key=lambda row: row.number)
 
@@ -105,8 +110,8 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     counts = counts_of(rows)
     scores = _scores(counts, [r.kind for r in rows], [r.task for r in rows], [r.no_target for r in rows])
     if any(row.new_name for row in rows):
-        for name, new in (("new_names", True), ("known_names", False)):
-            scores[name] = _brief(counts[[k for k, row in enumerate(rows) if row.new_name == new]])
+        for name, fits in NAMES.items():
+            scores[name] = _brief(counts[[k for k, row in enumerate(rows) if fits(row.new_name)]])
     tasks = scores["tasks"].values()
     macro = {key: sum(task[key] for task in tasks) / max(1, len(tasks)) for key in ("f1", "exact", "image_accuracy")}
     spent = {key: sum(getattr(row, key) for row in rows) / max(1, len(rows)) for key in ("ms", "tokens")}
