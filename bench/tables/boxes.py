@@ -76,7 +76,7 @@ def mig_bench(result: Result) -> str:
     found = result["agreement"]
     same = (
         f"Of what was published, {found['boxes']} of {found['answers']} boxes, {found['ious']} IoUs and "
-        f"{found['summaries']} of {found['tasks']} summaries come out the same to the last digit. "
+        f"{found['summaries']} of {found['tasks']} summaries come out the same to the last digit."
     )
     return table(head, rows) + "\n\n" + same
 
@@ -89,7 +89,7 @@ def compared(result: Result) -> str:
         for name, row in result["values"].items()
     ]  # fmt: skip
     head = ["", f"`{result['a']}`", f"`{result['b']}`", "gain [95 %]", "lost", "gained", "McNemar's p"]
-    note = f"{result['n']} questions; {result['same_text']} answers are the same letter by letter. "
+    note = f"{result['n']} questions; {result['same_text']} answers are the same letter by letter."
     return table(head, rows) + "\n\n" + note
 
 
