@@ -18,7 +18,7 @@ import pytest
 from bench import accuracy
 from bench.boxes import tabletop
 from bench.boxes.answers import Benchmark, Question, read_answers, spread
-from bench.boxes.asking import Asking, describe, in_order, of_grounder
+from bench.boxes.asking import Asking, describe, in_order, of_grounder, open_model
 from bench.boxes.held_out import held_out_named
 from bench.boxes.run import Item, answering, load, run
 from bench.boxes.scores import score_file
@@ -218,6 +218,16 @@ def test_a_stock_model_is_asked_in_the_protocols_words(tmp_path: Path, capsys: p
             for question in ("Locate the 1th region picture in the source image. ", "Find it in the 2th image. ")
         ]
     assert said["stock"] == said["bundle"]
+    # Elsewhere a stock model is asked in its profile's words, about each picture alone where the question names none.
+    images = [load_image(EXAMPLES / name) for name in ("scene1-a.png", "scene1-b.png")]
+    apart = {}
+    for name in ("stock", "bundle"):
+        model = open_model(tmp_path / name, Asking(new_tokens=6, engine=None if name == "stock" else "onnx"))
+        apart[name] = [model.say(images, "the mug").text, *(model.say([image], "the mug").text for image in images)]
+    together, first, second = apart["stock"]
+    assert together == f"Image-1: {first}\nImage-2: {second}"
+    assert apart["bundle"][0].startswith("Image-1: ")
+    assert "\nImage-2: " in apart["bundle"][0]
     assert "is asked in the protocol's own words, such as \"Locate the 1th region" in capsys.readouterr().err
 
 

@@ -46,8 +46,13 @@ class TorchGrounder:
     ) -> tuple[str, Answer, int]:
         """Greedy answer to one query: the text, what it says, and how many tokens it took.
 
-        A box's score is the product of its tokens' probabilities, each among the whole vocabulary.
+        A box's score is the product of its tokens' probabilities, each among the whole vocabulary. A model of single
+        pictures is asked about each alone where the query names none, as the runtime does.
         """
+        unnamed = self.settings.answer_format.unnamed
+        named = pictures_in_query(query) if unnamed != "refuse" else []
+        if unnamed == "each" and len(images) > 1 and not named:
+            return self._ground_each(images, query, max_new_tokens, think)
         ids, patches, grids = self.prompt(images, query, think)
         inputs = {
             "input_ids": ids[None],
@@ -69,12 +74,22 @@ class TorchGrounder:
         ]
         tokenizer, stopped = self.settings.tokenizer, tokens[-1] in self.stop_ids
         text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
-        named = pictures_in_query(query) if self.settings.answer_format.unnamed != "refuse" else []
         score = box_scores(tokenizer, tokens, log_probs, text, None)
         answer = self.read(text, [image.size for image in images], named[-1] if named else None, score)
         if not stopped:
             answer = replace(answer, problem=f"the answer was cut at {max_new_tokens} tokens")
         return text, answer, len(tokens)
+
+    def _ground_each(
+        self, images: Sequence[Image.Image], query: str, max_new_tokens: int, think: bool
+    ) -> tuple[str, Answer, int]:
+        """The question about each picture alone, put together as gemvg_edge.grounding.merge does."""
+        texts, answers, counts = zip(*(self.ground([i], query, max_new_tokens, think) for i in images), strict=True)
+        boxes = [replace(box, image=k) for k, answer in enumerate(answers) for box in answer.boxes]
+        thoughts = [f"Image-{k}: {answer.thinking}" for k, answer in enumerate(answers, 1) if answer.thinking]
+        problems = [f"image {k}: {answer.problem}" for k, answer in enumerate(answers, 1) if answer.problem]
+        text = "\n".join(f"Image-{k}: {said}" for k, said in enumerate(texts, 1))
+        return text, Answer(tuple(boxes), "\n".join(thoughts), problems[0] if problems else None), sum(counts)
 
     def read(
         self,
