@@ -12,19 +12,21 @@ where each data set is to be had and how its folder must look. Ends with one JSO
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench.boxes import tabletop
-from bench.boxes.answers import Benchmark, read_answers
+from bench.boxes.answers import read_answers
 from bench.boxes.asking import DTYPES, Asking, describe
 from bench.boxes.report import lines, plot, summary
 from bench.boxes.run import load, run
 from bench.boxes.scores import score_file
-from bench.results import result_file, save_result
+from bench.results import check_result, result_file, save_result
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import is_file, printable, refuse_inputs
 from gemvg_edge.models import DEFAULT_BUNDLE
 
 OUT = Path("runs/accuracy")
@@ -38,30 +40,41 @@ def main() -> None:
     names = [fact.name for fact in facts]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GemvgError(f"--model gives two folders of the name {twice}, whose answers would share a file")
+    if args.records:
+        benchmarks = [tabletop.load_records(args.records)] * len(facts)
+    else:
+        task = args.task or "tabletop"
+        benchmarks = [load(task, args.data, fact.own_words, args.think, args.limit) for fact in facts]
+    ending = f"{benchmarks[0].task.replace(':', '-')}{'.think' if args.think else ''}"
+    files = [args.out / f"{name}.{ending}.jsonl" for name in names]
+    kept = args.save or args.out / f"{names[0]}{f'+{len(names) - 1}' if len(names) > 1 else ''}.{ending}.json"
+    _check_places(kept, files)
     asking = Asking(args.think, max_pixels=args.max_pixels, engine=args.engine, dtype=args.dtype)
+    many = {"limit": args.limit, "ray": args.ray, "workers": args.workers, "overwrite": args.overwrite}
     results: list[dict[str, Any]] = []
-    benchmark: Benchmark | None = None
     first: dict[str, str] = {}
-    for fact in facts:
-        if args.records:
-            benchmark = benchmark or tabletop.load_records(args.records)
-        else:
-            benchmark = load(args.task, args.data, fact.own_words, args.think, args.limit)
-        file = args.out / f"{fact.name}.{benchmark.task.replace(':', '-')}{'.think' if args.think else ''}.jsonl"
-        many = {"limit": args.limit, "ray": args.ray, "workers": args.workers, "overwrite": args.overwrite}
+    for fact, benchmark, file in zip(facts, benchmarks, files, strict=True):
         asked = run(benchmark, fact, asking, file, **many)
         result, texts = score_file(file, only=asked), _texts(file, asked)
         first = first or texts
         result["same_text"] = sum(texts.get(name) == text for name, text in first.items())
         results.append(result)
-        print(f"{fact.name}: {file}")
+        print(f"{printable(fact.name)}: {printable(file)}")
         print("\n".join(lines(result)), end="\n\n")
     print("\n".join(summary(result["model"], result) for result in results))
-    task = results[0]["task"]
-    picture = (args.save or args.out / f"{task.replace(':', '-')}.json").with_suffix(".png")
-    plot(results, task, picture)
-    told = {"task": task, "think": args.think, "models": results}
-    save_result(told, args.save or picture.with_suffix(".json"))
+    plot(results, results[0]["task"], kept.with_suffix(".png"))
+    save_result({"task": results[0]["task"], "think": args.think, "models": results}, kept)
+
+
+def _check_places(kept: Path, answers: list[Path]) -> None:
+    """GemvgError where figures or plot would replace something else than what an earlier run wrote there."""
+    if kept.suffix != ".json":
+        raise GemvgError(f"--save {printable(kept)} does not end in .json; the plot lies beside it")
+    refuse_inputs(kept, answers, "--save")
+    check_result(kept)
+    picture = kept.with_suffix(".png")
+    if os.path.lexists(picture) and not is_file(kept):
+        raise GemvgError(f"{printable(picture)} is there already and is no plot of ours; give another --out or --save")
 
 
 def _texts(file: Path, asked: set[str]) -> dict[str, str]:
@@ -69,7 +82,8 @@ def _texts(file: Path, asked: set[str]) -> dict[str, str]:
     _, answers = read_answers(file)
     found = {answer.id: (answer.answer, answer.problem) for answer in answers if answer.id in asked}
     if problems := [problem for _, problem in found.values() if problem]:
-        print(f"{file}: {len(problems)} answers have a problem, such as: {problems[0]}", file=sys.stderr)
+        said = printable(problems[0])
+        print(f"{printable(file)}: {len(problems)} answers have a problem, such as: {said}", file=sys.stderr)
     return {name: text for name, (text, _) in found.items()}
 
 
@@ -80,7 +94,7 @@ def _arguments() -> argparse.Namespace:
         "refcocog (or one split, such as refcoco:testA), tabletop (or tabletop:new-names, tabletop:new-style) "
         "(default: tabletop)"
     )
-    parser.add_argument("--task", default="tabletop", help=task)
+    parser.add_argument("--task", help=task)
     place = "the folder of the data set (default: data/world, of tabletop; the others need it)"
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=place)
     which = "checkpoint and bundle folders, one or more (default: the shipped bundle)"
@@ -95,7 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=dtype)
     own = "a .jsonl of records to ask instead (default: the task)"
     parser.add_argument("--records", type=Path, metavar="FILE", help=own)
-    out = "the folder for answers, figures and plot (default: %(default)s)"
+    out = "the folder for MODEL.TASK.jsonl, which the next run goes on with, figures and plot (default: %(default)s)"
     parser.add_argument("--out", type=Path, metavar="FOLDER", default=OUT, help=out)
     parser.add_argument("--overwrite", action="store_true", help="ask anew what was answered before")
     ray = "spread the questions over a Ray cluster: local, auto or HOST:PORT (default: this process)"
@@ -107,8 +121,10 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
-    if args.workers < 0:
-        parser.error("--workers must be at least 0")
+    if args.workers < 0 or (args.workers and not args.ray):
+        parser.error("--workers is at least 0, and says nothing without --ray")
+    if args.records and (args.task or args.data):
+        parser.error("--records takes the place of --task and --data; give one or the other")
     return args
 
 

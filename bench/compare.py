@@ -18,6 +18,7 @@ from bench.boxes.differences import compare
 from bench.boxes.scoring import gain_text
 from bench.results import result_file, save_result
 from gemvg_edge.command import command, whole_number
+from gemvg_edge.files import printable
 from gemvg_edge.json_object import short
 
 
@@ -44,20 +45,20 @@ def main() -> None:
 def lines(told: dict[str, Any]) -> Iterator[str]:
     """The comparison for people."""
     left = f", {told['only_a']} of A's and {told['only_b']} of B's left out" if told["only_a"] or told["only_b"] else ""
-    yield f"A {told['a']}, B {told['b']}: {told['n']} questions of {told['task']} in both{left}"
+    yield f"A {printable(told['a'])}, B {printable(told['b'])}: {told['n']} questions of {told['task']} in both{left}"
     yield f"{told['same_text']} answers are the same letter by letter"
     for name, row in told["values"].items():
         test = f"  McNemar p {row['p']:.3g}, {row['lost']} lost, {row['gained']} gained" if "p" in row else ""
         yield f"{name:<22} {row['a']:.3f} -> {row['b']:.3f}  {gain_text(row['gain'], row['interval'])}{test}"
     for part, row in told["tasks"].items():
         if row["gain"] is not None:
-            yield f"  {part:<20} {row['n']:>6}  {told['by']} {gain_text(row['gain'], row['interval'])}"
+            yield f"  {printable(part):<20} {row['n']:>6}  {told['by']} {gain_text(row['gain'], row['interval'])}"
 
 
 def _shown(names: list[str], a: Path, b: Path) -> Iterator[str]:
     texts = [{said.id: said for said in read_answers(file)[1] if said.id in names} for file in (a, b)]
     for name in names:
-        yield f"  {name}  {short(texts[0][name].query)}"
+        yield f"  {printable(name)}  {short(texts[0][name].query)}"
         yield from (f"    {side} {short(said[name].answer)}" for side, said in zip("AB", texts, strict=True))
 
 

@@ -23,7 +23,7 @@ from bench.boxes.answers import Answered, read_answers, write_box
 from bench.boxes.kinds import KINDS, RIGHT, kinds_of, overlap_of
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, printable, read_text, refuse_inputs, refuse_present, write_text
+from gemvg_edge.files import is_file, printable, read_bytes, read_text, refuse_inputs, refuse_present, write_text
 from gemvg_edge.images import load_image
 from train.data.annotations import inside
 from train.journal import Line
@@ -31,7 +31,8 @@ from train.journal import Line
 PAGE = Path(__file__).with_name("boxes") / "gallery.html"
 SIDE = 480  # pixels of a picture's longer side on the page
 TEXT = 4000  # characters of an answer that are shown
-BOXES = 100  # of an answer that are drawn
+BOXES = 100  # of an answer, and of the truth, that are drawn
+BEGIN = b"<!doctype html>"
 
 
 @command("bench.gallery")
@@ -53,11 +54,15 @@ def main() -> None:
     refuse_inputs(page, [args.answers], "--out")
     if not args.overwrite:
         refuse_present(page, "--out")
+    elif is_file(page) and not read_bytes(page).startswith(BEGIN):
+        raise GemvgError(f"--out {printable(page)} exists and is no page; give another place")
     header, answers = read_answers(args.answers)
     shown, total = choose(answers, args.limit)
     if not shown:
         raise GemvgError(f"{printable(args.answers)} has no answer yet")
-    content, missing = gather(header, shown, args.data or Path(str(header.get("data", ""))), total)
+    root = args.data or Path(str(header.get("data", "")))
+    print(f"pictures are taken from {printable(root)}", file=sys.stderr)  # which a stranger's file may have named
+    content, missing = gather(header, shown, root, total)
     write_text(page, render(content))
     if missing:
         print(f"{missing} pictures are not at hand; --data says where they lie", file=sys.stderr)
@@ -97,7 +102,7 @@ def gather(
             "problem": answer.problem,
             "sizes": answer.sizes,
             "pictures": [numbers[name] for name in answer.images],
-            "truth": [write_box(box) for box in answer.truth],
+            "truth": [write_box(box) for box in answer.truth[:BOXES]],
             "boxes": [write_box(box) for box in answer.boxes[:BOXES]],
         }
         for answer, kinds in shown

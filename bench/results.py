@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -17,17 +18,24 @@ if TYPE_CHECKING:
 
 
 def result_file(text: str) -> Path:
-    """Where a result may be kept, for argparse's `type`; GemvgError for a file that is no such result."""
-    file = Path(text)
+    """Where a result may be kept, for argparse's `type`, which shows no other error's words than these."""
+    try:
+        return check_result(Path(text))
+    except GemvgError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_result(file: Path) -> Path:
+    """The file, if a result may be kept there; GemvgError for a file that is no such result."""
     if is_folder(file):
-        raise GemvgError(f"--save {printable(file)} is a folder; give the name of a .json")
+        raise GemvgError(f"{printable(file)} is a folder; give the name of a .json")
     if is_file(file):
         try:
             found = parse_json(read_text(file))
         except (GemvgError, ValueError):
             found = None
         if not isinstance(found, dict) or "machine" not in found:
-            raise GemvgError(f"--save {printable(file)} exists and is no benchmark's result; give another place")
+            raise GemvgError(f"{printable(file)} exists and is no benchmark's result; give another place")
     return file
 
 

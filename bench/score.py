@@ -52,7 +52,12 @@ def score_any(task: str | None, answers: list[Path], data: Path | None, stretche
         raise GemvgError(f"--stretch-y is of MIG-Bench alone, and --task is {task}")
     if missing := [path for path in answers if not is_file(path) and not is_folder(path)]:
         raise GemvgError(f"{printable(missing[0])}: no such file")
-    if len(answers) == 1 and not is_folder(answers[0]) and _begins_as_ours(answers[0]):
+    ours = [path for path in answers if not is_folder(path) and _begins_as_ours(path)]
+    if ours and len(answers) > 1:
+        raise GemvgError(
+            f"{printable(ours[0])} is scored by itself; bench.compare holds two such files against each other"
+        )
+    if ours:
         result = score_file(answers[0], stretched)
         if task and task != result["task"]:
             raise GemvgError(f"{printable(answers[0])} has answers of {result['task']}, and --task is {task}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bench.boxes.answers import FORMAT, VERSION
 from bench.boxes.mc_bench import STYLES
 from bench.boxes.mig_bench import TASKS
-from bench.boxes.odinw import ALL, SETS
+from bench.boxes.odinw_data import ALL, SETS
 from bench.memory import peak_of
 from bench.results import result_file, save_result
 from gemvg_edge.command import command, whole_number

@@ -56,21 +56,25 @@ def iou(a: Box, b: Box) -> float:
     if width <= 0 or height <= 0:
         return 0.0
     intersection = width * height
-    return intersection / (a.area + b.area - intersection)
+    union = a.area + b.area - intersection
+    return intersection / union if union > 0 else 0.0  # areas below every float are none
 
 
 def match_boxes(predicted: Sequence[Box], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
     """One-to-one matches (predicted index, truth index, IoU), best IoU first, each at least `threshold`."""
     pairs = sorted(
-        ((iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(truth)),
+        (
+            (overlap, i, j)
+            for i, p in enumerate(predicted)
+            for j, t in enumerate(truth)
+            if (overlap := iou(p, t)) > 0 and overlap >= threshold
+        ),
         key=lambda pair: (-pair[0], pair[1], pair[2]),
     )
     used_predictions: set[int] = set()
     used_truths: set[int] = set()
     matches = []
     for overlap, i, j in pairs:
-        if overlap < threshold or overlap == 0:
-            break
         if i not in used_predictions and j not in used_truths:
             used_predictions.add(i)
             used_truths.add(j)

@@ -82,8 +82,8 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
     assert (row["n"], row["same_text"]) == (60, 60)
     assert row["f1"] > 0.6
     assert row["exact"] > 0.5
-    assert (tmp_path / "tabletop.png").stat().st_size > 5000
-    assert json.loads((tmp_path / "tabletop.json").read_text())["models"] == told["models"]
+    assert (tmp_path / "tabletop.tabletop.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "tabletop.tabletop.json").read_text())["models"] == told["models"]
     # Fewer questions are scored alone, of what is there; other settings are not gone on with.
     before = file.read_bytes()
     assert call(*arguments[:2], "--limit", 10, *arguments[4:])["models"][0]["n"] == 10

@@ -115,12 +115,15 @@ def test_average_precision_is_paired(tmp_path: Path) -> None:
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     lines = tabletop_lines([True, False])
     a = write_answers(tmp_path / "a.jsonl", "tabletop", lines)
-    for header, fault in (({"questions": "r"}, "has questions 'q'"), ({"benchmark": "old"}, "has benchmark ''")):
+    for header, fault in (({"questions": "r"}, "has questions q"), ({"benchmark": "old"}, "has benchmark ")):
         other = write_answers(tmp_path / "b.jsonl", "tabletop", lines, **header)
         with pytest.raises(GemvgError, match=f"{fault}.* no answers to the same questions"):
             compare(a, other)
     with pytest.raises(GemvgError, match="no question in common"):
         compare(a, write_answers(tmp_path / "b.jsonl", "tabletop", [line(9, "moved", [TRUE])]))
+    relabelled = [lines[0], lines[1] | {"truth": [lines[1]["truth"][0] | {"label": "cat"}]}]
+    with pytest.raises(GemvgError, match="question 'moved/1' is another one"):
+        compare(a, write_answers(tmp_path / "b.jsonl", "tabletop", relabelled))
     lines[1] = lines[1] | {"query": "another"}
     with pytest.raises(GemvgError, match="question 'moved/1' is another one"):
         compare(a, write_answers(tmp_path / "b.jsonl", "tabletop", lines))

@@ -53,7 +53,7 @@ def test_bad_records_are_left_out_and_none_is_an_error(tmp_path: Path, capsys: p
     assert read_all(tmp_path / "some.jsonl") == [good]
     assert "1 x a box in a picture that is not there" in capsys.readouterr().err
     write_records([bad], tmp_path / "none.jsonl")
-    with pytest.raises(GemvgError, match=r"none\.jsonl has no record to train on"):
+    with pytest.raises(GemvgError, match=r"none\.jsonl has no record that can be used"):
         read_all(tmp_path / "none.jsonl")
 
 

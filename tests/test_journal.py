@@ -44,7 +44,7 @@ def test_every_length_that_a_kill_may_leave(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     write(file, "1")
     whole = file.read_bytes()
-    for length in range(len(whole)):
+    for length in range(1, len(whole)):
         file.write_bytes(whole[:length])
         assert write(file, "1") == []
         assert file.read_bytes() == whole
@@ -66,6 +66,30 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
         with pytest.raises(GemvgError, match=r"was made with .*, and this run has .*; give another"):
             write(file, "2", header=header)
     assert write(file) == ["1"]
+
+
+def test_a_run_that_fails_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    assert write(file) == []
+    assert not file.exists()  # nothing came of it
+    write(file, "1")
+    before = file.read_bytes()
+    with open_journal(file, {**HEADER, "model": "b"}, "", overwrite=True) as (done, append):
+        assert (done, file.read_bytes()) == ({}, before)
+        append({"id": "x"})
+        assert [line["id"] for line in read_journal(file)[1]] == ["x"]
+    assert read_journal(file)[0]["model"] == "b"
+    # A header alone says nothing that another run would have to respect.
+    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
+    assert write(file, "2") == []
+    assert read_journal(file)[0] == HEADER
+    file.write_text("mine")
+    with (
+        pytest.raises(GemvgError, match="holds no results of ours"),
+        open_journal(file, HEADER, "", overwrite=True),
+    ):
+        pass
+    assert file.read_text() == "mine"
 
 
 def test_two_writers_are_refused(tmp_path: Path) -> None:
@@ -90,8 +114,8 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_none_is_named(tmp_path: Path, line: str, fault: str) -> None:
     file = tmp_path / "a.jsonl"
-    write(file)
-    file.write_text(file.read_text() + line + "\n")
+    write(file, "0")
+    file.write_text(file.read_text().splitlines()[0] + "\n" + line + "\n")
     with pytest.raises(GemvgError, match=fault):
         list(read_journal(file)[1])
 

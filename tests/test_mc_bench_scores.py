@@ -267,6 +267,20 @@ def test_the_authors_layout_is_read(tmp_path: Path) -> None:
         ),
         ({"descriptions": [{"images_id": [0, 99], "text": "x", "text_style": "a"}]}, "description 0 is not laid out"),
         ({"images": 1}, "has no list 'images'"),
+        ({"descriptions": ["x"]}, "description 0 is not laid out"),
+        ({"descriptions": [{"images_id": [0, 0], "text": "x", "text_style": "a"}]}, "one image twice"),
+        ({"descriptions": [{"images_id": ["0", 1], "text": "x", "text_style": "a"}]}, "whose id is no whole number"),
+        (
+            {"descriptions": [{"images_id": [0, k], "text": "x", "text_style": "a"} for k in (1, 2)]},
+            "description 1 .*an image of another sample",
+        ),
+        (
+            {"annotations": [{"image_id": 99, "category_id": 1, "bbox": [1, 1, 2, 2]}]},
+            "annotation 0 .*an unknown image",
+        ),
+        ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 1, -2, 2]}]}, "has a negative side"),
+        ({"annotations": ["x"]}, "annotation 0 is not laid out"),
+        ({"categories": [{"id": 1, "name": "group 1"}] * 2}, "a category whose id stands twice"),
         ({}, "is a missing picture"),
     ],
 )
@@ -280,7 +294,7 @@ def test_what_is_not_as_published_is_named(tmp_path: Path, change: dict[str, Any
 def test_results_of_other_images_are_refused(tmp_path: Path) -> None:
     truth, _ = generate(0, permuted=False)
     folder, file = write(tmp_path, truth, [row(999, 1, [0.0, 0.0, 1.0, 1.0], 1.0)])
-    with pytest.raises(GemvgError, match="has boxes in image 999, which"):
+    with pytest.raises(GemvgError, match="has boxes in image 999, which no sample"):
         mc_bench_data.read_published(file, folder)
     file.write_text(json.dumps([{"image_id": 0, "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1}]))
     with pytest.raises(GemvgError, match="row 0 is no box of MC-Bench"):

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench.boxes import odinw
+from bench.boxes import odinw_data
 from bench.boxes.answers import Benchmark, to_line
 from bench.boxes.asking import Said
-from bench.boxes.odinw import ALL, PRESENT, SETS, read_json_boxes
+from bench.boxes.odinw import read_json_boxes
+from bench.boxes.odinw_data import ALL, PRESENT, SETS
 from bench.boxes.scores import score_file
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
@@ -23,7 +24,7 @@ SIZE = (64, 48)
 def write_sets(folder: Path) -> Path:
     """All 13 sets, two pictures each: the first shows one thing of each class but the last, the second of the first."""
     for name, (place, classes) in SETS.items():
-        file, pictures = odinw._annotations(folder, name)
+        file, pictures = odinw_data._annotations(folder, name)
         assert str(file).startswith(str(folder / place))
         annotations = [annotation(k + 1, 1, k + 1, [2 * k, 1, 10, 12]) for k in range(max(1, len(classes) - 1))]
         annotations.append(annotation(99, 2, 1, [20, 10, 16, 8]))
@@ -74,7 +75,7 @@ def perfect(benchmark: Benchmark, verbatim: bool) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("own_words", [False, True])
 def test_right_answers_have_an_ap_of_one(folder: Path, tmp_path: Path, own_words: bool) -> None:
-    benchmark = odinw.load(folder, own_words)
+    benchmark = odinw_data.load(folder, own_words)
     file = write_answers(tmp_path / "a.jsonl", "odinw13", perfect(benchmark, not own_words), verbatim=not own_words)
     result = score_file(file)
     assert set(result["macro"]) == {ALL, PRESENT}
@@ -86,7 +87,7 @@ def test_right_answers_have_an_ap_of_one(folder: Path, tmp_path: Path, own_words
 
 
 def test_what_is_asked(folder: Path) -> None:
-    stock = {q.id: q for q in odinw.load(folder, own_words=False).questions}
+    stock = {q.id: q for q in odinw_data.load(folder, own_words=False).questions}
     fish = SETS["Aquarium"][1]
     assert stock[f"{ALL}/Aquarium/0"].published == (
         f"Locate every instance that belongs to the following categories: '{', '.join(fish)}'. "
@@ -99,7 +100,7 @@ def test_what_is_asked(folder: Path) -> None:
     # Only what is there is asked for.
     assert [name for name in stock if name.startswith(f"{PRESENT}/Aquarium/1/")] == [f"{PRESENT}/Aquarium/1/fish"]
     assert f"{PRESENT}/Aquarium/0/{fish[-1]}" not in stock
-    ours = {q.id: q for q in odinw.load(folder, own_words=True, protocols=[ALL]).questions}
+    ours = {q.id: q for q in odinw_data.load(folder, own_words=True, protocols=[ALL]).questions}
     assert [ours[f"{ALL}/Aquarium/1/{label}"].query for label in fish] == [f"every {label}" for label in fish]
     assert ours[f"{ALL}/Aquarium/1/{fish[-1]}"].truth == ()
     assert not any(name.startswith(PRESENT) for name in ours)
@@ -107,7 +108,7 @@ def test_what_is_asked(folder: Path) -> None:
 
 def test_a_wrong_class_costs_and_scores_order(folder: Path, tmp_path: Path) -> None:
     """A box too many, of a class that is there: under a lower score it costs nothing, with one for all it does."""
-    benchmark = odinw.load(folder, own_words=False, protocols=[ALL])
+    benchmark = odinw_data.load(folder, own_words=False, protocols=[ALL])
     lines = perfect(benchmark, verbatim=True)
     (first,) = (line for line in lines if line["id"] == f"{ALL}/pothole/0")
     extra = {"bbox_2d": [900, 900, 950, 950], "label": "pothole"}
@@ -150,7 +151,7 @@ def test_published_answers_are_read_as_the_scripts_do(text: str, qwen3: Any, vis
 
 
 def test_pixels_of_the_resized_picture_are_turned_back(folder: Path, tmp_path: Path) -> None:
-    benchmark = odinw.load(folder, own_words=False, protocols=[PRESENT])
+    benchmark = odinw_data.load(folder, own_words=False, protocols=[PRESENT])
     lines = perfect(benchmark, verbatim=True)
     for line in lines:  # as a Qwen2.5-VL that saw each picture at 128 x 96 writes them
         boxes = [{"bbox_2d": [2 * v for v in b["box"]], "label": b["label"]} for b in line["boxes"]]
@@ -163,20 +164,35 @@ def test_what_is_not_as_published_is_named(folder: Path, tmp_path: Path) -> None
     with pytest.raises(
         GemvgError, match=r"large/valid/annotations_without_background.json: no such file; unpack the 13"
     ):
-        odinw.load(tmp_path, own_words=True)
+        odinw_data.load(tmp_path, own_words=True)
     write_sets(tmp_path)
-    file = tmp_path / "pothole" / "valid" / odinw.NAMES
+    file = tmp_path / "pothole" / "valid" / odinw_data.NAMES
     content = json.loads(file.read_text())
     for change, fault in (
         ({"categories": [{"id": 1, "name": "hole"}]}, "has no class 'pothole'"),
-        ({"annotations": [annotation(1, 1, 0, [1, 1, 2, 2])]}, "annotation 0 is of none of the set's classes"),
-        ({"annotations": [{"image_id": 1}]}, "annotation 0 is malformed"),
-        ({"images": [{"id": 1, "file_name": "../../x.jpg", "width": 1, "height": 1}]}, "image 0 is malformed"),
-        ({"images": [{"id": 1, "file_name": "1.jpg", "width": 9, "height": 9}]}, "of another size than its annotation"),
+        (
+            {"annotations": [annotation(1, 1, 0, [1, 1, 2, 2])]},
+            "annotation 0 cannot be used .an unknown",
+        ),
+        ({"annotations": [{"image_id": 1}]}, "annotation 0 cannot be used"),
+        ({"annotations": [annotation(1, 3, 1, [1, 1, 2, 2])]}, "annotation 0 cannot be used .an unknown image"),
+        ({"annotations": [annotation(1, 1, 1, [1, 1, -2, 2])]}, "has a negative side"),
+        ({"annotations": [annotation(1, 1, 1, [1, 1, 10**9, 2])]}, "is larger than any picture"),
+        ({"annotations": [annotation(1, 1, 1, [1, 1, 2, 2]) | {"iscrowd": "0"}]}, "iscrowd is neither 0 nor 1"),
+        ({"images": content["images"] * 2}, "an image whose id stands twice"),
+        ({"images": [{"id": str(i["id"])} | i | {"id": str(i["id"])} for i in content["images"]]}, "an unknown image"),
+        (
+            {"images": [{"id": 1, "file_name": "../../x.jpg", "width": 1, "height": 1}], "annotations": []},
+            "image 0 is malformed",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "1.jpg", "width": 9, "height": 9}], "annotations": []},
+            "of another size than its annotation",
+        ),
     ):
         file.write_text(json.dumps(content | change))
         with pytest.raises(GemvgError, match=fault):
-            odinw.load(tmp_path, own_words=True)
+            odinw_data.load(tmp_path, own_words=True)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +204,7 @@ def test_what_is_not_as_published_is_named(folder: Path, tmp_path: Path) -> None
     ],
 )
 def test_lines_that_cannot_be_are_named(folder: Path, tmp_path: Path, change: dict[str, Any], fault: str) -> None:
-    lines = perfect(odinw.load(folder, own_words=False, protocols=[ALL]), verbatim=True)
+    lines = perfect(odinw_data.load(folder, own_words=False, protocols=[ALL]), verbatim=True)
     lines[0] |= change
     with pytest.raises(GemvgError, match=fault):
         score_file(write_answers(tmp_path / "a.jsonl", "odinw13", lines, verbatim=True))

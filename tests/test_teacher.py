@@ -91,6 +91,6 @@ def test_a_real_teacher_over_ray_says_what_it_says_alone(records: list[Record], 
 
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
     for sampling in (Sampling(0), Sampling(2, 0.0)):
-        with pytest.raises(GemvgError, match="give at least one, and a temperature above 0"):
+        with pytest.raises(GemvgError, match="give at least one, and a temperature of at least"):
             write_teacher_answers(CHECKPOINT, tmp_path / "a.jsonl", tmp_path / "b.jsonl", sampling)
     assert Sampling(1) == teacher.GREEDY

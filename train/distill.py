@@ -123,6 +123,10 @@ def train(run: DistillSettings) -> None:
             "the weight must be 0 or more, the temperature more than 0"
         )
     sft.check(run)
+    if run.workers < 0 or (run.workers and not run.ray):
+        raise GemvgError(f"--workers {run.workers}: it is at least 0, and says nothing without --ray")
+    if not run.teacher_answers and (run.teacher_samples != 1 or run.ray):
+        raise GemvgError("--teacher-samples and --ray are of the answers that --teacher-answers names; give that too")
     if run.teacher_answers:
         refuse_inputs(run.teacher_answers, [run.data, run.teacher, run.model], "--teacher-answers")
         if not is_file(run.teacher_answers):

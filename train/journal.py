@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,15 +27,17 @@ _BEGIN = b'{"format": "gemvg-edge-'  # of every header, as it is written
 
 @contextmanager
 def open_journal(
-    file: Path, header: Mapping[str, Any], fix: str
+    file: Path, header: Mapping[str, Any], fix: str, *, overwrite: bool = False
 ) -> Iterator[tuple[dict[str, Line], Callable[[Line], None]]]:
-    """The results that a file has by their `id`, and a function that appends one; a new file begins with the header.
+    """The results that a file has by their `id`, and a function that appends one.
 
-    GemvgError where the file holds something else, or results of another header (`fix` says what to do then), and
-    while another process writes it.
+    The header is written with the first result, and only then does `overwrite` empty a file, so that a run that fails
+    before it changes nothing. GemvgError where the file holds something else, or results of another header (`fix` says
+    what to do then), and while another process writes it.
     """
     if is_folder(file):
         raise GemvgError(f"{printable(file)} is a folder; give the name of a .jsonl")
+    new = not os.path.lexists(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = open(file, "a+b", buffering=0)  # noqa: SIM115  (closed below)
@@ -46,20 +48,31 @@ def open_journal(
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise GemvgError(f"{printable(file)} is being written by another process; wait for it or stop it") from None
-        if _mend(file, stream):
+        done: dict[str, Line] = {}
+        if _mend(file, stream) and not overwrite:
             there, lines = read_journal(file)
-            if differing := [key for key in {**there, **header} if there.get(key) != header.get(key)]:
-                key = differing[0]
-                raise GemvgError(
-                    f"{printable(file)} was made with {key} {short(there.get(key))}, and this run has "
-                    f"{short(header.get(key))}; {fix}"
-                )
             done = {line["id"]: line for line in lines}
-        else:
-            done = {}
-            _append(file, stream, dict(header))
-        yield done, lambda line: _append(file, stream, line)
+            differing = [key for key in {**there, **header} if there.get(key) != header.get(key)]
+            if done and differing:
+                raise GemvgError(
+                    f"{printable(file)} was made with {differing[0]} {short(there.get(differing[0]))}, and this run "
+                    f"has {short(header.get(differing[0]))}; {fix}"
+                )
+        begun = bool(done)
+
+        def append(line: Line) -> None:
+            nonlocal begun
+            if not begun:
+                os.ftruncate(stream.fileno(), 0)
+                _append(file, stream, header)
+                begun = True
+            _append(file, stream, line)
+
+        yield done, append
     finally:
+        with suppress(OSError):
+            if new and os.fstat(stream.fileno()).st_size == 0:  # nothing came of it
+                file.unlink(missing_ok=True)
         stream.close()
 
 

@@ -32,6 +32,8 @@ def work_through(items: Sequence[T], make: Make[T, R], ray: str | None = None, w
     `ray`: "local", "auto", or the address of a running cluster. `workers`: 0 is one a GPU, or one a node without any.
     GemvgError for what `make` and its function raise as such, and for a cluster that cannot be reached.
     """
+    if workers < 0:
+        raise GemvgError(f"--workers {workers} is below 0")
     if not items:
         return
     if ray is None:

@@ -33,6 +33,7 @@ from train.output_folder import CONTENTS, WORK, claim, fingerprint, remove
 from train.sharding import work_through
 
 MAX_NEW_TOKENS = 512
+COLDEST = 0.01  # logits over a lower temperature leave float32
 ANSWERS = "answers.jsonl"  # in the work folder
 Numbered = tuple[int, Record]
 
@@ -47,10 +48,10 @@ class Sampling:
 
     def check(self) -> None:
         """GemvgError for what cannot be asked."""
-        if self.answers < 1 or self.temperature <= 0:
+        if self.answers < 1 or self.temperature < COLDEST:
             raise GemvgError(
                 f"--teacher-samples {self.answers}, --teacher-temperature {self.temperature}: give at least one, and a "
-                "temperature above 0"
+                f"temperature of at least {COLDEST}"
             )
 
 

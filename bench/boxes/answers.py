@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from bench.boxes.asking import Said
 from gemvg_edge.boxes import Box, Size
@@ -20,6 +20,7 @@ from gemvg_edge.json_object import short
 from train.journal import Line, read_journal
 
 FORMAT, VERSION = "gemvg-edge-answers", 1
+MOST_TRUE, MOST_BOXES = 1000, 10_000  # boxes of a question and of an answer, which are matched one by one
 T = TypeVar("T")
 
 
@@ -81,7 +82,7 @@ def to_line(number: int, question: Question, asked: str, said: Said) -> Line:
         **({} if asked == question.query else {"asked": asked}),
         "truth": [write_box(box) for box in question.truth],
         "answer": said.text,
-        "boxes": [write_box(box) for box in said.boxes],
+        "boxes": [write_box(box) for box in said.boxes[:MOST_BOXES]],
         "thinking": said.thinking,
         "problem": said.problem,
         "tokens": said.tokens,
@@ -115,9 +116,8 @@ def from_line(line: Line, file: Path) -> Answered:
 
     sizes = take("sizes", list, lambda sizes: all(map(_is_size, sizes)))
     count = len(take("images", list, lambda names: len(names) == len(sizes) and all(type(n) is str for n in names)))
-    truth, boxes = (
-        take(key, list, lambda found: all(_is_box(box, count) for box in found)) for key in ("truth", "boxes")
-    )
+    truth = take("truth", list, lambda found: len(found) <= MOST_TRUE and all(_is_box(box, count) for box in found))
+    boxes = take("boxes", list, lambda found: len(found) <= MOST_BOXES and all(_is_box(box, count) for box in found))
     return Answered(
         take("id", str),
         take("number", int, lambda number: number >= 0),
@@ -161,6 +161,11 @@ def _is_box(said: Any, images: int) -> bool:
         and (label is None or isinstance(label, str))
         and (score is None or _is_number(score))
     )
+
+
+def is_number_id(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number that may name an image."""
+    return type(value) is int and 0 <= value < 2**53
 
 
 def _is_size(size: Any) -> bool:

@@ -17,8 +17,9 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable, sha256
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.images import resized_sizes
+from gemvg_edge.marks import localise
 from gemvg_edge.numbering import pictures_in_query
-from gemvg_edge.prompt import PromptTemplate
+from gemvg_edge.prompt import PromptTemplate, check_query
 from train.checkpoint import CONFIG, read_settings
 from train.hub import checkpoint_folder
 from train.output_folder import fingerprint
@@ -72,6 +73,7 @@ class Model:
     """An opened model that can be asked."""
 
     say: Callable[[Sequence[Image.Image], str], Said]
+    refuses: Callable[[Sequence[Size], str], str | None]  # why a question cannot be asked about pictures of these sizes
     frame: Callable[[Size], Size]  # of a picture's size: the largest x and y that an answer about it may have
 
 
@@ -127,7 +129,11 @@ def of_grounder(grounder: Grounder, asking: Asking = DEFAULT) -> Model:
     def resized(sizes: Sequence[Size]) -> list[Size]:
         return resized_sizes(sizes, grounder.preprocessing)
 
-    return Model(say, lambda size: manifest.answer.steps(resized([size])[0]))
+    return Model(
+        say,
+        lambda sizes, query: refusal(query, manifest.answer, resized(sizes)),
+        lambda size: manifest.answer.steps(resized([size])[0]),
+    )
 
 
 def _open_checkpoint(folder: Path, asking: Asking) -> Model:
@@ -152,7 +158,22 @@ def _open_checkpoint(folder: Path, asking: Asking) -> Model:
         boxes = in_order(text, found.boxes, sizes, settings.answer_format, settings.resized(sizes), query)
         return Said(text, boxes, found.thinking, found.problem, tokens, ms)
 
-    return Model(say, lambda size: settings.answer_format.steps(settings.resized([size])[0]))
+    return Model(
+        say,
+        lambda sizes, query: refusal(query, settings.answer_format, settings.resized(sizes)),
+        lambda size: settings.answer_format.steps(settings.resized([size])[0]),
+    )
+
+
+def refusal(query: str, answer: AnswerFormat, resized: Sequence[Size]) -> str | None:
+    """Why a question cannot be asked about pictures that the model sees at these sizes; None where it can."""
+    try:
+        check_query(query)
+        localise(query, answer, resized)
+    except GemvgError as error:
+        return str(error)
+    far = [image for image in pictures_in_query(query) if image >= len(resized)] if len(resized) > 1 else []
+    return f"the question names image {far[0] + 1}, of {len(resized)}" if far else None
 
 
 def _verbatim(prompt: PromptTemplate, answer: AnswerFormat) -> tuple[PromptTemplate, AnswerFormat]:

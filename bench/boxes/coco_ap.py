@@ -164,6 +164,9 @@ def _match(true: Boxes, found: Boxes, ious: Floats) -> tuple[npt.NDArray[np.int6
         overlaps = _overlaps(found.corners[rows[places]], true.corners[targets], crowd)
         for level, threshold in enumerate(ious):
             hits[level, places] = _greedy(overlaps, crowd, min(threshold, 1 - 1e-10))
+    sides = found.corners[rows, 2:] - found.corners[rows, :2]
+    outside = np.prod(sides, axis=1) < 0  # inverted one way: COCO takes no notice of them unless they match
+    hits[:, outside] = np.where(hits[:, outside] == 0, np.nan, hits[:, outside])
     ranked = np.argsort(-found.scores[rows], kind="stable")
     return found.images[rows][ranked], hits[:, ranked]
 

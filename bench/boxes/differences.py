@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from bench.boxes import mc_bench, odinw, tabletop
 from bench.boxes.answers import Answered, read_answers
 from bench.boxes.coco_ap import average_precision, resampled_ap
+from bench.boxes.odinw_data import PROTOCOLS
 from bench.boxes.rated import Rated, means
 from bench.boxes.refcoco import SPLITS
 from bench.boxes.report import headline
@@ -35,16 +36,17 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     headers, answers = zip(*(_read(file) for file in (a, b)), strict=True)
     for key in SAME:
         if headers[0].get(key) != headers[1].get(key):
+            found = [printable(str(header.get(key)))[:12] for header in headers]
             raise GemvgError(
-                f"{printable(a)} has {key} {short(headers[0].get(key))}, {printable(b)} {short(headers[1].get(key))}: "
-                "they are no answers to the same questions"
+                f"{printable(a)} has {key} {found[0]}, {printable(b)} {found[1]}: they are no answers to the same "
+                "questions about the same data; ask both models again with bench.accuracy"
             )
     both = [name for name in answers[0] if name in answers[1]]
     if not both:
         raise GemvgError(f"{printable(a)} and {printable(b)} have no question in common; answer the same with both")
     paired = [(answers[0][name], answers[1][name]) for name in both]
     for one, other in paired:
-        if (one.query, one.truth) != (other.query, other.truth):
+        if (one.query, one.truth, _labels(one)) != (other.query, other.truth, _labels(other)):
             raise GemvgError(f"question {short(one.id)} is another one in {printable(b)} than in {printable(a)}")
     sides = [[pair[k] for pair in paired] for k in (0, 1)]
     told: dict[str, Any] = {
@@ -57,6 +59,10 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "same_text": sum(one.answer == other.answer for one, other in paired),
     }
     return {**told, **_gains(headers[0], headers[1], sides[0], sides[1])}
+
+
+def _labels(answer: Answered) -> list[str | None]:
+    return [box.label for box in answer.truth]  # boxes are equal by their places alone
 
 
 def _read(file: Path) -> tuple[Line, dict[str, Answered]]:
@@ -114,14 +120,14 @@ def _of_boxes(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Ans
             before, after = (
                 odinw.gather(said, bool(head.get("verbatim"))) for head, said in ((head_a, a), (head_b, b))
             )
-            asked = [p for p in odinw.PROTOCOLS if any(part.startswith(p) for part in before)]
+            asked = [p for p in PROTOCOLS if any(part.startswith(p) for part in before)]
             return {f"ap, {protocol}": _ap_gain(before, after, protocol) for protocol in asked}
     return {}
 
 
 def _ap_gain(a: dict[str, odinw.Found], b: dict[str, odinw.Found], protocol: str) -> dict[str, Any]:
     before, after, drawn = [], [], []
-    for part in (part for part in a if part.startswith(f"{protocol}/")):
+    for part in (part for part in a if part.startswith(f"{protocol}/") and len(a[part].truth.images)):
         before.append(average_precision(a[part].truth, a[part].scored) or 0.0)
         after.append(average_precision(b[part].truth, b[part].scored) or 0.0)
         ways = [resampled_ap(side[part].truth, side[part].scored, side[part].pictures) for side in (a, b)]

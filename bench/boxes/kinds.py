@@ -19,7 +19,7 @@ def kinds_of(boxes: Sequence[Box], truth: Sequence[Box], problem: str | None) ->
     `wrong image`: a box in a picture that has no true one, where another has; `loose`: a true box that was missed, with
     a claimed one over part of it; `extra`: more boxes than were found.
     """
-    boxes = boxes[:MOST]
+    boxes, truth = boxes[:MOST], truth[:MOST]
     pairs = match_boxes(boxes, truth)
     hit, found = {i for i, _, _ in pairs}, {j for _, j, _ in pairs}
     spare = [box for i, box in enumerate(boxes) if i not in hit]
@@ -41,6 +41,7 @@ def kinds_of(boxes: Sequence[Box], truth: Sequence[Box], problem: str | None) ->
 
 def overlap_of(boxes: Sequence[Box], truth: Sequence[Box]) -> float:
     """The IoU of the pairs, best first, over as many as there are true or claimed boxes; 1 where there are none."""
-    most = max(min(len(boxes), MOST), len(truth))
-    pairs = match_boxes(boxes[:MOST], truth, threshold=0.0)
+    boxes, truth = boxes[:MOST], truth[:MOST]
+    most = max(len(boxes), len(truth))
+    pairs = match_boxes(boxes, truth, threshold=0.0)
     return sum(overlap for _, _, overlap in pairs) / most if most else 1.0

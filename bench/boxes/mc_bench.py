@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from bench.boxes.answers import Answered
+from bench.boxes.answers import Answered, is_number_id
 from bench.boxes.coco_ap import Boxes, Floats, resampled_ap, weighted_ap
 from bench.boxes.rated import Rated, means
 from bench.boxes.scoring import interval, resample
@@ -65,7 +65,7 @@ def read_samples(answers: Iterable[Answered]) -> list[Sample]:
 
 def _two(said: Answered, key: str) -> tuple[int, int]:
     pair = said.extra.get(key)
-    if not isinstance(pair, list) or len(pair) != 2 or not all(type(k) is int for k in pair) or len(said.sizes) != 2:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_number_id, pair)) or len(said.sizes) != 2:
         raise GemvgError(f"answer {short(said.id)}: {key} is {short(pair)}, not a pair of MC-Bench's")
     return pair[0], pair[1]
 

@@ -9,17 +9,18 @@ instances ("group 1", ..).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.boxes.answers import Benchmark, Question
+from bench.boxes.answers import Benchmark, Question, is_number_id
 from bench.boxes.mc_bench import STYLES, Sample, group_of
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
+from gemvg_edge.json_object import short
 from train.data.annotations import (
     MALFORMED,
+    corners_of,
     entries,
     find_files,
     identity,
@@ -37,26 +38,75 @@ LAYOUT = "unpack MC-Bench (github.com/XuYunqiu/MC-Bench): mc-bench_v0.2_val.json
 NEW_TOKENS = 256
 
 
+class Described(NamedTuple):
+    """One sample as its annotations say it."""
+
+    name: str
+    style: str
+    text: str
+    images: tuple[int, int]  # ids
+    places: tuple[int, int]  # of its pictures in the list of images
+    truth: tuple[Box, ...]  # labelled by group
+    entries: tuple[Any, Any]  # of its pictures
+
+
 def load(folder: Path) -> Benchmark:
     """Every sample with its two pictures; GemvgError names what is not as published."""
+    questions = tuple(_question(sample, folder) for sample in read_annotations(folder))
+    return Benchmark("mc-bench", "v0.2", folder, questions, STYLES, NEW_TOKENS)
+
+
+def read_annotations(folder: Path) -> list[Described]:
+    """Every sample of the annotation file, joined and checked."""
     file = annotation_file(folder)
     content = read_json(file, dict, LAYOUT)
-    where = printable(file)
-    images = index_by_id(with_ids(entries(content, "images", file)), "image", where)
-    groups = index_by_id(with_ids(entries(content, "categories", file)), "category", where)
-    for fault in (*images.faults, *groups.faults):
-        raise GemvgError(f"{fault.where}: {fault.reason}; {LAYOUT}")
-    boxes: dict[Any, list[Any]] = {}
-    for annotation in entries(content, "annotations", file):
-        boxes.setdefault(identity(annotation, "image_id"), []).append(annotation)
-    places = image_places(content, file)
-    questions = []
-    for number, description in enumerate(entries(content, "descriptions", file)):
+    images, groups = (
+        _indexed(content, key, what, file) for key, what in (("images", "image"), ("categories", "category"))
+    )
+    places = {image: place for place, image in enumerate(images)}
+    boxes: dict[Any, list[tuple[str, tuple[float, ...]]]] = {}
+    for number, annotation in enumerate(entries(content, "annotations", file)):
         try:
-            questions.append(_question(number, description, images.entries, groups.entries, boxes, places, folder))
+            image, name = identity(annotation, "image_id"), groups[identity(annotation, "category_id")]["name"]
+            if image not in images:
+                raise ValueError("an unknown image")
+            boxes.setdefault(image, []).append((str(name), corners_of(annotation["bbox"])))
         except MALFORMED as error:
-            raise GemvgError(f"{where}, description {number} is not laid out as MC-Bench ({error}); {LAYOUT}") from None
-    return Benchmark("mc-bench", "v0.2", folder, tuple(questions), STYLES, NEW_TOKENS)
+            raise _unusable(file, f"annotation {number}", error) from None
+    samples, taken = [], set[int]()
+    for number, entry in enumerate(entries(content, "descriptions", file)):
+        try:
+            pair, text, style = entry["images_id"], entry["text"], entry["text_style"]
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(text, str) or not text.strip():
+                raise ValueError("a sample is two images and a text")
+            first, second = pair
+            if not all(is_number_id(image) and image in images for image in pair):
+                raise ValueError("an image whose id is no whole number, or that is not in the list of images")
+            if first == second or not taken.isdisjoint(pair):
+                # Its boxes are joined by the image alone: those of one text would count for the other.
+                raise ValueError("an image of another sample, or one image twice")
+            taken.update(pair)
+            truth = tuple(
+                Box(k, *box, label=name) for k, image in enumerate(pair) for name, box in boxes.get(image, ())
+            )
+            name = f"{str(style).lower()}/{entry.get('id', number)}"
+            about = name, str(style).lower(), text.strip(), (first, second), (places[first], places[second])
+            samples.append(Described(*about, truth, (images[first], images[second])))
+        except MALFORMED as error:
+            raise _unusable(file, f"description {number}", error) from None
+    return samples
+
+
+def _indexed(content: dict[str, Any], key: str, what: str, file: Path) -> dict[Any, Any]:
+    """A list's entries by their ids, in its order; GemvgError for an id that is missing or stands twice."""
+    index = index_by_id(with_ids(entries(content, key, file)), what, printable(file))
+    for fault in index.faults:
+        raise GemvgError(f"{fault.where}: {fault.reason}; {LAYOUT}")
+    return index.entries
+
+
+def _unusable(file: Path, what: str, error: BaseException) -> GemvgError:
+    return GemvgError(f"{printable(file)}, {what} is not laid out as MC-Bench ({printable(str(error))}); {LAYOUT}")
 
 
 def annotation_file(folder: Path) -> Path:
@@ -68,42 +118,22 @@ def annotation_file(folder: Path) -> Path:
     return found[0]
 
 
-def _question(
-    number: int,
-    description: Any,
-    images: Mapping[Any, Any],
-    groups: Mapping[Any, Any],
-    boxes: Mapping[Any, list[Any]],
-    places: Mapping[Any, int],
-    folder: Path,
-) -> Question:
-    pair, text, style = description["images_id"], description["text"], description["text_style"]
-    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(text, str) or not text.strip():
-        raise ValueError("a sample is two images and a text")
-    paths, sizes, truth = [], [], []
-    for place, image_id in enumerate(pair):
-        entry = images[image_id]
-        path, size = picture(folder, entry["file_name"]), read_size(entry)
+def _question(sample: Described, folder: Path) -> Question:
+    paths, sizes = [], []
+    for entry in sample.entries:
+        try:
+            path, size = picture(folder, entry["file_name"]), read_size(entry)
+        except MALFORMED as error:
+            raise _unusable(annotation_file(folder), f"the image of {short(sample.name)}", error) from None
         if isinstance(found := measure_as(path, size), Fault):
             raise GemvgError(f"{found.where} is {found.reason}; {LAYOUT}; `bench.score --answers` needs no pictures")
         paths.append(path.relative_to(folder))
         sizes.append(size)
-        for annotation in boxes.get(image_id, ()):
-            x, y, w, h = numbers(annotation["bbox"], 4)
-            name = str(groups[identity(annotation, "category_id")]["name"])
-            truth.append(Box(place, x, y, x + w, y + h, label=name))
-    style = str(style).lower()
-    extra = {"image_ids": pair, "places": [places[image_id] for image_id in pair]}
-    name = f"{style}/{description.get('id', number)}"
-    return Question(name, style, tuple(paths), tuple(sizes), text.strip(), tuple(truth), extra=extra)
+    extra = {"image_ids": list(sample.images), "places": list(sample.places)}
+    return Question(sample.name, sample.style, tuple(paths), tuple(sizes), sample.text, sample.truth, extra=extra)
 
 
-def image_places(content: Any, file: Path) -> dict[Any, int]:
-    """Where each image stands in the list of images."""
-    return {identity(entry): place for place, entry in enumerate(entries(content, "images", file))}
-
-
-def picture(folder: Path, name: str) -> Path:
+def picture(folder: Path, name: Any) -> Path:
     """Where a picture lies: in mc-bench_images, or in the folder itself."""
     within = inside(folder / "mc-bench_images", name)
     return within if is_file(within) else inside(folder, name)
@@ -111,37 +141,25 @@ def picture(folder: Path, name: str) -> Path:
 
 def read_published(file: Path, folder: Path) -> list[Sample]:
     """The results file of the authors' script, [{image_id, category_id, bbox: xywh, score}], with the annotations."""
-    rows: dict[int, list[tuple[int, list[float], float]]] = {}
+    rows: dict[int, list[tuple[int, tuple[float, ...], float]]] = {}
     fix = "give a results file of MC-Bench, or answers of bench.accuracy"
     for number, row in enumerate(read_json(file, list, fix)):
         try:
-            box, (score,) = numbers(row["bbox"], 4), numbers([row["score"]], 1)
-            image, group = identity(row, "image_id"), identity(row, "category_id")
+            (score,), image, group = numbers([row["score"]], 1), identity(row, "image_id"), identity(row, "category_id")
             if not isinstance(image, int) or not isinstance(group, int) or group < 1:
                 raise ValueError("image_id and category_id are whole numbers, the latter from 1")
+            rows.setdefault(image, []).append((group, corners_of(row["bbox"]), score))
         except MALFORMED as error:
             raise GemvgError(f"{printable(file)}, row {number} is no box of MC-Bench ({error})") from None
-        rows.setdefault(image, []).append((group, box, score))
-    content = read_json(path := annotation_file(folder), dict, LAYOUT)
-    names = {identity(entry): str(entry.get("name")) for entry in entries(content, "categories", path)}
-    truth: dict[Any, list[tuple[int, list[float]]]] = {}
-    for annotation in entries(content, "annotations", path):
-        group = group_of(names.get(identity(annotation, "category_id")))
-        truth.setdefault(identity(annotation, "image_id"), []).append((group, numbers(annotation["bbox"], 4)))
-    places = image_places(content, path)
     samples = []
-    for number, description in enumerate(entries(content, "descriptions", path)):
-        first, second = description["images_id"]
-        style, pair = str(description["text_style"]).lower(), (int(first), int(second))
-        stand = places[first], places[second]
-        true = [(g, _box(k, box)) for k, image in enumerate(pair) for g, box in truth.get(image, ())]
-        found = [(g, _box(k, box, score)) for k, image in enumerate(pair) for g, box, score in rows.get(image, ())]
-        samples.append(Sample(number, f"{style}/{description.get('id', number)}", style, pair, stand, true, found))
+    for number, sample in enumerate(read_annotations(folder)):
+        true = [(group_of(box.label), box) for box in sample.truth]
+        found = [
+            (group, Box(k, *box, score=score))
+            for k, image in enumerate(sample.images)
+            for group, box, score in rows.get(image, ())
+        ]
+        samples.append(Sample(number, sample.name, sample.style, sample.images, sample.places, true, found))
     if unknown := set(rows) - {image for sample in samples for image in sample.image_ids}:
-        raise GemvgError(f"{printable(file)} has boxes in image {min(unknown)}, which {printable(path)} does not have")
+        raise GemvgError(f"{printable(file)} has boxes in image {min(unknown)}, which no sample of {folder} shows")
     return samples
-
-
-def _box(image: int, corners: Sequence[float], score: float | None = None) -> Box:
-    x, y, w, h = corners
-    return Box(image, x, y, x + w, y + h, score=score)

@@ -79,7 +79,7 @@ def read_items(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     file = next((folder / name for name in FILES if is_file(folder / name)), folder / FILES[0])
     contents = read_json(file, list, LAYOUT)
     for number, content in enumerate(contents):
-        if not isinstance(content, dict) or content.get("task") not in ITEMS:
+        if not isinstance(content, dict) or str(content.get("task")) not in ITEMS:
             raise GemvgError(f"{printable(file)}, item {number} is none of MIG-Bench's ten tasks; {LAYOUT}")
     return file, contents
 
@@ -95,7 +95,8 @@ def version_of(boxes: Iterable[Any], file: Path) -> str:
         shares, steps = max(corners) <= 1, all(corner == int(corner) for corner in corners)
         if min(corners) < 0 or max(corners) > RELATIVE_FRAME or not (shares or steps):
             raise GemvgError(f"{printable(file)}, item {number} has the box {short(box)}, in neither version's frame")
-        found.setdefault(OLD if shares else REVISED, number)
+        if not (shares and steps):  # a box of zeros and ones alone could be of either
+            found.setdefault(OLD if shares else REVISED, number)
     if len(found) > 1:
         raise GemvgError(
             f"{printable(file)} mixes MIG-Bench's versions: item {found[OLD]} has shares of 0..1 as the old one, item "
@@ -119,8 +120,9 @@ def _question(content: dict[str, Any], number: int, version: str, file: Path, th
         task, question = content["task"], content["question"]
         names = [inside(Path(), name).as_posix() for name in content["images"]]
         info = str(content.get("additional_info", ""))
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError("no question")
+        x1, y1, x2, y2 = content["answer"]
+        if not isinstance(question, str) or not question.strip() or not names or x1 >= x2 or y1 >= y2:
+            raise ValueError("no question, no pictures, or a true box without an area")
     except MALFORMED as error:
         raise GemvgError(f"{where} is not laid out as MIG-Bench ({error}); {LAYOUT}") from None
     paths = tuple(find_picture(file.parent, name) for name in names)
@@ -208,6 +210,8 @@ def _row(answer: Answered, version: str, locations: int, stretched: bool) -> tup
         numbers(truth, 4)
     except MALFORMED:
         raise GemvgError(f"answer {short(answer.id)}: corners is {short(truth)}, not MIG-Bench's true box") from None
+    if answer.part not in ITEMS:
+        raise GemvgError(f"answer {short(answer.id)} is of {short(answer.part)}, none of MIG-Bench's ten tasks")
     text = in_digits(answer.answer, locations)
     box = parse(text, version)
     overlap = published_iou(truth, stretch(box, version) if stretched else box)

@@ -59,7 +59,7 @@ def _rows(content: list[Any], file: Path) -> Iterator[Answered]:
     for number, entry in enumerate(entries):
         task, text, query = entry.get("task"), entry["answer"], entry.get("question", "")
         text = "" if text is None else text
-        if task not in ITEMS or not isinstance(text, str) or not isinstance(query, str):
+        if not isinstance(task, str) or task not in ITEMS or not isinstance(text, str) or not isinstance(query, str):
             raise GemvgError(f"{printable(file)}, entry {number}: task {short(task)}, answer {short(text)}; {LAYOUT}")
         extra = {"corners": entry.get("groundtruth"), "box": entry.get("filter_answer"), "iou": entry.get("iou")}
         yield Answered(f"{task}/{number}", number, task, [], [], query, [], text, [], "", None, 0, 0.0, extra)

@@ -10,6 +10,7 @@ The authors ask nothing in words, so a model gets the expression in its own prof
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def load(name: str, folder: Path, split: str) -> Benchmark:
     splits = SPLITS[name]
     if split and split not in splits:
         raise GemvgError(f"{name} has no split {split!r}; give {', '.join(f'{name}:{known}' for known in splits)}")
+    folder = Path(os.path.abspath(folder))
     own = folder / name if is_folder(folder / name) else folder
     root = own.parent
     questions: list[Question] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.boxes.tabletop import NAMES
 from bench.results import save_figure
+from gemvg_edge.files import printable
 
 # What a plot and a table in short show of each benchmark.
 HEADLINES = {"mig-bench": "acc@0.5", "mc-bench": "acc", "odinw13": "ap", "tabletop": "f1", "records": "f1"}
@@ -24,8 +25,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     if "f1" in result:  # of all boxes together
         rows.append(("all", {key: value for key, value in result.items() if key not in ("ms", "tokens")}))
         rows += [(name, result[name]) for name in NAMES if name in result]
-    width = max(len(name) for name, _ in rows)
-    for name, told in rows:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, told in ((printable(name), told) for name, told in rows):
         yield f"{name:<{width}}  {told['n']:>6}  {'  '.join(_figures(told))}"
     if incomplete := result.get("incomplete"):
         yield f"note: {incomplete}"
@@ -38,6 +39,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 def summary(name: str, result: Mapping[str, Any]) -> str:
     """A model in one line, to stand below others."""
+    name = printable(name)
     if "f1" in result:
         low, high = result["f1_interval"]
         return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from bench.boxes import mig_bench, odinw, refcoco, tabletop
+from bench.boxes import mig_bench, odinw_data, refcoco, tabletop
 from bench.boxes.answers import FORMAT, VERSION, Benchmark, Question, spread, to_line
 from bench.boxes.asking import Asking, Facts, Said, open_model
 from bench.boxes.mc_bench_data import load as load_mc_bench
@@ -24,6 +25,7 @@ from bench.boxes.scores import read_task
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable, refuse_inputs
 from gemvg_edge.images import load_image
+from gemvg_edge.json_object import short
 from train.journal import Line, open_journal
 from train.sharding import work_through
 
@@ -39,6 +41,19 @@ class Item(NamedTuple):
 
 def load(task: str, data: Path | None, own_words: bool, think: bool, limit: int | None) -> Benchmark:
     """A task's questions from its folder, as the model will be asked them; GemvgError names what is wrong there."""
+    benchmark = _load(task, data, own_words, think, limit)
+    ids = Counter(question.id for question in benchmark.questions)
+    if not ids:
+        raise GemvgError(f"{printable(benchmark.folder)} holds no question of {task}; see docs/howto/benchmarks.md")
+    name, times = ids.most_common(1)[0]
+    if times > 1:
+        raise GemvgError(
+            f"{printable(benchmark.folder)} has {times} questions with the id {short(name)}; mend the data"
+        )
+    return benchmark
+
+
+def _load(task: str, data: Path | None, own_words: bool, think: bool, limit: int | None) -> Benchmark:
     name, part = read_task(task)
     if name == "tabletop":
         return tabletop.load(data, part or "held-out", limit)
@@ -50,7 +65,7 @@ def load(task: str, data: Path | None, own_words: bool, think: bool, limit: int 
         case "mc-bench":
             return load_mc_bench(data)
         case "odinw13":
-            return odinw.load(data, own_words, [part] if part else odinw.PROTOCOLS)
+            return odinw_data.load(data, own_words, [part] if part else odinw_data.PROTOCOLS)
     return refcoco.load(name, data, part)
 
 
@@ -75,9 +90,7 @@ def run(
         shown = next(question.published for question in benchmark.questions if question.published)
         print(f"{facts.name} is asked in the protocol's own words, such as {shown!r}", file=sys.stderr)
     refuse_inputs(file, [facts.folder, benchmark.folder], "--out")
-    if overwrite:
-        file.unlink(missing_ok=True)
-    with open_journal(file, _header(benchmark, facts, asking), OTHER) as (done, append):
+    with open_journal(file, _header(benchmark, facts, asking), OTHER, overwrite=overwrite) as (done, append):
         chosen = spread(benchmark.questions, limit or len(benchmark.questions))
         items = [Item(k, benchmark.questions[k]) for k in chosen if benchmark.questions[k].id not in done]
         make = partial(answering, facts.folder, asking, benchmark.folder.resolve())
@@ -92,7 +105,8 @@ def run(
 def answering(folder: Path, asking: Asking, root: Path) -> Callable[[Item], Line]:
     """Open a model; a function that answers one question, pictures from `root`, and gives the line to save.
 
-    A question that the runtime refuses is an answer with a problem, or one of thousands would end them all.
+    A question that the model cannot be asked is an answer with a problem, or one of thousands would end them all; what
+    fails for another reason, such as memory, ends the run, and the next one asks again.
     """
     model = open_model(folder, asking)
 
@@ -103,10 +117,8 @@ def answering(folder: Path, asking: Asking, root: Path) -> Callable[[Item], Line
             if image.size != size:
                 raise GemvgError(f"{printable(root / path)} has {image.size} pixels, and its benchmark says {size}")
         asked = question.published if asking.verbatim and question.published else question.query
-        try:
-            said = model.say(images, asked)
-        except GemvgError as error:
-            said = Said("", (), "", str(error), 0, 0.0)
+        refusal = model.refuses([image.size for image in images], asked)
+        said = model.say(images, asked) if refusal is None else Said("", (), "", refusal, 0, 0.0)
         line = to_line(item.number, question, asked, said)
         if len(images) == 1:
             line["extra"]["frame"] = list(model.frame(images[0].size))
@@ -138,11 +150,13 @@ def _header(benchmark: Benchmark, facts: Facts, asking: Asking) -> Line:
 
 
 def _digest(benchmark: Benchmark) -> str:
-    """Of every question's words and true boxes; of the simulated world, which grows with --limit, none is needed."""
+    """Of every question but its published words; of the simulated world, which grows with --limit, none is needed."""
     if benchmark.task.startswith("tabletop"):
         return "by seed"
     digest = hashlib.sha256()
     for question in benchmark.questions:
-        told = question.id, question.query, question.published, [list(box) for box in question.truth]
+        truth = [(box.image, *box, box.label, box.score) for box in question.truth]
+        images = [image.as_posix() for image in question.images]
+        told = question.id, question.query, images, question.sizes, truth, dict(question.extra)
         digest.update(json.dumps(told).encode())
     return digest.hexdigest()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench.boxes import mc_bench, mig_bench, mig_bench_published, odinw, refcoco, tabletop
 from bench.boxes.answers import Answered, read_answers
 from bench.boxes.held_out import SPLITS
+from bench.boxes.odinw_data import PROTOCOLS
 from bench.boxes.rated import Rated
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import printable
 from gemvg_edge.json_object import short
 from train.journal import Line
 
@@ -19,13 +22,13 @@ TASKS: dict[str, tuple[str, ...]] = {
     "tabletop": tuple(SPLITS),
     "mig-bench": (),
     "mc-bench": (),
-    "odinw13": odinw.PROTOCOLS,
+    "odinw13": PROTOCOLS,
     **refcoco.SPLITS,
 }
 RECORDS = "records"
 
 
-def read_task(text: str) -> tuple[str, str]:
+def read_task(text: str, what: str = "--task") -> tuple[str, str]:
     """`refcoco:testA` -> its two halves; GemvgError for a task or a half that is not known."""
     name, _, part = text.partition(":")
     if name not in TASKS or (":" in text and part not in TASKS[name]):
@@ -33,7 +36,7 @@ def read_task(text: str) -> tuple[str, str]:
             name + (f" (or {', '.join(f'{name}:{part}' for part in parts)})" if parts else "")
             for name, parts in TASKS.items()
         )
-        raise GemvgError(f"--task {short(text)} is not known; give {known}")
+        raise GemvgError(f"{what} {short(text)} is not known; give {known}")
     return name, part
 
 
@@ -42,7 +45,14 @@ def score_file(file: Path, stretched: bool = False, only: Container[str] | None 
     header, answers = read_answers(file)
     if only is not None:
         answers = (answer for answer in answers if answer.id in only)
-    return {"task": header["task"], "model": str(header.get("model")), **score(header, answers, stretched)}
+    if (first := next(answers, None)) is None:
+        raise GemvgError(f"{printable(file)} holds no answers yet; the same run of bench.accuracy goes on with it")
+    answers = chain([first], answers)
+    try:
+        return {"task": header["task"], "model": str(header.get("model")), **score(header, answers, stretched)}
+    except GemvgError as error:
+        fault = str(error)
+        raise GemvgError(fault if printable(file) in fault else f"{printable(file)}: {fault}") from None
 
 
 def score(header: Line, answers: Iterable[Answered], stretched: bool = False) -> dict[str, Any]:
@@ -78,10 +88,8 @@ def rate(header: Line, answers: Iterable[Answered]) -> Rated:
 
 def family(header: Line) -> str:
     """Which benchmark answers are of; GemvgError for one that is not known."""
-    name: str = header["task"].partition(":")[0]
-    if name not in TASKS and name != RECORDS:
-        raise GemvgError(f"the answers are of the task {short(header['task'])}, which this version does not know")
-    return name
+    task: str = header["task"]
+    return RECORDS if task == RECORDS else read_task(task, "the answers are of a task that")[0]
 
 
 def _rate_mig_bench(header: Line, answers: Iterable[Answered], stretched: bool) -> Rated:

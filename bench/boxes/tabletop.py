@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.boxes.held_out import HELD_OUT, SPLITS, held_out_named
 from bench.boxes.rated import Rated
 from bench.boxes.scoring import Counts, count, score_counts
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import printable
 from gemvg_edge.images import load_image
 from train.data.record import Record
 from train.data.samples import read_all
@@ -43,7 +45,12 @@ def load(folder: Path | None, split: str, limit: int | None) -> Benchmark:
 
 def load_records(file: Path) -> Benchmark:
     """Records of one's own, each a question; the folder is the one that all their pictures lie in."""
-    records = read_all(file)
+    everything = read_all(file)
+    records = [record for record in everything if record.kind != "understanding"]
+    if not records:
+        raise GemvgError(f"{printable(file)} has no record that is answered in boxes")
+    if left := len(everything) - len(records):
+        print(f"{printable(file)}: {left} records are answered in words and left out", file=sys.stderr)
     root = Path(os.path.commonpath([os.path.abspath(path.parent) for record in records for path in record.images]))
     questions = tuple(_question(k, record, root) for k, record in enumerate(records))
     return Benchmark("records", "", root, questions, (), NEW_TOKENS)

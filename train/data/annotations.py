@@ -17,9 +17,9 @@ import numpy as np
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable, read_text, unreadable
-from gemvg_edge.json_object import parse_json
+from gemvg_edge.json_object import parse_json, short
 from train.data.pickles import load_pickle
-from train.data.record import Fault, whole
+from train.data.record import LARGEST_SIDE, Fault, whole
 
 # What parsing a malformed entry may raise; a reader turns it into a Fault.
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
@@ -54,6 +54,14 @@ def numbers(values: Sequence[Any], count: int) -> list[float]:
     if not np.isfinite(found).all():
         raise ValueError(f"not {count} numbers")
     return found
+
+
+def corners_of(box: Sequence[Any]) -> tuple[float, float, float, float]:
+    """x1 y1 x2 y2 of a COCO box x y w h in pixels; ValueError or TypeError for one that no picture can have."""
+    x, y, w, h = numbers(box, 4)
+    if w < 0 or h < 0 or max(map(abs, (x, y, w, h))) > LARGEST_SIDE:
+        raise ValueError(f"the box {short(box)} has a negative side, or is larger than any picture")
+    return x, y, x + w, y + h
 
 
 def read_size(entry: Any) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def read_all(file: Path) -> list[Record]:
     records = list(keep_good(items, tally))
     print(f"{file}:", *tally.lines(), sep="\n  ", file=sys.stderr)
     if not records:
-        raise GemvgError(f"{file} has no record to train on; see the counts above")
+        raise GemvgError(f"{file} has no record that can be used; see the counts above")
     return records
 
 
