@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from gemvg_edge.boxes import Box
@@ -265,3 +267,21 @@ def test_settings_that_cannot_work_are_refused(run: DistillSettings) -> None:
         train(replace(run, temperature=0))
     with pytest.raises(GemvgError, match="nobody: no such checkpoint folder"):
         train(replace(run, teacher=run.teacher.with_name("nobody"), overwrite=True))
+
+
+def test_a_teacher_that_is_stored_in_half_precision_teaches_on_a_cpu(run: DistillSettings, tmp_path: Path) -> None:
+    """Autocast in bfloat16, the default where it pays, met norms of bfloat16 and gave up."""
+    folder = shutil.copytree(run.teacher, tmp_path / "teacher")
+    weights_of = load_file(folder / "model.safetensors")
+    save_file(
+        {name: tensor.bfloat16() for name, tensor in weights_of.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    train(replace(run, teacher=folder, out=tmp_path / "out", steps=1, bf16=True))
+    assert (tmp_path / "out" / "config.json").is_file()
+    for change, fault in (
+        ({"teacher_samples": 4}, "--teacher-samples and --ray are of the answers"),
+        ({"ray": "local"}, "--teacher-samples and --ray are of the answers"),
+        ({"workers": 2}, "says nothing without --ray"),
+    ):
+        with pytest.raises(GemvgError, match=fault):
+            train(replace(run, out=tmp_path / "other", **change))

@@ -140,7 +140,8 @@ def train(run: DistillSettings) -> None:
         sft.train(replace(run, kl_weight=0.0))  # so that training.json says what was done
         return
     # Before the trainer's settings exist: under DeepSpeed's ZeRO-3 these would have it split over the GPUs.
-    teacher_model = load_qwen2_vl(run.teacher, "auto")
+    # A CPU's autocast leaves the parameters of norms as they are, and takes none of half precision.
+    teacher_model = load_qwen2_vl(run.teacher, "auto" if torch.cuda.is_available() else torch.float32)
     common = common_tokens(teacher.tokenizer, settings.tokenizer)
     extra = {"teacher": teacher_model, "common": common, "kl_weight": run.kl_weight, "temperature": run.temperature}
     sft.train(run, DistillingTrainer, **extra)

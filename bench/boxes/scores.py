@@ -43,6 +43,7 @@ def read_task(text: str, what: str = "--task") -> tuple[str, str]:
 def score_file(file: Path, stretched: bool = False, only: Container[str] | None = None) -> dict[str, Any]:
     """The figures of answers that bench.accuracy saved, of all or of some ids; GemvgError names a line that is none."""
     header, answers = read_answers(file)
+    family(header)
     if only is not None:
         answers = (answer for answer in answers if answer.id in only)
     if (first := next(answers, None)) is None:
@@ -89,7 +90,7 @@ def rate(header: Line, answers: Iterable[Answered]) -> Rated:
 def family(header: Line) -> str:
     """Which benchmark answers are of; GemvgError for one that is not known."""
     task: str = header["task"]
-    return RECORDS if task == RECORDS else read_task(task, "the answers are of a task that")[0]
+    return RECORDS if task == RECORDS else read_task(task, "the answers' task")[0]
 
 
 def _rate_mig_bench(header: Line, answers: Iterable[Answered], stretched: bool) -> Rated:
