@@ -325,3 +325,37 @@ def test_a_hundred_thousand_answers_are_scored_in_time(tmp_path: Path, task: str
     *_, told, peak = done.stdout.strip().splitlines()
     assert int(peak) < 2**20  # KiB: a GiB
     assert json.loads(told)["macro"]["acc@0.5"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--records", "a.jsonl", "--task", "tabletop"], "--records takes the place of --task and --data"),
+        (["--workers", "2"], "says nothing without --ray"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--save", "mine.png"], "does not end in .json"),
+        (["--save", "out/tabletop.tabletop.jsonl"], "does not end in .json"),
+        (["--save", "."], "is a folder; give the name of a .json"),
+        (["--save", "notes.json"], "exists and is no benchmark's result"),
+        (["--save", "picture.json"], "picture.png is there already and is no plot of ours"),
+        (["--model", str(DEFAULT_BUNDLE), str(DEFAULT_BUNDLE)], "two folders of the name tabletop"),
+        (["--task", "nothing"], "--task 'nothing' is not known; give tabletop"),
+        (["--task", "mig-bench", "--data", "nowhere"], "no such file; unpack"),
+        (["--engine", "nonsense"], "engine"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_touched(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], fault: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.json", "picture.png"):
+        Path(name).write_text("mine")
+    given = [] if "--data" in arguments or "--records" in arguments else ["--data", str(data)]
+    monkeypatch.setattr(sys, "argv", ["x", "--limit", "5", "--out", "out", *given, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        accuracy.main()
+    assert ended.value.code == 2
+    assert fault in capsys.readouterr().err
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.*"))] == ["mine", "mine"]
+    assert not list(tmp_path.glob("out/*"))

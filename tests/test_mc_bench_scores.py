@@ -276,7 +276,7 @@ def test_the_authors_layout_is_read(tmp_path: Path) -> None:
         ),
         (
             {"annotations": [{"image_id": 99, "category_id": 1, "bbox": [1, 1, 2, 2]}]},
-            "annotation 0 .*an unknown image",
+            "annotation 0 .*an unknown image or category",
         ),
         ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 1, -2, 2]}]}, "has a negative side"),
         ({"annotations": ["x"]}, "annotation 0 is not laid out"),

@@ -14,7 +14,7 @@ from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import Box, Size
 from gemvg_edge.bundle import MANIFEST, open_bundle
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, printable, sha256
+from gemvg_edge.files import is_file, is_folder, printable, sha256
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.images import resized_sizes
 from gemvg_edge.marks import localise
@@ -78,8 +78,12 @@ class Model:
 
 
 def describe(folder: Path) -> Facts:
-    """Read what a bundle, a checkpoint or a hub's id is; GemvgError for what is none."""
-    folder = checkpoint_folder(folder)
+    """Read what a bundle, a checkpoint or a hub's id is; GemvgError for what is none.
+
+    It is called by what was given: the hub's own folders are named by a hash.
+    """
+    name = (folder.resolve() if is_folder(folder) else folder).name
+    folder = checkpoint_folder(folder).resolve()
     if is_file(folder / MANIFEST):
         manifest = open_bundle(folder, check_hashes=False).manifest
         digest, answer, profile = sha256(folder / MANIFEST), manifest.answer, manifest.profile
@@ -88,7 +92,7 @@ def describe(folder: Path) -> Facts:
         digest, answer, profile = fingerprint(folder), settings.answer_format, settings.profile
     else:
         raise GemvgError(f"{printable(folder)} is neither a bundle (no {MANIFEST}) nor a checkpoint (no {CONFIG})")
-    return Facts(folder, folder.resolve().name, digest, answer, profile in (OURS, OWN))
+    return Facts(folder, name, digest, answer, profile in (OURS, OWN))
 
 
 def open_model(folder: Path, asking: Asking = DEFAULT) -> Model:

@@ -24,12 +24,11 @@ from train.data.annotations import (
     entries,
     find_files,
     identity,
-    index_by_id,
+    index_all,
     inside,
     numbers,
     read_json,
     read_size,
-    with_ids,
 )
 from train.data.pictures import measure_as
 from train.data.record import Fault
@@ -61,16 +60,16 @@ def read_annotations(folder: Path) -> list[Described]:
     file = annotation_file(folder)
     content = read_json(file, dict, LAYOUT)
     images, groups = (
-        _indexed(content, key, what, file) for key, what in (("images", "image"), ("categories", "category"))
+        index_all(content, key, what, file, LAYOUT) for key, what in (("images", "image"), ("categories", "category"))
     )
     places = {image: place for place, image in enumerate(images)}
     boxes: dict[Any, list[tuple[str, tuple[float, ...]]]] = {}
     for number, annotation in enumerate(entries(content, "annotations", file)):
         try:
-            image, name = identity(annotation, "image_id"), groups[identity(annotation, "category_id")]["name"]
-            if image not in images:
-                raise ValueError("an unknown image")
-            boxes.setdefault(image, []).append((str(name), corners_of(annotation["bbox"])))
+            image, group = identity(annotation, "image_id"), groups.get(identity(annotation, "category_id"))  # type: ignore[arg-type]
+            if image not in images or group is None:
+                raise ValueError("an unknown image or category")
+            boxes.setdefault(image, []).append((str(group["name"]), corners_of(annotation["bbox"])))
         except MALFORMED as error:
             raise _unusable(file, f"annotation {number}", error) from None
     samples, taken = [], set[int]()
@@ -95,14 +94,6 @@ def read_annotations(folder: Path) -> list[Described]:
         except MALFORMED as error:
             raise _unusable(file, f"description {number}", error) from None
     return samples
-
-
-def _indexed(content: dict[str, Any], key: str, what: str, file: Path) -> dict[Any, Any]:
-    """A list's entries by their ids, in its order; GemvgError for an id that is missing or stands twice."""
-    index = index_by_id(with_ids(entries(content, key, file)), what, printable(file))
-    for fault in index.faults:
-        raise GemvgError(f"{fault.where}: {fault.reason}; {LAYOUT}")
-    return index.entries
 
 
 def _unusable(file: Path, what: str, error: BaseException) -> GemvgError:

@@ -22,11 +22,10 @@ from train.data.annotations import (
     corners_of,
     entries,
     identity,
-    index_by_id,
+    index_all,
     inside,
     read_json,
     read_size,
-    with_ids,
 )
 from train.data.pictures import measure_as
 from train.data.record import Fault
@@ -100,21 +99,18 @@ def _pictures(folder: Path, name: str) -> Iterable[Picture]:
     content = read_json(file, dict, LAYOUT)
     classes = {name.lower(): name for name in SETS[name][1]}
     known: dict[Any, str] = {}
-    for key, entry in _indexed(content, "categories", "category", file).items():
+    for key, entry in index_all(content, "categories", "category", file, LAYOUT).items():
         if (label := classes.get(str(as_object(entry).get("name")).lower())) is not None:
             known[key] = label
     if lacking := set(classes.values()) - set(known.values()):
         raise GemvgError(f"{printable(file)} has no class {sorted(lacking)[0]!r}; {LAYOUT}")
-    images = _indexed(content, "images", "image", file)
+    images = index_all(content, "images", "image", file, LAYOUT)
     boxes: dict[Any, list[Box]] = {}
     for number, entry in enumerate(entries(content, "annotations", file)):
         try:
             x1, y1, x2, y2 = corners_of(entry["bbox"])
-            image, label, crowd = (
-                identity(entry, "image_id"),
-                known.get(identity(entry, "category_id")),
-                entry.get("iscrowd", 0),
-            )
+            image, crowd = identity(entry, "image_id"), entry.get("iscrowd", 0)
+            label = known.get(identity(entry, "category_id"))
             if image not in images or label is None or crowd not in (0, 1):
                 raise ValueError("an unknown image, a class that is not the set's, or iscrowd is neither 0 nor 1")
         except MALFORMED as error:
@@ -129,14 +125,6 @@ def _pictures(folder: Path, name: str) -> Iterable[Picture]:
         if isinstance(found := measure_as(path, size), Fault):
             raise GemvgError(f"{found.where} is {found.reason}; {LAYOUT}; `bench.score --answers` needs no pictures")
         yield Picture(number, path, size, tuple(boxes.get(key, ())))
-
-
-def _indexed(content: dict[str, Any], key: str, what: str, file: Path) -> dict[Any, Any]:
-    """A list's entries by their ids, in its order; GemvgError for an id that is missing or stands twice."""
-    index = index_by_id(with_ids(entries(content, key, file)), what, printable(file))
-    for fault in index.faults:
-        raise GemvgError(f"{fault.where}: {fault.reason}; {LAYOUT}")
-    return index.entries
 
 
 def _ask(picture: Picture, name: str, protocol: str, own_words: bool, folder: Path) -> Iterable[Question]:

@@ -181,6 +181,14 @@ def index_pictures(items: Iterable[tuple[Any, Any]], where: str) -> Index:
     return index
 
 
+def index_all(content: dict[str, Any], key: str, what: str, path: Path, layout: str) -> dict[Id, Any]:
+    """A list's entries by their ids, in its order; GemvgError for the first fault, where nothing may be left out."""
+    index = index_by_id(with_ids(entries(content, key, path)), what, printable(path))
+    for fault in index.faults:
+        raise GemvgError(f"{fault.where}: {fault.reason}; {layout}")
+    return index.entries
+
+
 def by_id(items: Iterable[tuple[Id, Any]]) -> Iterator[tuple[Id, Any]]:
     """Entries in the order of their ids, numbers by size."""
     return iter(sorted(items, key=lambda item: str(item[0]).rjust(16)))
