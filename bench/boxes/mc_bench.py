@@ -216,9 +216,10 @@ def score(samples: Sequence[Sample]) -> dict[str, Any]:
     macro = {**scores["macro"], "macro_acc": scores["macro"].get("acc")}
     macro["acc"], macro["acc_as_released"] = float(hits.mean()) if len(hits) else None, acc_as_released(samples)
     macro["acc_interval"] = interval(resample(hits[:, None])[:, 0] / len(hits)) if len(hits) else None
-    for name, variant in (("as_released", as_released(samples)), ("corrected", corrected(samples))):
+    mended = corrected(samples)
+    for name, variant in (("as_released", as_released(samples)), ("corrected", mended)):
         macro[f"ap50_{name}"], macro[f"ap50_{name}_interval"] = ap50(variant), interval(resampled_ap50(variant))
         macro[f"ap50_{name}_constant_score"] = ap50(variant, constant=True)
     for style, told in scores["tasks"].items():
-        told["ap50_corrected"] = ap50([sample for sample in variant if sample.style == style])
+        told["ap50_corrected"] = ap50([sample for sample in mended if sample.style == style])
     return {**scores, "macro": macro}
