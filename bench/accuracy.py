@@ -26,10 +26,11 @@ from bench.boxes.scores import score_file
 from bench.results import check_result, result_file, save_result
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, printable, refuse_inputs
+from gemvg_edge.files import is_file, is_folder, printable, refuse_inputs
 from gemvg_edge.models import DEFAULT_BUNDLE
 
 OUT = Path("runs/accuracy")
+LONGEST = 100  # characters of models' names in the name of a file
 
 
 @command("bench.accuracy")
@@ -47,7 +48,8 @@ def main() -> None:
         benchmarks = [load(task, args.data, fact.own_words, args.think, args.limit) for fact in facts]
     ending = f"{benchmarks[0].task.replace(':', '-')}{'.think' if args.think else ''}"
     files = [args.out / f"{name}.{ending}.jsonl" for name in names]
-    kept = args.save or args.out / f"{names[0]}{f'+{len(names) - 1}' if len(names) > 1 else ''}.{ending}.json"
+    together = "+".join(names) if sum(map(len, names)) < LONGEST else f"{names[0]}+{len(names) - 1}"
+    kept = args.save or args.out / f"{together}.{ending}.json"
     _check_places(kept, files)
     asking = Asking(args.think, max_pixels=args.max_pixels, engine=args.engine, dtype=args.dtype)
     many = {"limit": args.limit, "ray": args.ray, "workers": args.workers, "overwrite": args.overwrite}
@@ -62,19 +64,22 @@ def main() -> None:
         print(f"{printable(fact.name)}: {printable(file)}")
         print("\n".join(lines(result)), end="\n\n")
     print("\n".join(summary(result["model"], result) for result in results))
-    plot(results, results[0]["task"], kept.with_suffix(".png"))
     save_result({"task": results[0]["task"], "think": args.think, "models": results}, kept)
+    plot(results, results[0]["task"], kept.with_suffix(".png"))
 
 
 def _check_places(kept: Path, answers: list[Path]) -> None:
     """GemvgError where figures or plot would replace something else than what an earlier run wrote there."""
     if kept.suffix != ".json":
         raise GemvgError(f"--save {printable(kept)} does not end in .json; the plot lies beside it")
+    if kept.parent != answers[0].parent and not is_folder(kept.parent):
+        raise GemvgError(f"--save {printable(kept)}: there is no folder {printable(kept.parent)}; make it first")
     refuse_inputs(kept, answers, "--save")
     check_result(kept)
     picture = kept.with_suffix(".png")
     if os.path.lexists(picture) and not is_file(kept):
-        raise GemvgError(f"{printable(picture)} is there already and is no plot of ours; give another --out or --save")
+        why = "is there without the figures of its run; move it away"
+        raise GemvgError(f"{printable(picture)} {why}, or give another --out or --save")
 
 
 def _texts(file: Path, asked: set[str]) -> dict[str, str]:

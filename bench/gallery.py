@@ -50,6 +50,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
+    if not is_file(args.answers):
+        raise GemvgError(f"{printable(args.answers)}: no such file; give answers of bench.accuracy")
     page = args.out or args.answers.with_suffix(".html")
     refuse_inputs(page, [args.answers], "--out")
     if not args.overwrite:

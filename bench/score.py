@@ -52,6 +52,8 @@ def score_any(task: str | None, answers: list[Path], data: Path | None, stretche
         raise GemvgError(f"--stretch-y is of MIG-Bench alone, and --task is {task}")
     if missing := [path for path in answers if not is_file(path) and not is_folder(path)]:
         raise GemvgError(f"{printable(missing[0])}: no such file")
+    if empty := [path for path in answers if is_file(path) and not path.stat().st_size]:
+        raise GemvgError(f"{printable(empty[0])} is empty: a run that had no answer yet leaves it so")
     ours = [path for path in answers if not is_folder(path) and _begins_as_ours(path)]
     if ours and len(answers) > 1:
         raise GemvgError(

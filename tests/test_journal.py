@@ -71,7 +71,7 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
 def test_a_run_that_fails_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     assert write(file) == []
-    assert not file.exists()  # nothing came of it
+    assert file.read_bytes() == b""
     write(file, "1")
     before = file.read_bytes()
     with open_journal(file, {**HEADER, "model": "b"}, "", overwrite=True) as (done, append):

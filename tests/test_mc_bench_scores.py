@@ -280,6 +280,7 @@ def test_the_authors_layout_is_read(tmp_path: Path) -> None:
         ),
         ({"annotations": [{"image_id": 0, "category_id": 1, "bbox": [1, 1, -2, 2]}]}, "has a negative side"),
         ({"annotations": ["x"]}, "annotation 0 is not laid out"),
+        ({"categories": [{"id": k, "name": f"group {4 - k}"} for k in (1, 2, 3)]}, "is not named `group` and its id"),
         ({"categories": [{"id": 1, "name": "group 1"}] * 2}, "a category whose id stands twice"),
         ({}, "is a missing picture"),
     ],

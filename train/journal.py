@@ -11,8 +11,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,17 +27,16 @@ _BEGIN = b'{"format": "gemvg-edge-'  # of every header, as it is written
 
 @contextmanager
 def open_journal(
-    file: Path, header: Mapping[str, Any], fix: str, *, overwrite: bool = False
+    file: Path, header: Mapping[str, Any], fix: str, *, overwrite: bool = False, told: Container[str] = ()
 ) -> Iterator[tuple[dict[str, Line], Callable[[Line], None]]]:
     """The results that a file has by their `id`, and a function that appends one.
 
     The header is written with the first result, and only then does `overwrite` empty a file, so that a run that fails
-    before it changes nothing. GemvgError where the file holds something else, or results of another header (`fix` says
-    what to do then), and while another process writes it.
+    before it changes nothing. Fields of `told` may differ from an earlier run's. GemvgError where the file holds
+    something else, or results of another header (`fix` says what to do then), and while another process writes it.
     """
     if is_folder(file):
         raise GemvgError(f"{printable(file)} is a folder; give the name of a .jsonl")
-    new = not os.path.lexists(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = open(file, "a+b", buffering=0)  # noqa: SIM115  (closed below)
@@ -52,7 +51,8 @@ def open_journal(
         if _mend(file, stream) and not overwrite:
             there, lines = read_journal(file)
             done = {line["id"]: line for line in lines}
-            differing = [key for key in {**there, **header} if there.get(key) != header.get(key)]
+            keys = [key for key in {**there, **header} if key not in told]
+            differing = [key for key in keys if there.get(key) != header.get(key)]
             if done and differing:
                 raise GemvgError(
                     f"{printable(file)} was made with {differing[0]} {short(there.get(differing[0]))}, and this run "
@@ -70,10 +70,7 @@ def open_journal(
 
         yield done, append
     finally:
-        with suppress(OSError):
-            if new and os.fstat(stream.fileno()).st_size == 0:  # nothing came of it
-                file.unlink(missing_ok=True)
-        stream.close()
+        stream.close()  # an empty file stays: taking it away could take another run's
 
 
 def read_journal(file: Path) -> tuple[Line, Iterator[Line]]:

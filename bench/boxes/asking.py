@@ -17,9 +17,8 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, is_folder, printable, sha256
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.images import resized_sizes
-from gemvg_edge.marks import localise
 from gemvg_edge.numbering import pictures_in_query
-from gemvg_edge.prompt import PromptTemplate, check_query
+from gemvg_edge.prompt import PromptTemplate, TokenIds, encode_query
 from train.checkpoint import CONFIG, read_settings
 from train.hub import checkpoint_folder
 from train.output_folder import fingerprint
@@ -133,9 +132,13 @@ def of_grounder(grounder: Grounder, asking: Asking = DEFAULT) -> Model:
     def resized(sizes: Sequence[Size]) -> list[Size]:
         return resized_sizes(sizes, grounder.preprocessing)
 
+    def refuses(sizes: Sequence[Size], query: str) -> str | None:
+        asked = grounder.model.tokenizer, manifest.prompt, manifest.answer, query, asking.think, resized(sizes)
+        return refusal(lambda: encode_query(*asked), query, len(sizes))
+
     return Model(
         say,
-        lambda sizes, query: refusal(query, manifest.answer, resized(sizes)),
+        refuses,
         lambda size: manifest.answer.steps(resized([size])[0]),
     )
 
@@ -162,22 +165,27 @@ def _open_checkpoint(folder: Path, asking: Asking) -> Model:
         boxes = in_order(text, found.boxes, sizes, settings.answer_format, settings.resized(sizes), query)
         return Said(text, boxes, found.thinking, found.problem, tokens, ms)
 
+    def refuses(sizes: Sequence[Size], query: str) -> str | None:
+        words = settings.tokenizer, settings.template, settings.answer_format
+        return refusal(lambda: encode_query(*words, query, asking.think, settings.resized(sizes)), query, len(sizes))
+
     return Model(
         say,
-        lambda sizes, query: refusal(query, settings.answer_format, settings.resized(sizes)),
+        refuses,
         lambda size: settings.answer_format.steps(settings.resized([size])[0]),
     )
 
 
-def refusal(query: str, answer: AnswerFormat, resized: Sequence[Size]) -> str | None:
-    """Why a question cannot be asked about pictures that the model sees at these sizes; None where it can."""
+def refusal(encode: Callable[[], Sequence[int] | TokenIds], query: str, pictures: int) -> str | None:
+    """Why a question cannot be asked about so many pictures; None where it can. `encode` gives its tokens."""
     try:
-        check_query(query)
-        localise(query, answer, resized)
+        tokens = len(encode())
     except GemvgError as error:
         return str(error)
-    far = [image for image in pictures_in_query(query) if image >= len(resized)] if len(resized) > 1 else []
-    return f"the question names image {far[0] + 1}, of {len(resized)}" if far else None
+    if tokens > QUERY_TOKENS:
+        return f"the question takes {tokens} tokens, more than {QUERY_TOKENS}"
+    far = [image for image in pictures_in_query(query) if image >= pictures] if pictures > 1 else []
+    return f"the question names image {far[0] + 1}, of {pictures}" if far else None
 
 
 def _verbatim(prompt: PromptTemplate, answer: AnswerFormat) -> tuple[PromptTemplate, AnswerFormat]:

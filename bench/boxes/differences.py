@@ -120,7 +120,11 @@ def _of_boxes(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Ans
             before, after = (
                 odinw.gather(said, bool(head.get("verbatim"))) for head, said in ((head_a, a), (head_b, b))
             )
-            asked = [p for p in PROTOCOLS if any(part.startswith(p) for part in before)]
+            asked = [
+                p
+                for p in PROTOCOLS
+                if any(part.startswith(p) and len(found.truth.images) for part, found in before.items())
+            ]
             return {f"ap, {protocol}": _ap_gain(before, after, protocol) for protocol in asked}
     return {}
 

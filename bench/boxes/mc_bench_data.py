@@ -69,6 +69,8 @@ def read_annotations(folder: Path) -> list[Described]:
             image, group = identity(annotation, "image_id"), groups.get(identity(annotation, "category_id"))  # type: ignore[arg-type]
             if image not in images or group is None:
                 raise ValueError("an unknown image or category")
+            if group_of(str(group["name"])) != identity(annotation, "category_id") or annotation.get("iscrowd"):
+                raise ValueError("a category that is not named `group` and its id, or a crowd")
             boxes.setdefault(image, []).append((str(group["name"]), corners_of(annotation["bbox"])))
         except MALFORMED as error:
             raise _unusable(file, f"annotation {number}", error) from None

@@ -78,13 +78,14 @@ def load(folder: Path, own_words: bool, protocols: Iterable[str] = PROTOCOLS) ->
     missing = [name for name in SETS if not is_file(_annotations(folder, name)[0])]
     if missing:
         raise GemvgError(f"{printable(_annotations(folder, missing[0])[0])}: no such file; {LAYOUT}")
-    questions: list[Question] = []
+    questions, protocols = list[Question](), list(protocols)
+    task = "odinw13" if len(protocols) > 1 else f"odinw13:{protocols[0]}"
     for name in SETS:
         pictures = list(_pictures(folder, name))
         for protocol in protocols:
             questions += [q for picture in pictures for q in _ask(picture, name, protocol, own_words, folder)]
     return Benchmark(
-        "odinw13", "", folder, tuple(questions), tuple(f"{p}/{name}" for p in protocols for name in SETS), NEW_TOKENS
+        task, "", folder, tuple(questions), tuple(f"{p}/{name}" for p in protocols for name in SETS), NEW_TOKENS
     )
 
 

@@ -11,6 +11,7 @@ The authors ask nothing in words, so a model gets the expression in its own prof
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gemvg_edge.boxes import iou
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_folder, printable
 from train.data.record import Fault, Record, check
-from train.data.refcoco import LAYOUT, PICTURES, read_refcoco
+from train.data.refcoco import LAYOUT, PICTURES, read_refcoco, split_by
 
 SPLITS = {
     "refcoco": ("val", "testA", "testB"),
@@ -39,7 +40,15 @@ def load(name: str, folder: Path, split: str) -> Benchmark:
         raise GemvgError(f"{name} has no split {split!r}; give {', '.join(f'{name}:{known}' for known in splits)}")
     folder = Path(os.path.abspath(folder))
     own = folder / name if is_folder(folder / name) else folder
+    if own.name != name and own.name in SPLITS:
+        raise GemvgError(f"{printable(own)} is another data set than {name}; give the folder of that, or the one above")
     root = own.parent
+    authors = split_by(own)
+    if authors == "google":
+        print(
+            f"{printable(own)} has Google's split alone, whose figures are not those that are published",
+            file=sys.stderr,
+        )
     questions: list[Question] = []
     for one in [split] if split else splits:
         found = list(_records(own, one))
@@ -49,7 +58,7 @@ def load(name: str, folder: Path, split: str) -> Benchmark:
         if not found:
             raise GemvgError(f"{printable(own)} has no expressions of the split {one}; {LAYOUT}")
     return Benchmark(
-        f"{name}:{split}" if split else name, "", root, tuple(questions), (split,) if split else splits, NEW_TOKENS
+        f"{name}:{split}" if split else name, authors, root, tuple(questions), (split,) if split else splits, NEW_TOKENS
     )
 
 

@@ -72,6 +72,7 @@ def plot(results: Sequence[Mapping[str, Any]], task: str, file: Path) -> None:
     """The headline of every part, a bar a model with its interval, as a PNG."""
     from matplotlib import pyplot  # slow to import
 
+    pyplot.rcParams["text.parse_math"] = False  # names of folders and of data sets are no formulas
     name = headline(task)
     parts = list(dict.fromkeys(part for result in results for part in result["tasks"]))
     figure, axes = pyplot.subplots(figsize=(min(14.0, max(6.0, 0.9 * len(parts) + 2)), 4.4))
@@ -83,8 +84,16 @@ def plot(results: Sequence[Mapping[str, Any]], task: str, file: Path) -> None:
         spreads = [[max(0.0, h - low) for h, (low, _) in zip(heights, bounds, strict=True)],
                    [max(0.0, high - h) for h, (_, high) in zip(heights, bounds, strict=True)]]  # fmt: skip
         places = [at + (k - (len(results) - 1) / 2) * share for at in range(len(parts))]
-        axes.bar(places, heights, share, yerr=spreads, capsize=2, label=result["model"], error_kw={"linewidth": 0.8})
-    axes.set_xticks(range(len(parts)), parts, rotation=40, ha="right")
+        axes.bar(
+            places,
+            heights,
+            share,
+            yerr=spreads,
+            capsize=2,
+            label=printable(" " + result["model"]),
+            error_kw={"linewidth": 0.8},
+        )
+    axes.set_xticks(range(len(parts)), [printable(part) for part in parts], rotation=40, ha="right")
     axes.set_ylim(0, 1)
     axes.set_ylabel(name)
     axes.set_title(task)

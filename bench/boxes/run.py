@@ -90,7 +90,8 @@ def run(
         shown = next(question.published for question in benchmark.questions if question.published)
         print(f"{facts.name} is asked in the protocol's own words, such as {shown!r}", file=sys.stderr)
     refuse_inputs(file, [facts.folder, benchmark.folder], "--out")
-    with open_journal(file, _header(benchmark, facts, asking), OTHER, overwrite=overwrite) as (done, append):
+    header = _header(benchmark, facts, asking)
+    with open_journal(file, header, OTHER, overwrite=overwrite, told=("data",)) as (done, append):
         chosen = spread(benchmark.questions, limit or len(benchmark.questions))
         items = [Item(k, benchmark.questions[k]) for k in chosen if benchmark.questions[k].id not in done]
         make = partial(answering, facts.folder, asking, benchmark.folder.resolve())

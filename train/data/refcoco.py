@@ -38,13 +38,18 @@ from train.data.pictures import measure_as
 from train.data.record import Fault, Record
 
 LAYOUT = "unpack refcoco.zip (github.com/lichengunc/refer) and give the folder that holds refs(..).p and instances.json"
+AUTHORS = ("unc", "umd", "google")
 PICTURES = Path("images/mscoco/images/train2014")
+
+
+def split_by(folder: Path) -> str:
+    """Whose split a data set's folder has: the first of unc, umd and google; unc where there is none."""
+    return next((by for by in AUTHORS if is_file(folder / f"refs({by}).p")), AUTHORS[0])
 
 
 def read_refcoco(folder: Path, split: str = "train", pictures: Path | None = None) -> Iterator[Record | Fault]:
     """Every expression of one split, in the order of the file."""
-    names = [folder / f"refs({by}).p" for by in ("unc", "umd", "google")]
-    file = next((name for name in names if is_file(name)), names[0])
+    file = folder / f"refs({split_by(folder)}).p"
     found = read_pickle(file, list, LAYOUT)
     instances = folder / "instances.json"
     content = read_json(instances, dict, LAYOUT)
