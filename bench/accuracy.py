@@ -45,7 +45,9 @@ def main() -> None:
         benchmarks = [tabletop.load_records(args.records)] * len(facts)
     else:
         task = args.task or "tabletop"
-        benchmarks = [load(task, args.data, fact.own_words, args.think, args.limit) for fact in facts]
+        # Read once a way of asking: a data set may have hundreds of megabytes.
+        ways = {own: load(task, args.data, own, args.think, args.limit) for own in {fact.own_words for fact in facts}}
+        benchmarks = [ways[fact.own_words] for fact in facts]
     ending = f"{benchmarks[0].task.replace(':', '-')}{'.think' if args.think else ''}"
     files = [args.out / f"{name}.{ending}.jsonl" for name in names]
     together = "+".join(names) if sum(map(len, names)) < LONGEST else f"{names[0]}+{len(names) - 1}"

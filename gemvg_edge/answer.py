@@ -78,6 +78,10 @@ class AnswerFormat:
         """The same fields as plain JSON values."""
         return asdict(self)
 
+    def about(self, named: Sequence[int]) -> int | None:
+        """The picture (from 0) that an answer is about which names none, of those that its query names in turn."""
+        return named[-1] if named and self.unnamed != "refuse" else None
+
     @property
     def coordinate_frame(self) -> dict[str, Any]:
         """What the coordinates are relative to, as a manifest says it."""

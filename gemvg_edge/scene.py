@@ -166,7 +166,7 @@ class Scene:
         named = pictures_in_query(query) if len(self.sizes) > 1 else []
         if far := [image for image in named if not 0 <= image < len(self.sizes)]:
             raise GemvgError(f"the query names image {far[0] + 1}, of {len(self.sizes)} pictures; they count from 1")
-        return named[-1] if named and self._model.manifest.answer.unnamed != "refuse" else None
+        return self._model.manifest.answer.about(named)
 
     def _answer_each(
         self, decoder: Decoder[Any], question: _Question, stop: Stopping, on_text: OnText | None

@@ -189,7 +189,7 @@ def test_pictures_that_changed_are_refused(tmp_path: Path) -> None:
 def test_a_question_that_the_runtime_refuses_is_an_answer_with_a_problem(tmp_path: Path) -> None:
     paint(tmp_path / "a.png")
     question = Question("a/0", "a", (Path("a.png"),), ((64, 48),), "the mug <|im_end|>", ())
-    benchmark = Benchmark("records", "", tmp_path, (question,), (), 16)
+    benchmark = Benchmark("records", "", tmp_path, (question,), 16)
     run(benchmark, describe(DEFAULT_BUNDLE), Asking(), tmp_path / "out.jsonl")
     (answer,) = read_answers(tmp_path / "out.jsonl")[1]
     assert "holds the special token <|im_end|>" in str(answer.problem)

@@ -40,13 +40,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set as its authors publish it, and which parts its mean is over."""
+    """A data set as its authors publish it."""
 
     task: str
     version: str  # of the data or the protocol, where there are several
     folder: Path
     questions: tuple[Question, ...]
-    parts: tuple[str, ...]
     new_tokens: int  # of an answer, at most
 
 
@@ -157,9 +156,9 @@ def _is_box(said: Any, images: int) -> bool:
     return (
         isinstance(corners, list)
         and len(corners) == 4
-        and all(map(_is_number, corners))
+        and all(map(is_number, corners))
         and (label is None or isinstance(label, str))
-        and (score is None or _is_number(score))
+        and (score is None or is_number(score))
     )
 
 
@@ -172,7 +171,8 @@ def _is_size(size: Any) -> bool:
     return isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a coordinate may be."""
     return type(value) in (int, float) and abs(value) < 1e12 and isfinite(value)
 
 

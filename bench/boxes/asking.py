@@ -82,25 +82,27 @@ def describe(folder: Path) -> Facts:
     It is called by what was given: the hub's own folders are named by a hash.
     """
     name = (folder.resolve() if is_folder(folder) else folder).name
-    folder = checkpoint_folder(folder).resolve()
+    folder = _model_folder(folder).resolve()
     if is_file(folder / MANIFEST):
         manifest = open_bundle(folder, check_hashes=False).manifest
         digest, answer, profile = sha256(folder / MANIFEST), manifest.answer, manifest.profile
-    elif is_file(folder / CONFIG):
+    else:
         settings = read_settings(folder)
         digest, answer, profile = fingerprint(folder), settings.answer_format, settings.profile
-    else:
-        raise GemvgError(f"{printable(folder)} is neither a bundle (no {MANIFEST}) nor a checkpoint (no {CONFIG})")
     return Facts(folder, name, digest, answer, profile in (OURS, OWN))
 
 
 def open_model(folder: Path, asking: Asking = DEFAULT) -> Model:
     """Open whichever the folder is."""
+    folder = _model_folder(folder)
+    return (_open_bundle if is_file(folder / MANIFEST) else _open_checkpoint)(folder, asking)
+
+
+def _model_folder(folder: Path) -> Path:
     folder = checkpoint_folder(folder)
-    if not is_file(folder / MANIFEST):
-        describe(folder)
-        return _open_checkpoint(folder, asking)
-    return _open_bundle(folder, asking)
+    if not is_file(folder / MANIFEST) and not is_file(folder / CONFIG):
+        raise GemvgError(f"{printable(folder)} is neither a bundle (no {MANIFEST}) nor a checkpoint (no {CONFIG})")
+    return folder
 
 
 def _open_bundle(folder: Path, asking: Asking) -> Model:
@@ -207,8 +209,7 @@ def in_order(
     Their labels are those that the model wrote: the runtime names a box that has none by the question.
     """
     number = count()
-    named = pictures_in_query(query) if answer.unnamed != "refuse" else []
-    unnamed = named[-1] if named else None
+    unnamed = answer.about(pictures_in_query(query))
     read = read_answer(text, sizes, answer, resized, unnamed, score=lambda spans: float(next(number))).boxes
     if read != tuple(boxes):  # of pictures that were asked about one by one
         return tuple(replace(box, label=None if box.label == query else box.label) for box in boxes)

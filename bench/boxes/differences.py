@@ -21,7 +21,7 @@ from bench.boxes.rated import Rated, means
 from bench.boxes.refcoco import SPLITS
 from bench.boxes.report import headline
 from bench.boxes.scores import family, rate
-from bench.boxes.scoring import f1_gain, interval
+from bench.boxes.scoring import f1_gain, f1_of, interval
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import printable
 from gemvg_edge.json_object import short
@@ -78,10 +78,10 @@ def _gains(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Answer
     # Benchmarks of several tasks count each task alike, the others each question.
     by_part = family(head_a) == "mig-bench" or family(head_a) in SPLITS
     parts = first.parts if by_part else ["all"] * len(first.ids)
-    overall = means(Rated(first.ids, parts, known), ())["macro"]
+    sides = ({name: rated.values[name] for name in known} for rated in (first, second))
+    before, after, overall = (means(Rated(first.ids, parts, side), ())["macro"] for side in (*sides, known))
     values: dict[str, Any] = {}
     for name in known:
-        before, after = (means(Rated(first.ids, parts, {name: r.values[name]}), ())["macro"] for r in (first, second))
         row = {"a": before[name], "b": after[name], "gain": overall[name], "interval": overall[f"{name}_interval"]}
         values[name] = row if name in SHARES else row | mcnemar(first.values[name] > 0, second.values[name] > 0)
     values |= _of_boxes(head_a, head_b, a, b)
@@ -108,8 +108,8 @@ def _of_boxes(head_a: Line, head_b: Line, a: Sequence[Answered], b: Sequence[Ans
         case "tabletop" | "records":
             counts = [tabletop.counts_of(tabletop.count_answers(side)) for side in (a, b)]
             gain, bounds = f1_gain(*counts)
-            f1 = [2 * c[:, 0].sum() / max(1.0, c[:, 1].sum() + c[:, 2].sum()) for c in counts]
-            return {"f1": {"a": float(f1[0]), "b": float(f1[1]), "gain": gain, "interval": bounds}}
+            first, second = (float(f1_of(side.sum(axis=0))) for side in counts)
+            return {"f1": {"a": first, "b": second, "gain": gain, "interval": bounds}}
         case "mc-bench":
             samples = [mc_bench.corrected(mc_bench.read_samples(side)) for side in (a, b)]
             drawn = [mc_bench.resampled_ap50(side) for side in samples]

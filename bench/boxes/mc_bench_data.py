@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.boxes.answers import Benchmark, Question, is_number_id
-from bench.boxes.mc_bench import STYLES, Sample, group_of
+from bench.boxes.mc_bench import Sample, group_of
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
@@ -52,7 +52,7 @@ class Described(NamedTuple):
 def load(folder: Path) -> Benchmark:
     """Every sample with its two pictures; GemvgError names what is not as published."""
     questions = tuple(_question(sample, folder) for sample in read_annotations(folder))
-    return Benchmark("mc-bench", "v0.2", folder, questions, STYLES, NEW_TOKENS)
+    return Benchmark("mc-bench", "v0.2", folder, questions, NEW_TOKENS)
 
 
 def read_annotations(folder: Path) -> list[Described]:

@@ -22,7 +22,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, printable
 from gemvg_edge.json_object import short
 from train.data.annotations import MALFORMED, inside, numbers, read_json
-from train.data.mig_bench import FILES, LAYOUT, asked_image, find_picture
+from train.data.mig_bench import FILES, LAYOUT, find_picture, target_image
 from train.data.pictures import measure_all
 from train.data.record import Fault
 
@@ -71,7 +71,7 @@ def load(folder: Path, think: bool = False) -> Benchmark:
     file, contents = read_items(folder)
     version = version_of([content.get("answer") for content in contents], file)
     questions = tuple(_question(content, number, version, file, think) for number, content in enumerate(contents))
-    return Benchmark("mig-bench", version, folder, questions, TASKS, 1024 if think else NEW_TOKENS)
+    return Benchmark("mig-bench", version, folder, questions, 1024 if think else NEW_TOKENS)
 
 
 def read_items(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
@@ -129,11 +129,9 @@ def _question(content: dict[str, Any], number: int, version: str, file: Path, th
     sizes = measure_all(paths)
     if isinstance(sizes, Fault):
         raise GemvgError(f"{sizes.where} is {sizes.reason}; {LAYOUT}; `bench.score --answers` needs no pictures")
-    target = 0 if task == "region" else asked_image(info if task == "group_grounding" else question)
-    known = target is not None and 0 <= target < len(sizes)
+    target = target_image(task, question, info)
     truth: tuple[Box, ...] = ()
-    if known:
-        assert target is not None
+    if target is not None and 0 <= target < len(sizes):
         frame = 1 if version == OLD else RELATIVE_FRAME
         (width, height), (x1, y1, x2, y2) = sizes[target], content["answer"]
         scale = width / frame, height / frame

@@ -16,12 +16,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.boxes.answers import Answered, is_number_id
+from bench.boxes.answers import Answered, is_number, is_number_id
 from bench.boxes.coco_ap import Boxes, average_precision, resampled_ap
 from bench.boxes.odinw_data import PRESENT, PROTOCOLS, SETS
 from bench.boxes.rated import Rated
@@ -49,7 +48,7 @@ def read_json_boxes(text: str, repair: bool) -> list[tuple[list[float], str]]:
     boxes = []
     for item in found if isinstance(found, list) else []:
         corners, label = (item.get("bbox_2d"), item.get("label")) if isinstance(item, dict) else (None, None)
-        if isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners)) and isinstance(label, str):
+        if isinstance(corners, list) and len(corners) == 4 and all(map(is_number, corners)) and isinstance(label, str):
             boxes.append(([float(corner) for corner in corners], label))
     return boxes
 
@@ -66,10 +65,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e12 and isfinite(value)
 
 
 @dataclass(frozen=True)

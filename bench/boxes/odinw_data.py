@@ -84,9 +84,7 @@ def load(folder: Path, own_words: bool, protocols: Iterable[str] = PROTOCOLS) ->
         pictures = list(_pictures(folder, name))
         for protocol in protocols:
             questions += [q for picture in pictures for q in _ask(picture, name, protocol, own_words, folder)]
-    return Benchmark(
-        task, "", folder, tuple(questions), tuple(f"{p}/{name}" for p in protocols for name in SETS), NEW_TOKENS
-    )
+    return Benchmark(task, "", folder, tuple(questions), NEW_TOKENS)
 
 
 def _annotations(folder: Path, name: str) -> tuple[Path, Path]:

@@ -57,9 +57,7 @@ def load(name: str, folder: Path, split: str) -> Benchmark:
             questions.append(Question(f"{one}/{number}", one, images, record.sizes, record.query, record.boxes))
         if not found:
             raise GemvgError(f"{printable(own)} has no expressions of the split {one}; {LAYOUT}")
-    return Benchmark(
-        f"{name}:{split}" if split else name, authors, root, tuple(questions), (split,) if split else splits, NEW_TOKENS
-    )
+    return Benchmark(f"{name}:{split}" if split else name, authors, root, tuple(questions), NEW_TOKENS)
 
 
 def _records(folder: Path, split: str) -> Iterable[Record]:

@@ -61,8 +61,8 @@ def score_counts(counts: Counts) -> Scores:
     again = resample(counts)
     return Scores(
         n=n,
-        f1=float(_f1(total)),
-        f1_interval=interval(_f1(again)),
+        f1=float(f1_of(total)),
+        f1_interval=interval(f1_of(again)),
         precision=float(_share(total[0], total[1])),
         recall=float(_share(total[0], total[2])),
         mean_iou=float(_share(total[3], total[0])),
@@ -77,9 +77,9 @@ def score_counts(counts: Counts) -> Scores:
 def f1_gain(before: Counts, after: Counts) -> tuple[float, Interval]:
     """How much F1 two models differ on the same questions, and the paired bootstrap's 95 % interval of that."""
     both = resample(np.concatenate([before, after], axis=1))
-    gain = _f1(after.sum(axis=0)) - _f1(before.sum(axis=0))
+    gain = f1_of(after.sum(axis=0)) - f1_of(before.sum(axis=0))
     columns = before.shape[1]
-    return float(gain), interval(_f1(both[:, columns:]) - _f1(both[:, :columns]))
+    return float(gain), interval(f1_of(both[:, columns:]) - f1_of(both[:, :columns]))
 
 
 def mean_gain(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> tuple[float, Interval]:
@@ -113,7 +113,8 @@ def interval(values: Counts) -> Interval:
     return float(low), float(high)
 
 
-def _f1(counts: Counts) -> Counts:
+def f1_of(counts: Counts) -> Counts:
+    """F1 of counts that were added up, in their last axis."""
     return _share(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
 
 

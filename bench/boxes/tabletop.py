@@ -40,7 +40,7 @@ def load(folder: Path | None, split: str, limit: int | None) -> Benchmark:
     named = held_out_named(folder or HELD_OUT, limit or QUESTIONS, split)
     root = (folder or HELD_OUT) / split
     questions = tuple(_question(k, record, root, new_name=where) for k, (record, where) in enumerate(named))
-    return Benchmark("tabletop" if split == "held-out" else f"tabletop:{split}", "", root, questions, (), NEW_TOKENS)
+    return Benchmark("tabletop" if split == "held-out" else f"tabletop:{split}", "", root, questions, NEW_TOKENS)
 
 
 def load_records(file: Path) -> Benchmark:
@@ -53,7 +53,7 @@ def load_records(file: Path) -> Benchmark:
         print(f"{printable(file)}: {left} records are answered in words and left out", file=sys.stderr)
     root = Path(os.path.commonpath([os.path.abspath(path.parent) for record in records for path in record.images]))
     questions = tuple(_question(k, record, root) for k, record in enumerate(records))
-    return Benchmark("records", "", root, questions, (), NEW_TOKENS)
+    return Benchmark("records", "", root, questions, NEW_TOKENS)
 
 
 def _question(number: int, record: Record, root: Path, **extra: Any) -> Question:

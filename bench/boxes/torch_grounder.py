@@ -49,9 +49,8 @@ class TorchGrounder:
         A box's score is the product of its tokens' probabilities, each among the whole vocabulary. A model of single
         pictures is asked about each alone where the query names none, as the runtime does.
         """
-        unnamed = self.settings.answer_format.unnamed
-        named = pictures_in_query(query) if unnamed != "refuse" else []
-        if unnamed == "each" and len(images) > 1 and not named:
+        about = self.settings.answer_format.about(pictures_in_query(query))
+        if self.settings.answer_format.unnamed == "each" and len(images) > 1 and about is None:
             return self._ground_each(images, query, max_new_tokens, think)
         ids, patches, grids = self.prompt(images, query, think)
         inputs = {
@@ -75,7 +74,7 @@ class TorchGrounder:
         tokenizer, stopped = self.settings.tokenizer, tokens[-1] in self.stop_ids
         text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
         score = box_scores(tokenizer, tokens, log_probs, text, None)
-        answer = self.read(text, [image.size for image in images], named[-1] if named else None, score)
+        answer = self.read(text, [image.size for image in images], about, score)
         if not stopped:
             answer = replace(answer, problem=f"the answer was cut at {max_new_tokens} tokens")
         return text, answer, len(tokens)

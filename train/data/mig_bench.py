@@ -81,7 +81,7 @@ def parse_item(content: Any, where: str) -> Item | Fault:
     frame = 1 if max(corners) <= 1 else RELATIVE_FRAME
     if min(corners) < 0 or max(corners) > frame:
         return Fault(where, "a box outside its picture")
-    target = 0 if task == "region" else asked_image(info if task == "group_grounding" else question)
+    target = target_image(task, question, info)
     if target is None:
         return Fault(where, "the question names no picture")
     if not 0 <= target < len(images):
@@ -95,6 +95,11 @@ def _names(images: Any) -> tuple[str, ...]:
     if not isinstance(images, list):
         raise TypeError("images are a list")
     return tuple(str(inside(Path(), name)) for name in images)
+
+
+def target_image(task: str, question: str, info: str) -> int | None:
+    """The 0-based picture that an item's box lies in; None where nothing says it."""
+    return 0 if task == "region" else asked_image(info if task == "group_grounding" else question)
 
 
 def asked_image(text: str) -> int | None:

@@ -155,11 +155,6 @@ def held_out_questions(scenes: Sequence[Scene]) -> list[tuple[PictureSet, Questi
     return [question for question in asked if question is not None]
 
 
-def held_out_records(scenes: Sequence[Scene], folder: Path, source: str) -> list[Record]:
-    """The same as records."""
-    return [as_record(*asked, folder, source) for asked in held_out_questions(scenes)]
-
-
 def as_record(pictures: PictureSet, question: Question, folder: Path, source: str, cot: bool = False) -> Record:
     """A question about a set that is not mirrored, as a record."""
     return Record(
