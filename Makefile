@@ -96,5 +96,5 @@ LEAST = 3, 11
 .venv/ready: pyproject.toml constraints.txt
 	$(venv)
 	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt torch
-	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[onnx]' --group dev
+	$(@D)/bin/pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[onnx,serve,cpp]' --group dev
 	mv $(@D)/unfinished $@
