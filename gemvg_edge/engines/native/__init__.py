@@ -50,8 +50,19 @@ class Engine:
     def __init__(self, threads: int = 0, path: Path | None = None) -> None:
         self.library = open_library(path)
         self.threads = threads or physical_cores()
-        self.handle = self.library.made("engine", f"starting {self.threads} threads", self.threads)
-        weakref.finalize(self, self.library.engine_free, self.handle)
+        self._start()
+
+    @property
+    def handle(self) -> c_void_p:
+        """The library's engine; a forked child, which has the weights but not the threads, starts its own."""
+        if self._process != os.getpid():
+            self._start()
+        return self._handle
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._handle = self.library.made("engine", f"starting {self.threads} threads", self.threads)
+        weakref.finalize(self, self.library.engine_free, self._handle)
 
 
 class NativeVisionTower:
