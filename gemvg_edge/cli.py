@@ -2,6 +2,7 @@
 
     gemvg ground left.png right.png --query "the red mug" [--json] [--draw out.png] [--bundle FOLDER]
     gemvg inspect [BUNDLE]
+    gemvg serve [BUNDLE] [--port 8000]
     gemvg train|quantize|export|bench COMMAND ...      the workshop's commands, where its checkout is installed
 
 Exit code 0, or 2 with one sentence on stderr when the input is at fault (gemvg_edge.command has the others).
@@ -22,6 +23,7 @@ from gemvg_edge.command import path_name, positive_number, run_command, whole_nu
 from gemvg_edge.engines import ENGINES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
+from gemvg_edge.serve.settings import add_arguments, read_settings
 from gemvg_edge.workshop import STAGES, commands_of, run_workshop
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ COMMANDS = """find boxes:
                 gemvg ground left.png right.png --query "the red mug" --draw found.png
   inspect     check a bundle and say what it holds
                 gemvg inspect my-bundle
+  serve       answer over HTTP, with a page for people at the same address
+                gemvg serve my-bundle --port 8000
 
 make a model (in a checkout, after `make workshop`; `gemvg train --help` lists the commands):
   train       data sets, simulated scenes, SFT, GRPO, distillation
@@ -71,6 +75,8 @@ def _run(given: list[str]) -> int:
                 return ground(options)
             case "inspect":
                 return _inspect(options)
+            case "serve":
+                return _serve(options)
             case _:
                 return _completion(options)
 
@@ -109,6 +115,12 @@ def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentPar
     inspect.add_argument(
         "bundle", nargs="?", type=Path, default=DEFAULT_BUNDLE, help="bundle folder (default: the shipped model)"
     )
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP",
+        description="Answer over HTTP, with a page for people at the same address; bytes, pixels and time have bounds.",
+    )
+    add_arguments(serve)
     completion = commands.add_parser(
         "completion",
         help="complete commands in a shell",
@@ -191,6 +203,16 @@ def _inspect(options: argparse.Namespace) -> int:
         print(f"  {record.bytes:>12,}  {record.sha256[:12]}  {name}")
     print("all files are as they were written")
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from gemvg_edge.serve.server import serve
+    except ImportError as error:
+        if (error.name or "").startswith("gemvg_edge"):
+            raise
+        raise GemvgError(f"a service needs more ({error}); run `pip install 'gemvg-edge[serve]'`") from None
+    return serve(read_settings(options))
 
 
 def _describe_answers(answer: AnswerFormat) -> str:

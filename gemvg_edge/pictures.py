@@ -111,6 +111,12 @@ def open_picture(source: Path | bytes, name: str) -> Iterator[ImageFile]:
         yield opened
 
 
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height that a picture's header tells, before any of its pixels takes memory."""
+    with open_picture(data, name) as opened:
+        return opened.size
+
+
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()

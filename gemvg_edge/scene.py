@@ -23,6 +23,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.grammar import Grammar, answer_grammar, free
 from gemvg_edge.grounding import Grounding, Picture, Timings, merge
 from gemvg_edge.images import Preprocessing, resized_sizes
+from gemvg_edge.json_object import short
 from gemvg_edge.marks import mark, shows_box
 from gemvg_edge.numbering import pictures_in_query
 from gemvg_edge.opened import OpenedModel, Seen
@@ -32,6 +33,7 @@ from gemvg_edge.stopping import Stopping, Turn, stopping
 
 log = logging.getLogger("gemvg_edge")
 OnText = Callable[[str], Any]
+CUT = "the answer was cut"  # how the problem of one that ran out of tokens begins
 TOGETHER = 8  # questions that are decoded at once, each in a cache as large as the scene's
 
 
@@ -51,6 +53,12 @@ class Scene:
         self._turn = Turn()  # a question extends the cache in place
         self._alone: list[Scene] = []  # of each picture by itself, where a question needed that
 
+    @property
+    def bytes(self) -> int:
+        """What its keys and values take in memory, with those of its pictures alone where a question needed these."""
+        taken: int = self._seen.cache.bytes + sum(scene.bytes for scene in self._alone)
+        return taken
+
     def mark(self, box: Box) -> str:
         """A box of one of the scene's pictures as a query shows it: `f"the same object as {scene.mark(box)}"`."""
         if not isinstance(box, Box):
@@ -69,6 +77,7 @@ class Scene:
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
     ) -> Grounding: ...
 
     @overload
@@ -81,6 +90,7 @@ class Scene:
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
     ) -> list[Grounding]: ...
 
     def ground(
@@ -92,6 +102,7 @@ class Scene:
         timeout: float | None = None,
         cancel: threading.Event | None = None,
         on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
     ) -> Grounding | list[Grounding]:
         """Ask for something; an answer that names nothing, or nothing readable, has no boxes. A list gives a list.
 
@@ -100,18 +111,19 @@ class Scene:
         and an answer may be unreadable. Where it is not, both are the same.
         `timeout` is in seconds and for the whole call; after it, or once `cancel` is set, TimedOut or Cancelled is
         raised, at the latest one token later. `on_text` is called with each piece of text as the model writes it.
+        `max_new_tokens` cuts an answer earlier than the Grounder's own does, which is the most that it may be.
         """
-        stop = stopping(timeout, cancel)
+        stop, most = stopping(timeout, cancel), self._most(max_new_tokens)
         if isinstance(query, str):
-            return self.ask(query, think, stop, on_text, constrained)
+            return self._ask([query], think, stop, on_text, constrained, most)[0]
         if not isinstance(query, (list, tuple)):
             raise GemvgError(f"query is a {type(query).__name__}; give a text, or a list of texts")
-        for one in query:  # all, before the work for the first
-            check_query(one)
+        for k, one in enumerate(query):  # all, before the work for the first
+            self._check(one, f"query[{k}]: " if len(query) > 1 else "")
         together = on_text is None and self._model.engines()[1].batches  # pieces of several answers would be mixed
         size = TOGETHER if together else 1
         groups = [query[k : k + size] for k in range(0, len(query), size)]
-        return [grounding for group in groups for grounding in self._ask(group, think, stop, on_text, constrained)]
+        return [answer for group in groups for answer in self._ask(group, think, stop, on_text, constrained, most)]
 
     def __repr__(self) -> str:
         return f"<Scene of {', '.join(picture.name for picture in self.pictures)}>"
@@ -125,11 +137,27 @@ class Scene:
         self, query: str, think: bool, stop: Stopping, on_text: OnText | None, constrained: bool = True
     ) -> Grounding:
         """As `ground`, within what is left of the time of a longer request."""
-        (grounding,) = self._ask([query], think, stop, on_text, constrained)
+        (grounding,) = self._ask([query], think, stop, on_text, constrained, self._model.limits.new_tokens)
         return grounding
 
+    def _most(self, max_new_tokens: int | None) -> int:
+        limit = self._model.limits.new_tokens
+        if max_new_tokens is None:
+            return limit
+        if type(max_new_tokens) is not int or not 1 <= max_new_tokens <= limit:
+            raise GemvgError(f"max_new_tokens={short(max_new_tokens)}; give 1 to {limit}, the Grounder's own")
+        return max_new_tokens
+
+    def _check(self, query: str, where: str) -> None:
+        """GemvgError for a query that cannot be asked here, which begins with `where`."""
+        try:
+            check_query(query)
+            self._named(query)
+        except GemvgError as error:
+            raise GemvgError(f"{where}{error}") from None
+
     def _ask(
-        self, queries: Sequence[str], think: bool, stop: Stopping, on_text: OnText | None, constrained: bool
+        self, queries: Sequence[str], think: bool, stop: Stopping, on_text: OnText | None, constrained: bool, most: int
     ) -> list[Grounding]:
         model = self._model
         for query in queries:
@@ -141,12 +169,12 @@ class Scene:
         about_all = [k for k, picture in enumerate(named) if picture is not None or not alone]
         with self._turn.taken(stop), model.in_turn(stop):
             _, decoder = model.engines()
-            questions = [_Question(queries[k], named[k], think, constrained) for k in about_all]
+            questions = [_Question(queries[k], named[k], think, constrained, most) for k in about_all]
             said = self._answer(decoder, questions, stop, on_text) if questions else []
             answers = dict(zip(about_all, said, strict=True))
             for k, query in enumerate(queries):
                 if k not in answers:
-                    question = _Question(query, None, think, constrained)
+                    question = _Question(query, None, think, constrained, most)
                     answers[k] = self._answer_each(decoder, question, stop, on_text)
         for k, query in enumerate(queries):
             grounding = answers[k]
@@ -203,7 +231,7 @@ class Scene:
         for _ in questions[1:]:
             caches.append(decoder.new_cache(seen.cache.capacity))
             decoder.copy(seen.cache, caches[-1], seen.past)
-        stop_ids, most = model.manifest.model.eos_token_ids, model.limits.new_tokens
+        stop_ids = model.manifest.model.eos_token_ids
         writings = [
             Writing(
                 ids,
@@ -211,7 +239,7 @@ class Scene:
                 seen.past,
                 seen.position,
                 stop_ids,
-                most,
+                question.most,
                 self._grammar(question.think) if question.constrained else free(),
             )
             for question, ids, cache in zip(questions, prompts, caches, strict=False)
@@ -269,7 +297,7 @@ class Scene:
             write.rest(text)
         score = box_scores(model.tokenizer, tokens, writing.log_probs, text, manifest.calibration)
         answer = read_answer(text, self.sizes, manifest.answer, self.resized, question.named, score)
-        problem = answer.problem if stopped else f"the answer was cut at max_new_tokens={model.limits.new_tokens}"
+        problem = answer.problem if stopped else f"{CUT} at max_new_tokens={question.most}"
         boxes = tuple(replace(box, label=box.label or question.query) for box in answer.boxes)
         return Grounding(boxes, text, answer.thinking, problem, timings, question.query, self.pictures)
 
@@ -279,6 +307,7 @@ class _Question(NamedTuple):
     named: int | None  # the picture that it names, where an answer need not
     think: bool
     constrained: bool
+    most: int  # tokens of the answer
 
 
 class _Writer:

@@ -1,0 +1,326 @@
+"""`POST /v1/chat/completions` and `/v1/models` as OpenAI has them, so that any client of theirs can ask for boxes.
+
+Pictures are those of all of the user's messages, the question is the text of the last one: each is answered by itself,
+whatever was said before. The answer is the model's own text, or with `response_format` of type json_object the JSON of
+`/v1/ground`; `message.grounding` has that in any case. Decoding is greedy, so what steers sampling changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from gemvg_edge.serve.bodies import check_kind, read, read_json, read_picture
+from gemvg_edge.serve.messages import Message
+from gemvg_edge.serve.pool import Job
+from gemvg_edge.serve.refusals import Gone, Refused, error_content
+from gemvg_edge.serve.routes import ERRORS, JSON, body_of, json_response
+from gemvg_edge.serve.schemas import Answer, Body, ErrorOut
+from gemvg_edge.serve.service import Service, until_gone
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ImageUrl(Body):
+    """A picture."""
+
+    url: str = Field(description="a data URL; nothing is fetched")
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Body):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class TextPart(Body):
+    """Words of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(Body):
+    """What the user said, or was answered."""
+
+    role: Literal["user", "assistant"]
+    content: str | list[TextPart | ImagePart]
+    name: str | None = None
+
+
+class ResponseFormat(Body):
+    """How the answer is written."""
+
+    type: Literal["text", "json_object"]
+
+
+class StreamOptions(Body):
+    """What a stream has."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ChatBody(Body):
+    """A chat; further fields of OpenAI's are refused, unless they cannot change the answer."""
+
+    model: str
+    messages: list[Turn] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    n: Literal[1] | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    seed: int | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    think: bool = Field(False, description="let the model reason before it answers (ours, by `extra_body`)")
+    max_pixels: int | None = Field(None, ge=1, le=2**31, description="budget of each picture (ours)")
+
+
+class Usage(BaseModel):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+class MessageOut(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    grounding: Answer
+
+
+class Choice(BaseModel):
+    """The one answer."""
+
+    model_config = ConfigDict(extra="allow")
+    index: Literal[0]
+    message: MessageOut
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    """An answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class ModelOut(BaseModel):
+    """A model, and what it sees."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    type: str
+    shipped: bool
+    max_pixels: int
+    trained_pictures: int | None
+
+
+class Models(BaseModel):
+    """The one model."""
+
+    object: Literal["list"]
+    data: list[ModelOut]
+
+
+NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorOut, "description": "another model is served"}}
+
+
+def make_router(service: Service) -> APIRouter:
+    """The routes of a service."""
+    router = APIRouter(tags=["as OpenAI has it"], responses=ERRORS)
+
+    @router.get("/v1/models", response_model=Models)
+    async def models() -> Response:
+        """The model that is served."""
+        return json_response({"object": "list", "data": [model_content(service)]})
+
+    @router.get("/v1/models/{model}", response_model=ModelOut, responses=NO_MODEL)
+    async def model(model: str) -> Response:
+        """The model that is served."""
+        check_model(service, model)
+        return json_response(model_content(service))
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=Completion,
+        responses=NO_MODEL,
+        openapi_extra=body_of(ChatBody),
+    )
+    async def chat(request: Request) -> Response:
+        """A question about the pictures of a chat."""
+        with service.held.counted() as count:
+            data = await read(request, count, service.settings)
+            check_kind(request, JSON)
+            asked = read_json(data, ChatBody)
+            check_model(service, asked.model)
+            pictures, query = pictures_and_query(asked.messages)
+            service.check_counts(len(pictures), 1)
+            most = min(asked.max_completion_tokens or asked.max_tokens or 2**31, service.settings.max_new_tokens)
+            message = {
+                "do": "ground",
+                "look": {"max_pixels": asked.max_pixels},
+                "ask": {"queries": [query], "think": asked.think, "max_new_tokens": most},
+                "stream": bool(asked.stream),
+            }
+            job = service.pool.submit(message, pictures, service.settings.timeout)
+            del data, pictures
+            as_json = asked.response_format is not None and asked.response_format.type == "json_object"
+            head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
+            if not asked.stream:
+                done = await service.result(request, job)
+                service.metrics.answered(done["answers"], job.queue_ms, looked=True)
+                return json_response(completion(head, done, as_json))
+            gone = asyncio.ensure_future(until_gone(request))
+            try:
+                first = await next_piece(job, gone)
+                if first is None:
+                    job.result.result()  # an error before the first text is a plain one
+            except BaseException:
+                leave(service, job, gone)
+                raise
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        events = stream(service, job, gone, head, first, as_json, usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    return router
+
+
+def check_model(service: Service, name: str) -> None:
+    """Refused for another model."""
+    if name != service.name:
+        raise Refused(404, f"the model {name[:100]!r} is not served here; ask {service.name!r}", param="model")
+
+
+def model_content(service: Service) -> Message:
+    """The model as a client is told of it."""
+    about = {key: value for key, value in service.about.items() if key not in ("name", "pid")}
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "gemvg-edge", **about}
+
+
+def pictures_and_query(messages: list[Turn]) -> tuple[list[bytes], str]:
+    """All pictures of a chat, and the last question."""
+    pictures: list[bytes] = []
+    for k, turn in enumerate(messages):
+        for n, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
+            if isinstance(part, ImagePart):
+                where = f"messages.{k}.content.{n}.image_url.url"
+                if turn.role != "user":
+                    raise Refused(400, f"{where}: only the user shows pictures", param=where)
+                pictures.append(read_picture(part.image_url.url, where))
+    last = messages[-1]
+    if last.role != "user":
+        raise Refused(400, "messages: the last one must be the user's, with the question", param="messages")
+    content = last.content
+    texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
+    return pictures, "\n".join(texts)
+
+
+def completion(head: Message, done: Message, as_json: bool) -> Message:
+    """A whole answer."""
+    (answer,) = done["answers"]
+    message = {"role": "assistant", "content": content_of(answer, as_json), "grounding": answer}
+    choice = {"index": 0, "message": message, "finish_reason": reason_of(done), "logprobs": None}
+    return head | {"object": "chat.completion", "choices": [choice], "usage": usage_of(answer)}
+
+
+def content_of(answer: Message, as_json: bool) -> str:
+    """The text of an answer."""
+    text: str = json.dumps(answer) if as_json else answer["text"]
+    return text
+
+
+def reason_of(done: Message) -> str:
+    """Why an answer ends."""
+    return "length" if done["cut"][0] else "stop"
+
+
+def usage_of(answer: Message) -> Message:
+    """Tokens of an answer, as OpenAI counts them."""
+    t = answer["timings"]
+    prompt, written = t["image_tokens"] + t["query_tokens"], t["answer_tokens"]
+    counts = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return counts | {"prompt_tokens_details": {"cached_tokens": t["cached_tokens"]}}
+
+
+async def next_piece(job: Job, gone: asyncio.Future[None]) -> str | None:
+    """The next text of an answer; None where all of it is there, Gone where its client is not."""
+    piece = asyncio.ensure_future(job.pieces.get())
+    both: set[asyncio.Future[Any]] = {piece, gone}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    if not piece.done():
+        piece.cancel()
+        raise Gone
+    return piece.result()
+
+
+def leave(service: Service, job: Job, gone: asyncio.Future[None]) -> None:
+    """Nothing more is sent."""
+    gone.cancel()
+    service.pool.leave(job)
+
+
+async def stream(
+    service: Service, job: Job, gone: asyncio.Future[None], head: Message, piece: str | None, as_json: bool, usage: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events: pieces of text as they are written, the boxes at the end, then [DONE]."""
+    head = head | {"object": "chat.completion.chunk"}
+
+    def event(delta: Message, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return sent(head | {"choices": [choice]} | ({"usage": None} if usage else {}))
+
+    try:
+        yield event({"role": "assistant", "content": ""})
+        while piece is not None:
+            if not as_json:
+                yield event({"content": piece})
+            piece = await next_piece(job, gone)
+        done = job.result.result()
+        service.metrics.answered(done["answers"], job.queue_ms, looked=True)
+        (answer,) = done["answers"]
+        delta = {"content": content_of(answer, as_json)} if as_json else {}
+        yield event(delta | {"grounding": answer}, reason_of(done))
+        if usage:
+            yield sent(head | {"choices": [], "usage": usage_of(answer)})
+        yield b"data: [DONE]\n\n"
+    except Refused as refused:
+        yield sent(error_content(refused.status, refused.sentence))
+    except Gone:
+        pass
+    finally:
+        leave(service, job, gone)
+
+
+def sent(content: Message) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
