@@ -45,7 +45,7 @@ execute_process(
   COMMAND ${Python_EXECUTABLE} -c "import pybind11; print(pybind11.get_include())"
   RESULT_VARIABLE gemvg_edge_failed OUTPUT_VARIABLE gemvg_edge_pybind11 ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(gemvg_edge_failed)
-  message(FATAL_ERROR "${Python_EXECUTABLE} has no pybind11; run: ${Python_EXECUTABLE} -m pip install 'gemvg-edge[cpp]'")
+  message(FATAL_ERROR "${Python_EXECUTABLE} has no pybind11; run `pip install 'gemvg-edge[cpp]'` with it")
 endif()
 
 # No imported target is linked: those are known in the folder that found them alone, and ours everywhere.

@@ -8,6 +8,7 @@
 #include <pybind11/embed.h>
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -131,6 +132,8 @@ inline void launch(Python& one) {
     PyConfig config;
     PyConfig_InitPythonConfig(&config);
     config.parse_argv = config.install_signal_handlers = config.pathconfig_warnings = 0;
+    struct sigaction interrupt;
+    sigaction(SIGINT, nullptr, &interrupt);
     PyStatus status = Py_PreInitialize(&before);
     if (!PyStatus_Exception(status) && !program.empty())
         status = PyConfig_SetBytesString(&config, &config.program_name, program.c_str());
@@ -141,6 +144,12 @@ inline void launch(Python& one) {
         one.failed = "Python cannot start (" + std::string(error.what()) + "); take PYTHONHOME away if it is set" + fix;
         throw Error(one.failed);
     }
+    // The first import of `signal` takes Ctrl-C whatever the configuration says; so this is it.
+    if (PyObject* const module = PyImport_ImportModule("signal"))
+        Py_DECREF(module);
+    else
+        PyErr_Clear();
+    sigaction(SIGINT, &interrupt, nullptr);
     // A host that is itself a plugin may have loaded libpython for itself alone, and numpy looks for it among all.
     Dl_info found;
     if (dladdr(reinterpret_cast<void*>(PyLong_Type.tp_repr), &found) && found.dli_fname)

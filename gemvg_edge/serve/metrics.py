@@ -16,7 +16,7 @@ from gemvg_edge.serve.messages import Message
 from gemvg_edge.serve.pool import Pool
 from gemvg_edge.serve.scenes import Scenes
 
-disable_created_metrics()  # a second series for every one, of when it began
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every one, of when it began
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 PHASES = ("preprocess", "vision", "image_prefill", "query_prefill", "decode")
 

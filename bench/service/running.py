@@ -1,0 +1,61 @@
+"""A service in a process of its own, as a user starts it. Knows no request."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+PATIENCE = 60  # seconds to its end
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that listens."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[str]
+    log: Path  # what it says on stderr
+
+    def metrics(self) -> dict[str, float]:
+        """All of `/metrics`, by name and labels as they stand there."""
+        with urlopen(f"{self.url}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each process, as the service tells them."""
+        found = {}
+        for name, value in self.metrics().items():
+            if process := re.fullmatch(r'gemvg_resident_bytes\{process="(\w+)"\}', name):
+                found[process[1]] = int(value)
+        return found
+
+
+@contextmanager
+def serving(*flags: str, bundle: Path | None = None, environment: dict[str, str] | None = None) -> Iterator[Running]:
+    """`gemvg serve` at a port that is free, ended at the end; RuntimeError with its words where it does not start."""
+    command = [sys.executable, "-m", "gemvg_edge.cli", "serve", "--port", "0", *flags]
+    command += [str(bundle)] if bundle else []
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        try:
+            assert process.stdout is not None
+            found = re.search(r"at (http://\S+:(\d+))", process.stdout.readline())
+            if found is None:
+                process.wait(PATIENCE)
+                raise RuntimeError(Path(log.name).read_text(encoding="utf-8"))
+            yield Running(found[1], int(found[2]), process, Path(log.name))
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
