@@ -30,6 +30,7 @@ from gemvg_edge.images import (
     EDGE_MAX_PIXELS,
     ImageSource,
     Preprocessing,
+    check_aspect,
     check_list,
     load_image,
     resized_sizes,
@@ -38,6 +39,7 @@ from gemvg_edge.json_object import short
 from gemvg_edge.looking import Resized, encode, recall, resize_all
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.opened import Limits, OpenedModel, open_model
+from gemvg_edge.pictures import NAME
 from gemvg_edge.positions import visual_tokens
 from gemvg_edge.prompt import check_query
 from gemvg_edge.pruning import PRUNING, Pruning, check_pruning
@@ -194,6 +196,8 @@ class Grounder:
         numbers = self.preprocessing if max_pixels is None else self.manifest.preprocessing.within(max_pixels)
         started = time.perf_counter()
         pictures = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]
+        for picture in pictures:
+            check_aspect(*picture.size, picture.info[NAME])
         self._warn(pictures, numbers)
         stop.check()
         return resize_all(pictures, numbers, pruning, started)

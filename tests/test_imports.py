@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +80,18 @@ def test_every_name_the_pages_use_is_public() -> None:
 def test_other_names_do_not_resolve() -> None:
     with pytest.raises(AttributeError, match="module 'gemvg_edge' has no attribute 'Grounders'"):
         gemvg_edge.Grounders  # noqa: B018
+
+
+TELLS = """
+import os, sys
+from gemvg_edge import Grounder
+from PIL import Image
+Grounder.open(engine="onnx").ground([Image.new("RGB", (64, 64))], "the mug")
+"""
+
+
+def test_the_engine_keeps_nothing_in_the_home_and_reports_to_nobody(tmp_path: Path) -> None:
+    """ONNX Runtime does both, unless it is told not to before it is imported."""
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", TELLS], check=True, env=environment | {"HOME": str(tmp_path)})
+    assert list(tmp_path.rglob("*")) == []

@@ -59,3 +59,5 @@ def serving(*flags: str, bundle: Path | None = None, environment: dict[str, str]
                 process.wait(PATIENCE)
             finally:
                 process.kill()
+                if process.stdout is not None:
+                    process.stdout.close()

@@ -6,6 +6,7 @@ Knows graphs and buffers, neither text nor pictures. Needs onnxruntime (the extr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,9 @@ from gemvg_edge.engines.vision_inputs import vision_runs
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import Grid
 
+# Since 1.29 it keeps a number for this machine in the home and reports to its makers; its own call to end that comes
+# too late. Whoever wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import onnxruntime
 except ImportError as error:
