@@ -18,7 +18,7 @@ from gemvg_edge.files import read_text
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("train", "quantize", "export", "bench")
 STAGES = (*FOLDERS, "plan")
-HIDDEN = ("export.render_template", "bench.gptqmodel_side")  # processes of other commands
+HIDDEN = ("export.render_template", "bench.gptqmodel_side", "gemvg_edge.serve.nursery")  # processes of other commands
 SET_UP = "run `make workshop` in the checkout and use its .venv/bin/gemvg"
 
 

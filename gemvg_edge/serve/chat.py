@@ -92,6 +92,7 @@ class ChatBody(Body):
     metadata: dict[str, str] | None = None
     store: bool | None = None
     think: bool = Field(False, description="let the model reason before it answers (ours, by `extra_body`)")
+    constrained: bool = Field(True, description="decode only what an answer's grammar allows (ours)")
     max_pixels: int | None = Field(None, ge=1, le=2**31, description="budget of each picture (ours)")
 
 
@@ -189,7 +190,12 @@ def make_router(service: Service) -> APIRouter:
             message = {
                 "do": "ground",
                 "look": {"max_pixels": asked.max_pixels},
-                "ask": {"queries": [query], "think": asked.think, "max_new_tokens": most},
+                "ask": {
+                    "queries": [query],
+                    "think": asked.think,
+                    "constrained": asked.constrained,
+                    "max_new_tokens": most,
+                },
                 "stream": bool(asked.stream),
             }
             job = service.pool.submit(message, pictures, service.settings.timeout)

@@ -24,7 +24,6 @@ from gemvg_edge.serve.messages import Message, next_message, pack
 from gemvg_edge.serve.refusals import BUSY, Refused
 from gemvg_edge.serve.settings import Settings, write_settings
 
-HANG = 10.0  # seconds past a request's time until its worker is killed: one run of a network may not be cut
 SLOWEST_RESTART = 10.0  # seconds between two starts of a worker that never gets ready
 log = logging.getLogger("gemvg_edge")
 
@@ -191,9 +190,9 @@ class Pool:
         self._watch(job)
 
     def _watch(self, job: Job) -> None:
-        """See that a job that was given up ends, or its worker does."""
+        """See that a job that was given up ends, or its worker does: one run of a network is never cut."""
         if job.worker and job.number in job.worker.running:
-            asyncio.get_running_loop().call_later(HANG, self._hangs, job.worker, job)
+            asyncio.get_running_loop().call_later(self.settings.kill_after, self._hangs, job.worker, job)
 
     def _hangs(self, worker: Worker, job: Job) -> None:
         if job.number in worker.running and worker in self.workers:

@@ -44,6 +44,9 @@ class Settings:
     max_queue: int = _flag(32, whole_number, "N", "requests that wait; one more gets 503", 0)
     timeout: float = _flag(30.0, positive_number, "SECONDS", "longest request, its wait in the queue included", 0)
     body_timeout: float = _flag(10.0, positive_number, "SECONDS", "longest a client may take to send a request", 0)
+    kill_after: float = _flag(
+        10.0, positive_number, "SECONDS", "past a request's time until the worker that still holds it is killed", 0
+    )
     drain: float = _flag(30.0, positive_number, "SECONDS", "longest that a shutdown waits for what runs", 0)
     max_connections: int = _flag(256, whole_number, "N", "connections at once; one more gets 503")
     max_bytes: int = _flag(32 * MIB, whole_number, "BYTES", "largest request")
