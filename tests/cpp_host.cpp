@@ -23,8 +23,10 @@ static int width, height;
 
 static void print(const char* name, const gemvg::Grounding& answer) {
     std::printf("%s", name);
-    for (const gemvg::Box& box : answer)
-        std::printf(" %d %.17g %.17g %.17g %.17g %.17g", box.image, box.x1, box.y1, box.x2, box.y2, box.score.value_or(-1));
+    for (const gemvg::Box& box : answer) {
+        std::printf(" %d %.17g %.17g %.17g %.17g", box.image, box.x1, box.y1, box.x2, box.y2);
+        std::printf(" %.17g", box.score.value_or(-1));
+    }
     std::printf("\n");
 }
 
@@ -222,6 +224,7 @@ static void manners() {
     };
     const auto before = handlers();
     const gemvg::Grounder grounder;
+    print("asked", grounder.look({packed()}).ground(QUERY));
     std::printf("signals %d\n", int(handlers() == before));
     std::printf("locale %s\n", std::setlocale(LC_ALL, nullptr));
     std::fflush(stdout);
@@ -261,8 +264,8 @@ int main(int count, char** words) {
     const struct {
         const char* name;
         void (*run)();
-    } cases[] = {{"views", views},   {"errors", errors},   {"again", again}, {"callback", callback}, {"threads", threads},
-                 {"ending", ending}, {"manners", manners}, {"guest", guest}};
+    } cases[] = {{"views", views},       {"errors", errors}, {"again", again},     {"callback", callback},
+                 {"threads", threads}, {"ending", ending}, {"manners", manners}, {"guest", guest}};
     for (const auto& one : cases)
         if (std::string(words[1]) == one.name) return one.run(), 0;
     return 1;

@@ -1,17 +1,18 @@
 // A service over stdin and stdout: a line asks, a line of JSON answers, until the input ends.
 //
-//     printf 'all balls\tleft.ppm\tright.png\n' | cpp_service [--bundle FOLDER] [--threads N] [--timeout S] [--repeat N]
+//     cpp_service [--bundle FOLDER] [--threads N] [--timeout SECONDS] [--repeat N] < lines
 //
 // A line is the query, then the pictures' files, with a tab between each two (so no name can have one). Answers come in
 // the order of the lines, also from several threads: {"query", "boxes", "text", "problem", "ms"} or {"error"}. A PPM is
 // read here and its pixels are given where they lie; other files are Python's to read. With --repeat each line is asked
 // that often, and the answer has the milliseconds of each time, by the host's clock. Exit code 2: it cannot start.
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <climits>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -87,7 +88,8 @@ std::string to_json(const gemvg::Grounding& answer) {
     std::string boxes;
     for (const gemvg::Box& box : answer) {
         boxes += boxes.empty() ? "{" : ", {";
-        boxes += "\"image\": " + std::to_string(box.image) + ", \"x1\": " + number(box.x1) + ", \"y1\": " + number(box.y1);
+        boxes += "\"image\": " + std::to_string(box.image);
+        boxes += ", \"x1\": " + number(box.x1) + ", \"y1\": " + number(box.y1);
         boxes += ", \"x2\": " + number(box.x2) + ", \"y2\": " + number(box.y2);
         boxes += ", \"score\": " + (box.score ? number(*box.score) : "null") + "}";
     }
@@ -143,7 +145,8 @@ std::string answer(const gemvg::Grounder& grounder, const std::string& line, con
             found = scene->ground(parts[0], asking);
         });
         const auto alone = timed(settings.repeat, [&] { found = scene->ground(parts[0], asking); });
-        return to_json(found) + ", \"look_and_ground_ms\": " + numbers(both) + ", \"ground_ms\": " + numbers(alone) + "}";
+        const std::string times = ", \"look_and_ground_ms\": " + numbers(both) + ", \"ground_ms\": " + numbers(alone);
+        return to_json(found) + times + "}";
     } catch (const std::exception& error) {
         return "{\"error\": " + quoted(error.what()) + "}";
     }

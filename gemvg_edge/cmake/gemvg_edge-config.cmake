@@ -25,6 +25,7 @@ foreach(gemvg_edge_place ../../../../bin/python3 ../.venv/bin/python)
     get_filename_component(gemvg_edge_place ${CMAKE_CURRENT_LIST_DIR}/../${gemvg_edge_place} ABSOLUTE)
     execute_process(
       COMMAND ${gemvg_edge_place} -c "import gemvg_edge.config; print(gemvg_edge.config.FOLDER)"
+      WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR}  # of no other gemvg_edge
       OUTPUT_VARIABLE gemvg_edge_found ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
     if(gemvg_edge_found STREQUAL gemvg_edge_folder)
       set(Python_EXECUTABLE ${gemvg_edge_place})
@@ -34,7 +35,8 @@ endforeach()
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Embed)
 
 execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "import gemvg_edge, gemvg_edge.config, sys; print(sys.executable)"
+  COMMAND ${Python_EXECUTABLE} -c "import gemvg_edge, sys; print(sys.executable)"
+  WORKING_DIRECTORY ${CMAKE_CURRENT_LIST_DIR}
   RESULT_VARIABLE gemvg_edge_failed OUTPUT_VARIABLE gemvg_edge_python ERROR_VARIABLE gemvg_edge_said
   OUTPUT_STRIP_TRAILING_WHITESPACE)
 if(gemvg_edge_failed)
