@@ -17,7 +17,13 @@ from gemvg_edge.serve.refusals import Gone, Refused, error_response
 from gemvg_edge.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
-KINDS = {"index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
+KINDS = {
+    "index.html": "text/html",
+    "page.js": "text/javascript",
+    "page.css": "text/css",
+    "sample-a.png": "image/png",
+    "sample-b.png": "image/png",
+}
 # The page runs no script but its own and asks no other site, whatever a picture's name or an answer says.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
