@@ -19,6 +19,7 @@ from PIL import Image
 
 from bench.service.running import Running, serving
 from gemvg_edge import Grounder
+from tests.fuzz_service import fuzz
 from tests.picture_bytes import encoded, png
 from tests.test_serve import IMAGES, PAIR, form, same, url_of
 
@@ -304,3 +305,11 @@ def test_many_connections_leave_room_for_others(running: Running) -> None:
 def test_a_picture_of_a_broken_size_is_no_fault(client: httpx.Client) -> None:
     body = {"images": [base64.b64encode(huge(0, 0)).decode()], "queries": ["x"]}
     told(client.post("/v1/ground", json=body), 400)
+
+
+def test_made_up_requests_find_no_fault() -> None:
+    """A few of what `python -m tests.fuzz_service` sends for minutes."""
+    result, said = fuzz(seconds=0, examples=5, seed=0)
+    assert result["found"] == 0, said[-5000:]
+    assert result["requests"] > 100
+    assert {"200", "201", "204", "400", "404", "405"} <= set(result["statuses"])

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from gemvg_edge import __version__
 from gemvg_edge.serve import chat, routes
@@ -75,7 +77,7 @@ def make_app(service: Service) -> FastAPI:
         assert isinstance(error, HTTPException)
         fixes = {404: "there is nothing at this address; /openapi.json lists what there is", 405: "ask it another way"}
         told = Refused(error.status_code, fixes.get(error.status_code, str(error.detail)))
-        return error_response(told, error.headers)
+        return error_response(told, {"Allow": methods_at(app, request.scope)} if error.status_code == 405 else None)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -89,6 +91,17 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(Gone, gone)
     app.add_middleware(Guard, service=service)
     return app
+
+
+def methods_at(app: FastAPI, scope: Scope) -> str:
+    """The methods of all routes at an address; of its own, a router tells those of the first."""
+    found = {
+        method
+        for route in app.routes
+        if isinstance(route, Route) and route.matches(dict(scope))[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(found))
 
 
 def page_route(name: str, kind: str) -> Callable[[], Awaitable[Response]]:

@@ -24,7 +24,7 @@ from gemvg_edge.serve.messages import Message
 from gemvg_edge.serve.pool import Job
 from gemvg_edge.serve.refusals import Gone, Refused, error_content
 from gemvg_edge.serve.routes import ERRORS, JSON, body_of, json_response
-from gemvg_edge.serve.schemas import Answer, Body, ErrorOut
+from gemvg_edge.serve.schemas import Answer, Body, ErrorOut, Whole
 from gemvg_edge.serve.service import Service, until_gone
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -77,15 +77,15 @@ class ChatBody(Body):
 
     model: str
     messages: list[Turn] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    n: Literal[1] | None = None
+    n: Annotated[Whole, Field(ge=1, le=1)] | None = None
     temperature: Number | None = None
     top_p: Number | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     user: str | None = None
@@ -93,7 +93,7 @@ class ChatBody(Body):
     store: bool | None = None
     think: bool = Field(False, description="let the model reason before it answers (ours, by `extra_body`)")
     constrained: bool = Field(True, description="decode only what an answer's grammar allows (ours)")
-    max_pixels: int | None = Field(None, ge=1, le=2**31, description="budget of each picture (ours)")
+    max_pixels: Whole | None = Field(None, ge=1, le=2**31, description="budget of each picture (ours)")
 
 
 class Usage(BaseModel):

@@ -28,6 +28,7 @@ from gemvg_edge.serve.schemas import (
 from gemvg_edge.serve.service import Service
 
 JSON, FORM = "application/json", "multipart/form-data"
+SCENE_LINK = {"parameters": {"scene": "$response.body#/id"}}
 PICTURE = {"type": "string", "format": "binary"}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOut, "description": text}
@@ -52,6 +53,7 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/ground",
+        operation_id="ground",
         response_model=Grounded,
         openapi_extra=body_of(GroundBody, GroundOptions),
         summary="Ask about pictures",
@@ -69,8 +71,10 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/scenes",
+        operation_id="look",
         status_code=201,
         response_model=SceneOut,
+        responses={201: {"links": {name: SCENE_LINK | {"operationId": name} for name in ("ask", "scene", "forget")}}},
         openapi_extra=body_of(LookBody, LookOptions),
         summary="Look at pictures, to ask about them later",
     )
@@ -99,6 +103,7 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post(
         "/v1/scenes/{scene}/ground",
+        operation_id="ask",
         response_model=Grounded,
         responses=NO_SCENE,
         openapi_extra=body_of(AskOptions),
@@ -121,12 +126,20 @@ def make_router(service: Service) -> APIRouter:
             finally:
                 kept.asked -= 1
 
-    @router.get("/v1/scenes/{scene}", response_model=SceneOut, responses=NO_SCENE, summary="A scene that is kept")
+    @router.get(
+        "/v1/scenes/{scene}",
+        operation_id="scene",
+        response_model=SceneOut,
+        responses=NO_SCENE,
+        summary="A scene that is kept",
+    )
     async def about(scene: str) -> Response:
         """What its client was told; counts as a use of it."""
         return json_response(scene_content(service, service.scenes.find(scene)))
 
-    @router.delete("/v1/scenes/{scene}", status_code=204, responses=NO_SCENE, summary="Let a scene go")
+    @router.delete(
+        "/v1/scenes/{scene}", operation_id="forget", status_code=204, responses=NO_SCENE, summary="Let a scene go"
+    )
     async def drop(scene: str) -> Response:
         """Give its memory back."""
         service.scenes.find(scene)

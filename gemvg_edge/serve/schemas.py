@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Query = Annotated[str, Field(min_length=1, description="what to look for, in words; pictures count from 1 in it")]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, description="give up after so many seconds")]
+Seconds = Annotated[float, Field(ge=0.1, allow_inf_nan=False, description="give up after so many seconds")]
+
+
+def whole(value: Any) -> Any:
+    """1.0 as 1: JSON has one kind of numbers."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
 
 
 class Body(BaseModel):
@@ -19,7 +27,7 @@ class Body(BaseModel):
 class LookOptions(Body):
     """How pictures are looked at, as `Grounder.look` has it."""
 
-    max_pixels: int | None = Field(None, ge=1, le=2**31, description="budget of each picture, after resizing")
+    max_pixels: Whole | None = Field(None, ge=1, le=2**31, description="budget of each picture, after resizing")
     keep: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="share of the visual tokens kept")
     pruning: Literal["diverse", "merge", "random"] = Field("diverse", description="how these are chosen")
     timeout: Seconds | None = None
@@ -35,7 +43,7 @@ class AskOptions(Body):
     queries: list[Query] = Field(min_length=1)
     think: bool = Field(False, description="let the model reason before it answers")
     constrained: bool = Field(True, description="decode only what an answer's grammar allows")
-    max_new_tokens: int | None = Field(None, ge=1, description="cut an answer after so many tokens")
+    max_new_tokens: Whole | None = Field(None, ge=1, description="cut an answer after so many tokens")
     timeout: Seconds | None = None
 
     def ask(self) -> dict[str, Any]:
