@@ -59,14 +59,10 @@ def asked_by_host(service: subprocess.Popen[str], line: str) -> Answer:
     """A line to the service, and what it answers."""
     assert service.stdin is not None
     assert service.stdout is not None
-    try:
-        service.stdin.write(line + "\n")
-        service.stdin.flush()
-        said = service.stdout.readline()
-    except BrokenPipeError:
-        said = ""
-    if not said:
-        raise GemvgError("the service ended before it answered; see what it said above")
+    service.stdin.write(line + "\n")
+    service.stdin.flush()
+    if not (said := service.stdout.readline()):
+        raise BrokenPipeError
     answer: Answer = json.loads(said)
     if "error" in answer:
         raise GemvgError(f"the service says: {answer['error']}")
@@ -104,12 +100,15 @@ def measure(folder: Path, blocks: int, calls: int) -> dict[str, Any]:
     ours: list[Answer] = []
     pythons: list[Answer] = []
     started = [str(build(folder / "build")), "--repeat", str(calls)]
-    with subprocess.Popen(started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
-        grounder = Grounder.open()
-        for block in range(blocks + 1):
-            ours.append(asked_by_host(service, line))
-            pythons.append(asked_by_python(grounder, pixels, calls))
-            print(f"block {block} of {blocks}", file=sys.stderr, flush=True)
+    try:
+        with subprocess.Popen(started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
+            grounder = Grounder.open()
+            for block in range(blocks + 1):
+                ours.append(asked_by_host(service, line))
+                pythons.append(asked_by_python(grounder, pixels, calls))
+                print(f"block {block} of {blocks}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise GemvgError("the service ended before it answered; see what it said above") from None
     if any([[box[key] for key in BOX] for box in one["boxes"]] != pythons[0]["boxes"] for one in ours):
         raise GemvgError(
             "the boxes of both sides differ: they ask two models; take GEMVG_PYTHON out of the environment"

@@ -76,10 +76,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cases of cpp_host.cpp, compiled as `gemvg_edge.config` says."""
-    binary = tmp_path_factory.mktemp("host") / "host"
-    warnings = ("-Wall", "-Wextra", "-pedantic", "-Werror")
-    run("c++", *warnings, *cflags(), ROOT / "tests" / "cpp_host.cpp", *libs(), "-o", binary)
-    return binary
+    folder = tmp_path_factory.mktemp("host")
+    page = (ROOT / "docs" / "howto" / "cpp.md").read_text()
+    (program,) = re.findall(r"```text\n(#include.*?)```", page, re.DOTALL)
+    (folder / "documented.hpp").write_text(program.replace("int main()", "static int documented()"))
+    warnings = ("-Wall", "-Wextra", "-pedantic", "-Werror", f'-DDOCUMENTED="{folder / "documented.hpp"}"')
+    run("c++", *warnings, *cflags(), ROOT / "tests" / "cpp_host.cpp", *libs(), "-o", folder / "host")
+    return folder / "host"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +181,19 @@ def test_c_asks_as_python_does(example: Path, grounder: Grounder) -> None:
     assert " ".join(said) == shown(grounder.look(files).ground(QUERY))
     refused = run(example / "ask", "/nope.png", QUERY, code=2)
     assert (refused.stdout, refused.stderr) == ("", "ask: /nope.png: no such picture file\n")
+
+
+def test_the_documented_program(
+    host: Path, grounder: Grounder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, shipped in zip(("left.png", "right.png"), SCENES[0]["images"], strict=True):
+        shutil.copyfile(IMAGES / shipped, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    said = [[float(word) for word in line.split()] for line in run(host, "documented").stdout.splitlines()]
+    answer = grounder.look(["left.png", "right.png"]).ground(QUERY)
+    assert said == [[box.image, *box.corners] for box in answer]
+    (tmp_path / "right.png").unlink()
+    assert run(host, "documented", code=1).stderr == "right.png: no such picture file\n"
 
 
 def test_every_layout_of_pixels_is_read_right_and_not_kept(case: Any, grounder: Grounder, pixels: Any) -> None:

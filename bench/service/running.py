@@ -48,7 +48,7 @@ def serving(*flags: str, bundle: Path | None = None, environment: dict[str, str]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:
             assert process.stdout is not None
-            found = re.search(r"at (http://\S+:(\d+))", process.stdout.readline())
+            found = re.search(r"on (http://\S+:(\d+))", process.stdout.readline())
             if found is None:
                 process.wait(PATIENCE)
                 raise RuntimeError(Path(log.name).read_text(encoding="utf-8"))

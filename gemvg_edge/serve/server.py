@@ -27,7 +27,13 @@ SWEEP = 1.0  # seconds between two looks for scenes that nobody asks any more
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, whose signals `run` takes: its own would end the loop before the workers are ended."""
+    """uvicorn's, which says when it listens, and whose signals `run` takes: its own would end the loop too early."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        host, port = (sockets or [])[0].getsockname()[:2]
+        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -81,8 +87,6 @@ async def run(settings: Settings, place: socket.socket) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, server.handle_exit, number, None)
         sweeper = asyncio.ensure_future(sweep(service))
-        host, port = place.getsockname()[:2]
-        print(f"{service.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         await server.serve(sockets=[place])
         sweeper.cancel()
         print("stopped", flush=True)
