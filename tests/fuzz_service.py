@@ -15,8 +15,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
+from bench.readme import ROOT
 from bench.service.running import serving
 
 FLAGS = ("--max-bytes", "4000000", "--max-queue", "64")
@@ -24,14 +26,14 @@ FLAGS = ("--max-bytes", "4000000", "--max-queue", "64")
 
 def fuzz(seconds: int, examples: int, seed: int) -> tuple[dict[str, Any], str]:
     """What came of requests for so long, at least so many an operation; and all that schemathesis says."""
-    with serving(*FLAGS) as running:
+    with serving(*FLAGS) as running, tempfile.TemporaryDirectory() as folder:  # schemathesis keeps what it found
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{running.url}/openapi.json", "--no-color"]
         command += ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples)]
         command += ["--seed", str(seed), "--request-timeout", "20", "--warnings", "off"]
         command += ["--max-time", str(seconds)] if seconds else []
-        environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.service_hooks"}
+        environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.service_hooks", "PYTHONPATH": str(ROOT)}
         before = running.memory()
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
         found, after = running.metrics(), running.memory()
         faults = running.log.read_text(encoding="utf-8")
     count = re.search(r"(\d+) generated", done.stdout)

@@ -71,9 +71,10 @@ def test_service(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     said = run("service", tmp_path, PORT=str(port))
     answer = json.loads((tmp_path / "job" / "answer.json").read_text())
-    assert {box["image"] for box in answer["boxes"]} == {0, 1}
-    assert '{"error": "images[0] (11 bytes) is not a picture' in said
-    assert said.endswith("stopping\n")
+    assert {box["image"] for box in answer["answers"][0]["boxes"]} == {0, 1}
+    assert '"query": "what both images show"' in said
+    assert '{"error":{"message":"images[0] (11 bytes) is not a picture' in said
+    assert said.endswith("stopped\n")
 
 
 @pytest.mark.slow
