@@ -155,6 +155,7 @@ inline void launch(Python& one) {
     if (dladdr(reinterpret_cast<void*>(PyLong_Type.tp_repr), &found) && found.dli_fname)
         dlopen(found.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
     one.ours = true, one.born = getpid();
+    std::atexit([] { flush(); });
     PyEval_SaveThread();
 }
 
@@ -166,7 +167,6 @@ inline void start() {
         if (!one.running) {
             if (!Py_IsInitialized()) launch(one);
             one.running = true;
-            std::atexit([] { flush(); });
         }
     }
     if (usable()) return;
