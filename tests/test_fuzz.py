@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fuzz.drive import open_target, run_mutated, run_seeds, targets
+from tests.fuzz.guided import run_guided
 from tests.fuzz.mutations import KINDS, Edit, mutate
 
 EXAMPLES = 60
@@ -22,3 +23,10 @@ def test_every_mutation_changes_something() -> None:
     for kind in KINDS:
         assert mutate(data, [Edit(kind, 0.3, 5, 3)], [other]) != data, kind
         assert isinstance(mutate(b"", [Edit(kind, 0.3, 5, 3)], [b""]), bytes)
+
+
+def test_a_guided_run_tries_inputs_and_finds_no_fault() -> None:
+    pytest.importorskip("atheris", reason="has no wheel for this machine")
+    count, found = run_guided("answers", seconds=1, number=0)
+    assert count > 500
+    assert found == []
