@@ -2,7 +2,8 @@
 
     python -m tests.fuzz pictures --minutes 10 [--seed 0] [--guided]
 
-With `--guided` atheris makes the inputs from what the readers' lines do with them, else hypothesis does. A failing input is shrunk, kept in a file and shown; exit code 1. Ends with one JSON line.
+With `--guided` atheris makes inputs from what the readers do with earlier ones, else hypothesis does. A failing input is
+shrunk, kept in a file and shown; exit code 1. Ends with one JSON line.
 """
 
 from __future__ import annotations
