@@ -40,12 +40,21 @@ class Running:
 
 
 @contextmanager
-def serving(*flags: str, bundle: Path | None = None, environment: dict[str, str] | None = None) -> Iterator[Running]:
-    """`gemvg serve` at a port that is free, ended at the end; RuntimeError with its words where it does not start."""
-    command = [sys.executable, "-m", "gemvg_edge.cli", "serve", "--port", "0", *flags]
+def serving(
+    *flags: str,
+    bundle: Path | None = None,
+    environment: dict[str, str] | None = None,
+    python: str = sys.executable,
+    folder: Path | None = None,
+) -> Iterator[Running]:
+    """`gemvg serve` at a port that is free, ended at the end; RuntimeError with its words where it does not start.
+
+    Run by another `python` where the package is installed there, and in another `folder`.
+    """
+    command = [python, "-m", "gemvg_edge.cli", "serve", "--port", "0", *flags]
     command += [str(bundle)] if bundle else []
     with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=folder)
         try:
             assert process.stdout is not None
             found = re.search(r"on (http://\S+:(\d+))", process.stdout.readline())

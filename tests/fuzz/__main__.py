@@ -2,7 +2,7 @@
 
     python -m tests.fuzz pictures --minutes 10 [--seed 0] [--guided]
 
-With `--guided` atheris makes inputs from what the readers do with earlier ones, else hypothesis does. A failing input is
+With `--guided` atheris makes inputs from what readers do with earlier ones, else hypothesis does. A failing input is
 shrunk, kept in a file and shown; exit code 1. Ends with one JSON line.
 """
 
