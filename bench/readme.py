@@ -20,6 +20,7 @@ from bench.boxes.scoring import gain_text
 from bench.speed.report import growth
 from bench.speed.report import markdown as latency
 from bench.speed.tradeoff_report import front_table
+from bench.tables import service
 from bench.tables.answers import calibration, constrained
 from bench.tables.boxes import compared, kinds, mig_bench, models, new_names, score_speed, with_interval
 from bench.tables.engines import engine_builds, engines
@@ -227,6 +228,9 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "plan 7b": ("plan_qwen2_vl_7b_orin_nano.json", plan_7b),
     "tradeoff": ("tradeoff.json", front_table),
     "vision layout": ("vision_layout.json", vision_layout),
+    "load": ("load.json", lambda result: service.load(result) + _machine(result)),
+    "workers": ("workers.json", lambda result: service.workers(result) + _machine(result)),
+    "wheel": ("wheel.json", lambda result: service.wheel(result) + _machine(result)),
 }
 
 

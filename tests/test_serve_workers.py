@@ -176,8 +176,11 @@ def test_a_shutdown_does_not_wait_for_ever(endless: Path) -> None:
 
 def test_workers_end_with_their_service() -> None:
     with serving("--workers", "2") as running:
-        everyone = [*children(running.process.pid), *workers_of(running)]
+        (nursery,) = children(running.process.pid)
+        everyone = [nursery, *workers_of(running)]
         assert len(everyone) == 3
+        if find_library() is not None:  # it forks, so it has no thread beside
+            assert len(list(Path(f"/proc/{nursery}/task").iterdir())) == 1
         running.process.kill()
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everyone))
 

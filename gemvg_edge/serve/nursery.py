@@ -70,7 +70,8 @@ def open_shared(settings: Settings) -> Grounder | None:
         if settings.engine == "native":
             raise
         return None
-    if isinstance(grounder.model.engines()[0], NativeVisionTower):
+    if isinstance(vision := grounder.model.engines()[0], NativeVisionTower):
+        vision.engine.park()
         return grounder
     grounder.close()  # its vision tower runs on ONNX Runtime
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import reason
 from gemvg_edge.serve.app import make_app
+from gemvg_edge.serve.guard import LOOPBACK
 from gemvg_edge.serve.refusals import error_content
 from gemvg_edge.serve.service import Service
 from gemvg_edge.serve.settings import Settings
 
+log = logging.getLogger("gemvg_edge")
 MOST_HEAD = 64 * 1024  # bytes of a request before its body
 SWEEP = 1.0  # seconds between two looks for scenes that nobody asks any more
 
@@ -71,6 +74,8 @@ async def run(settings: Settings, place: socket.socket) -> None:
         loop.add_signal_handler(number, main.cancel)
     try:
         service.about = await service.pool.start()
+        if settings.host not in LOOPBACK and settings.token is None:
+            log.warning("whoever reaches %s may ask: there is no token (--token-file)", settings.host)
         server = Server(
             uvicorn.Config(
                 make_app(service),

@@ -59,10 +59,15 @@ class Engine:
             self._start()
         return self._handle
 
+    def park(self) -> None:
+        """End the threads until they are needed again: a process with one thread forks without a risk."""
+        self._process = 0
+        self._free()
+
     def _start(self) -> None:
         self._process = os.getpid()
         self._handle = self.library.made("engine", f"starting {self.threads} threads", self.threads)
-        weakref.finalize(self, self.library.engine_free, self._handle)
+        self._free = weakref.finalize(self, self.library.engine_free, self._handle)
 
 
 class NativeVisionTower:
@@ -89,7 +94,7 @@ class NativeVisionTower:
         self._shape, self._merge, self._hidden = shape, numbers.merge_size, model.hidden_size
         kind = int(network.activation == "Gelu")
         numbers_of = (shape.depth, width, shape.heads, shape.head_dim, merged, model.hidden_size, kind)
-        self._engine, self._network = engine, _fill(engine, "vision", numbers_of, network)
+        self.engine, self._network = engine, _fill(engine, "vision", numbers_of, network)
 
     def encode(self, patches: Sequence[Floats], grids: Sequence[Grid]) -> list[Floats]:
         """Patches (n_i, patch_dim) of each picture -> its tokens (n_i / merge^2, hidden), in the order given."""
@@ -99,8 +104,8 @@ class NativeVisionTower:
             pictures, count, _ = given[0].shape
             out = np.empty((pictures, count // self._merge**2, self._hidden), np.float32)
             rows, cos, sin, to = (_address(array) for array in (*given, out))
-            library = self._engine.library
-            problem = library.encode(self._engine.handle, self._network, rows, pictures, count, cos, sin, to)
+            library = self.engine.library
+            problem = library.encode(self.engine.handle, self._network, rows, pictures, count, cos, sin, to)
             library.check(problem, f"looking at {pictures} picture(s) of {count} patches")
             check_finite(out, self._path, "a picture's tokens are", "float32")
             tokens.update(zip(run.members, out, strict=True))
