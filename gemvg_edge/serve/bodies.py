@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?)(;base64)?,",
 MOST_HEAD = 1024  # characters of a data URL before its picture
 MOST_FIELDS = 64  # parts of a form beside its pictures and queries
 FIX = "send JSON (application/json), or a form (multipart/form-data) as `curl -F image=@a.png -F query=...` does"
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # or odd forms would be remarked on stderr
 ModelT = TypeVar("ModelT", bound=BaseModel)
 Form = list[tuple[str, bytes]]
 

@@ -153,6 +153,9 @@ class Models(BaseModel):
     data: list[ModelOut]
 
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": "with `stream`: its pieces"}}}}
+}
 NO_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorOut, "description": "another model is served"}}
 
 
@@ -174,7 +177,7 @@ def make_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/chat/completions",
         response_model=Completion,
-        responses=NO_MODEL,
+        responses=NO_MODEL | STREAM,
         openapi_extra=body_of(ChatBody),
     )
     async def chat(request: Request) -> Response:

@@ -51,9 +51,9 @@ def check(data: bytes) -> None:
             read = read_manifest(file)
         except GemvgError:
             pass
-        else:
-            written = [seed for seed in seeds() if seal(json.loads(seed)) == seal(parse_json(data.decode("utf-8-sig")))]
-            assert written, f"a manifest that nobody wrote was read as {read}"
+        else:  # guided by comparisons, a fuzzer finds the seal of what it changed
+            content = parse_json(data.decode("utf-8-sig"))
+            assert content[SEAL] == seal(content), f"a manifest that nobody sealed was read as {read}"
         try:
             content = parse_json(data.decode("utf-8-sig"))
         except ValueError:
