@@ -167,8 +167,13 @@ def busy(asks: Sequence[Ask], clients: int) -> dict[str, Any]:
 def throughput(asks: Sequence[Ask], clients: int) -> dict[str, Any]:
     """Requests a second: a plain loop, and the service with one client and with all, in turns."""
     forms = [(as_form(ask), "whole") for ask in asks]
-    per_second: dict[str, list[float]] = {"loop": [], "service, one client": [], f"service, {clients} clients": []}
-    with Grounder.open(cache_bytes=0) as grounder, serving(*FLAGS) as running:
+    names = ("loop", "service, one client", f"service, {clients} clients", f"two workers, {clients} clients")
+    per_second: dict[str, list[float]] = {name: [] for name in names}
+    with (
+        Grounder.open(cache_bytes=0) as grounder,
+        serving(*FLAGS) as running,
+        serving(*FLAGS, "--workers", "2") as two,
+    ):
 
         def loop() -> float:
             started = time.perf_counter()
@@ -177,7 +182,7 @@ def throughput(asks: Sequence[Ask], clients: int) -> dict[str, Any]:
             return time.perf_counter() - started
 
         ways: list[Callable[[], float]] = [loop, lambda: Clients(running, 1).send(forms)]
-        ways.append(lambda: Clients(running, clients).send(forms))
+        ways += [lambda: Clients(running, clients).send(forms), lambda: Clients(two, clients).send(forms)]
         for way in ways:
             way()  # once for nothing
         for _ in tqdm(range(BLOCKS), desc="throughput", leave=False):

@@ -51,7 +51,13 @@ def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser("python -m bench.workers", description="Memory of several workers.")
     add = parser.add_argument
-    add("--bundle", type=Path, default=DEFAULT_BUNDLE, metavar="FOLDER", help="bundle (default: the shipped model)")
+    add(
+        "--bundle",
+        type=Path,
+        default=DEFAULT_BUNDLE,
+        metavar="FOLDER",
+        help="bundle folder to serve (default: the shipped model)",
+    )
     saved = "keep the JSON here too, such as bench/results/workers.json (default: print it alone)"
     add("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()

@@ -198,9 +198,10 @@ class Grounder:
         pictures = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]
         for picture in pictures:
             check_aspect(*picture.size, picture.info[NAME])
-        self._warn(pictures, numbers)
+        warning = unfamiliar(pictures, self.manifest.familiar)
+        self._warn(pictures, numbers, warning)
         stop.check()
-        return resize_all(pictures, numbers, pruning, started)
+        return resize_all(pictures, numbers, pruning, warning, started)
 
     def _look(self, resized: Resized, stop: Stopping) -> Scene:
         """The other half: what of these pictures no earlier look left goes through both networks."""
@@ -231,9 +232,9 @@ class Grounder:
             seen.cached,
             timings.total_ms,
         )
-        return Scene(self.model, resized.pictures, seen, resized.numbers, timings)
+        return Scene(self.model, resized.pictures, seen, resized.numbers, timings, resized.warning)
 
-    def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing) -> None:
+    def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing, warning: str | None) -> None:
         """Say once what a look of this many pixels costs, and once that pictures are not what the model knows."""
         side = numbers.patch_size
         grids = [(1, h // side, w // side) for w, h in resized_sizes([p.size for p in pictures], numbers)]
@@ -258,9 +259,9 @@ class Grounder:
             log.warning(
                 "max_pixels=%d is past the %d of the training; boxes may mean nothing", numbers.max_pixels, most
             )
-        if "familiar" not in self._told and (why := unfamiliar(pictures, known)):
+        if "familiar" not in self._told and warning:
             self._told.add("familiar")
-            log.warning("%s; boxes may mean nothing (the model %s)", why, self.manifest.name)
+            log.warning("%s; boxes may mean nothing (the model %s)", warning, self.manifest.name)
 
 
 def _open_again(bundle: str, options: dict[str, Any]) -> Grounder:

@@ -31,6 +31,7 @@ class Resized:
     keys: tuple[Digest, ...]
     numbers: Preprocessing
     pruning: Pruning | None
+    warning: str | None  # what about them is unlike those of the model's training
     ms: float  # what that took
 
     @property
@@ -55,13 +56,17 @@ class Recalled:
 
 
 def resize_all(
-    pictures: Sequence[Image.Image], numbers: Preprocessing, pruning: Pruning | None, started: float
+    pictures: Sequence[Image.Image],
+    numbers: Preprocessing,
+    pruning: Pruning | None,
+    warning: str | None,
+    started: float,
 ) -> Resized:
     """Loaded pictures at the size that the model sees, since `started`; GemvgError names one that is too thin."""
     pixels = tuple(resize(picture, numbers) for picture in pictures)
     given = tuple(Picture(picture.info[NAME], *picture.size) for picture in pictures)
     keys = tuple(picture_key(one, numbers) for one in pixels)
-    return Resized(given, pixels, keys, numbers, pruning, (time.perf_counter() - started) * 1e3)
+    return Resized(given, pixels, keys, numbers, pruning, warning, (time.perf_counter() - started) * 1e3)
 
 
 def recall(resized: Resized, cache: SceneCache, every: bool) -> Recalled:

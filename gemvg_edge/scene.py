@@ -41,12 +41,21 @@ class Scene:
     """Pictures that were looked at, ready for questions, from any thread: one is answered after the other."""
 
     def __init__(
-        self, model: OpenedModel, pictures: Sequence[Picture], seen: Seen, numbers: Preprocessing, timings: Timings
+        self,
+        model: OpenedModel,
+        pictures: Sequence[Picture],
+        seen: Seen,
+        numbers: Preprocessing,
+        timings: Timings,
+        warning: str | None = None,
     ) -> None:
         self.pictures = tuple(pictures)
         self.sizes = [(picture.width, picture.height) for picture in pictures]  # of each original picture
         self.resized = resized_sizes(self.sizes, numbers)  # and as the model sees it
         self.timings = timings
+        self.warning = (
+            warning  # what about the pictures is unlike those of the model's training: boxes may mean nothing
+        )
         self._model = model
         self._seen = seen
         self._numbers = numbers

@@ -16,13 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from PIL import Image
-
 from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError, TimedOut
-from gemvg_edge.familiar import unfamiliar
 from gemvg_edge.grounder import Grounder
-from gemvg_edge.images import load_image
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.pictures import picture_size
 from gemvg_edge.scene import CUT, OnText, Scene
@@ -106,9 +102,9 @@ class Worker:
             if (scene := self.scenes.get(message["scene"])) is None:
                 raise SceneGone
             return self._ask(scene, job)
-        pictures = read_pictures(job.pictures, self.settings.max_image_pixels)
-        scene = self.grounder.look(pictures, **message["look"], timeout=job.left(), cancel=job.cancel)
-        known = {"warning": unfamiliar(pictures, self.grounder.manifest.familiar)}
+        check_pixels(job.pictures, self.settings.max_image_pixels)
+        scene = self.grounder.look(job.pictures, **message["look"], timeout=job.left(), cancel=job.cancel)
+        known = {"warning": scene.warning}
         if message["do"] == "ground":
             return known | self._ask(scene, job)
         self.scenes[message["scene"]] = scene
@@ -134,15 +130,14 @@ class Worker:
             send(self.place, message)
 
 
-def read_pictures(pictures: list[bytes], most: int) -> list[Image.Image]:
-    """The pictures of a request, once their headers say that they have at most so many pixels together."""
+def check_pixels(pictures: list[bytes], most: int) -> None:
+    """GemvgError where the headers of a request's pictures say that they have more pixels together."""
     pixels = 0
     for k, data in enumerate(pictures):
         width, height = picture_size(data, f"images[{k}] ({len(data)} bytes)")
         pixels += width * height
         if pixels > most:
             raise GemvgError(f"the pictures up to images[{k}] have {pixels} pixels, more than {most}; scale them down")
-    return [load_image(data, f"images[{k}]") for k, data in enumerate(pictures)]
 
 
 def describe(grounder: Grounder) -> Message:
