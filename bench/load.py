@@ -71,7 +71,7 @@ class Clients:
         return time.perf_counter() - started
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=600)
 
     def _one(
         self, connection: http.client.HTTPConnection, number: int, sent: Sent, how: str

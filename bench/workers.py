@@ -40,7 +40,7 @@ def row(bundle: Path, workers: int) -> dict[str, Any]:
     flags = ("--workers", str(workers), "--cache-bytes", "0", "--timeout", "600")
     with serving(*flags, bundle=bundle) as running:
         clients = Clients(running, 2 * workers)
-        clients.send([(as_form(ask), "whole") for ask in draw_asks(4 * workers)])
+        clients.send([(as_form(ask), "whole") for ask in draw_asks(2 * workers)])
         assert all(status == 200 for status, _, _ in clients.results.values())
         found = shares(running.process.pid)
     return {"workers": workers, "all_mib": sum(found), "service_mib": found[0], "largest_mib": max(found)}

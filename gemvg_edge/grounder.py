@@ -44,8 +44,9 @@ from gemvg_edge.positions import visual_tokens
 from gemvg_edge.prompt import check_query
 from gemvg_edge.pruning import PRUNING, Pruning, check_pruning
 from gemvg_edge.queueing import Request, in_turn
-from gemvg_edge.scene import OnText, Scene
+from gemvg_edge.scene import Scene
 from gemvg_edge.stopping import Stopping, stopping
+from gemvg_edge.streaming import OnText
 
 MANY_TOKENS = 2048  # of all pictures of a scene; past them a look is slow on any small machine, and says so
 log = logging.getLogger("gemvg_edge")

@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple, overload
-
-from tokenizers import Tokenizer
 
 from gemvg_edge.answer import read_answer
 from gemvg_edge.boxes import Box
@@ -30,9 +28,9 @@ from gemvg_edge.opened import OpenedModel, Seen
 from gemvg_edge.prompt import TokenIds, check_query, encode_query
 from gemvg_edge.scores import box_scores
 from gemvg_edge.stopping import Stopping, Turn, stopping
+from gemvg_edge.streaming import OnText, Writer
 
 log = logging.getLogger("gemvg_edge")
-OnText = Callable[[str], Any]
 CUT = "the answer was cut"  # how the problem of one that ran out of tokens begins
 TOGETHER = 8  # questions that are decoded at once, each in a cache as large as the scene's
 
@@ -254,7 +252,7 @@ class Scene:
             for question, ids, cache in zip(questions, prompts, caches, strict=False)
         ]
         finished = [0.0] * len(writings)
-        write = None if on_text is None else _Writer(model.tokenizer, stop_ids, on_text)
+        write = None if on_text is None else Writer(model.tokenizer, stop_ids, on_text)
 
         def on_step() -> None:
             now = time.perf_counter()
@@ -297,7 +295,7 @@ class Scene:
         stop_ids = model.manifest.model.eos_token_ids
         return answer_grammar(model.tokenizer, model.manifest.answer, self.resized, stop_ids)
 
-    def _read(self, question: _Question, writing: Writing[Any], timings: Timings, write: _Writer | None) -> Grounding:
+    def _read(self, question: _Question, writing: Writing[Any], timings: Timings, write: Writer | None) -> Grounding:
         model = self._model
         manifest, tokens = model.manifest, writing.tokens
         stopped = tokens[-1] in manifest.model.eos_token_ids
@@ -317,24 +315,3 @@ class _Question(NamedTuple):
     think: bool
     constrained: bool
     most: int  # tokens of the answer
-
-
-class _Writer:
-    """Hands an answer on as it grows, in pieces that together are its text."""
-
-    def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int], on_text: OnText) -> None:
-        self._tokenizer, self._stop_ids, self._on_text = tokenizer, stop_ids, on_text
-        self._written = 0
-
-    def __call__(self, tokens: list[int]) -> None:
-        if tokens[-1] in self._stop_ids:
-            return
-        text = self._tokenizer.decode(tokens, skip_special_tokens=False)
-        if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
-            self.rest(text)
-
-    def rest(self, text: str) -> None:
-        """What of the text was not handed on yet."""
-        if piece := text[self._written :]:
-            self._written = len(text)
-            self._on_text(piece)

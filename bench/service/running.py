@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +26,11 @@ class Running:
     log: Path  # what it says on stderr
 
     def metrics(self) -> dict[str, float]:
-        """All of `/metrics`, by name and labels as they stand there."""
+        """All of `/metrics`, by name and labels as they stand there; 0 for what has not happened yet."""
         with urlopen(f"{self.url}/metrics") as answer:
             lines = answer.read().decode().splitlines()
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+        told = (line.rpartition(" ") for line in lines if line[0] != "#")
+        return defaultdict(float, {name: float(value) for name, _, value in told})
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process, as the service tells them."""

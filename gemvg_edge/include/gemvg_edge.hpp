@@ -77,6 +77,7 @@ struct AskOptions {  // as in Scene.ground
     std::optional<double> timeout;  // seconds
     std::optional<Cancel> cancel;
     bool think = false, constrained = true;
+    std::optional<std::int64_t> max_new_tokens;
     std::function<void(const std::string&)> on_text;  // an exception in it ends the question and comes out of `ground`
 };
 
@@ -210,6 +211,7 @@ inline std::vector<Grounding> ask(
             py::dict named;
             named["think"] = options.think, named["constrained"] = options.constrained;
             give(named, "timeout", options.timeout);
+            give(named, "max_new_tokens", options.max_new_tokens);
             if (options.cancel) named["cancel"] = options.cancel->event();
             if (options.on_text) named["on_text"] = writer(options, thrown);
             const py::object ground = held(scene, "Scene").attr("ground");

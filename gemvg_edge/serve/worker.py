@@ -21,9 +21,10 @@ from gemvg_edge.errors import GemvgError, TimedOut
 from gemvg_edge.grounder import Grounder
 from gemvg_edge.models import DEFAULT_BUNDLE
 from gemvg_edge.pictures import picture_size
-from gemvg_edge.scene import CUT, OnText, Scene
+from gemvg_edge.scene import CUT, Scene
 from gemvg_edge.serve.messages import Message, receive, send
 from gemvg_edge.serve.settings import Settings
+from gemvg_edge.streaming import OnText
 
 log = logging.getLogger("gemvg_edge")
 BAD, UNAVAILABLE, LATE, FAULT, MISSING = 400, 503, 504, 500, 404  # what HTTP will say
