@@ -1,7 +1,7 @@
 """A camera, a video or a folder that fills with pictures: the newest frame is looked at, boxes come as JSON Lines.
 
-    python examples/watch.py 0 --ask "the red mug" --ask "all balls"          # a camera's number, its path or its URL
-    python examples/watch.py pictures --ask "what was moved" --reference before.png --rounds 10 > boxes.jsonl
+    python examples/watch.py 0 --query "the red mug" --query "all balls"      # a camera's number, its path or its URL
+    python examples/watch.py pictures --query "what was moved" --reference before.png --rounds 10 > boxes.jsonl
 
 A thread reads and keeps the newest frame alone, so that boxes are never about an old one; `dropped` counts what it
 replaced. References stand first in every look: their keys and values are computed once. `time` is in unix seconds: of a
@@ -136,7 +136,7 @@ def pictures_in(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def folder_frames(folder: Path, found: dict[Path, tuple[int, int]], over: threading.Event) -> Iterator[Frame]:
     """The newest picture that is there, then each that comes or changes, once it has kept still for a moment."""
-    newest, number, pause = max(found, key=lambda path: found[path], default=None), 0, 0.0
+    newest, number, pause = max(found, key=lambda path: (found[path][0], path), default=None), 0, 0.0
     done = {path: about for path, about in found.items() if path != newest}
     waiting: dict[Path, tuple[tuple[int, int], float]] = {}
     while not over.wait(pause):
@@ -145,7 +145,7 @@ def folder_frames(folder: Path, found: dict[Path, tuple[int, int]], over: thread
         fresh = {path: (about, began) for path, about in found.items() if done.get(path) != about}
         waiting = {p: waiting[p] if p in waiting and waiting[p][0] == new[0] else new for p, new in fresh.items()}
         whole = [path for path, (_, since) in waiting.items() if began - since >= SETTLED]
-        for path in sorted(whole, key=lambda path: found[path]):
+        for path in sorted(whole, key=lambda path: (found[path][0], path)):
             number += 1
             yield Frame(number, found[path][0] / 1e9, waiting[path][1], path)
         done = {path: about for path, about in done.items() if path in found} | {path: found[path] for path in whole}
@@ -187,7 +187,7 @@ def ask(grounder: Grounder, pictures: Sequence[Any], options: argparse.Namespace
             raise pictures[-1]
         scene = grounder.look(pictures, bgr=True, timeout=options.timeout)
         left = max(0.001, end - time.monotonic()) if options.timeout else None
-        return {"answers": [one.to_dict() for one in scene.ground(options.ask, timeout=left)]}
+        return {"answers": [one.to_dict() for one in scene.ground(options.query, timeout=left)]}
     except GemvgError as error:
         if first and scene and not isinstance(error, TimedOut):  # the question is at fault, and no frame mends it
             raise
@@ -196,7 +196,7 @@ def ask(grounder: Grounder, pictures: Sequence[Any], options: argparse.Namespace
 
 def watch(options: argparse.Namespace) -> None:
     """Frames in, lines out, until the source ends, --rounds are over or a signal comes."""
-    for query in options.ask:
+    for query in options.query:
         check_query(query)
     if options.rounds is not None and options.rounds < 1:
         raise GemvgError(f"--rounds is {options.rounds}; give how many frames to look at, 1 or more")
@@ -227,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Look at the newest frame, again and again; boxes as JSON Lines.")
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder that fills with pictures, a video file, a camera's number or URL")
-    add("--ask", action="append", required=True, metavar="TEXT", help="a question about every frame; may be repeated")
+    add("--query", action="append", required=True, metavar="TEXT", help="a question about every frame; may be repeated")
     reference = "a picture that stays and comes first: image 1 of a question, the frame image 2; may be repeated"
     add("--reference", action="append", default=[], type=path_name, metavar="PICTURE", help=reference)
     add("--bundle", type=path_name, metavar="FOLDER", help="bundle folder (default: the shipped model)")

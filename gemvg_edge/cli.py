@@ -170,7 +170,7 @@ def _add_ground(commands: Any) -> None:
     add(
         "--engine",
         choices=ENGINES,
-        help="what runs the bundle (default: onnx, the CPU's, or tensorrt where it holds engines)",
+        help="what runs the bundle (default: the fastest that runs it here)",
     )
     add("--threads", type=whole_number, metavar="N", default=0, help="processor threads (default: one a physical core)")
     add(

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -199,10 +199,10 @@ class Grounder:
         pictures = [load_image(source, f"images[{k}]", bgr) for k, source in enumerate(images)]
         for picture in pictures:
             check_aspect(*picture.size, picture.info[NAME])
-        warning = unfamiliar(pictures, self.manifest.familiar)
-        self._warn(pictures, numbers, warning)
+        unlike = self._unlike(pictures, numbers)
+        self._warn(pictures, numbers, unlike)
         stop.check()
-        return resize_all(pictures, numbers, pruning, warning, started)
+        return resize_all(pictures, numbers, pruning, "; ".join(unlike.values()) or None, started)
 
     def _look(self, resized: Resized, stop: Stopping) -> Scene:
         """The other half: what of these pictures no earlier look left goes through both networks."""
@@ -235,8 +235,18 @@ class Grounder:
         )
         return Scene(self.model, resized.pictures, seen, resized.numbers, timings, resized.warning)
 
-    def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing, warning: str | None) -> None:
-        """Say once what a look of this many pixels costs, and once that pictures are not what the model knows."""
+    def _unlike(self, pictures: Sequence[Image.Image], numbers: Preprocessing) -> dict[str, str]:
+        """What about a look is unlike the training, by its kind."""
+        known, most = self.manifest.familiar, self.manifest.preprocessing.max_pixels
+        unlike = {}
+        if known.pictures and numbers.max_pixels > most:
+            unlike["budget"] = f"max_pixels={numbers.max_pixels} is past the {most} of the training"
+        if why := unfamiliar(pictures, known):
+            unlike["familiar"] = why
+        return unlike
+
+    def _warn(self, pictures: Sequence[Image.Image], numbers: Preprocessing, unlike: Mapping[str, str]) -> None:
+        """Say once what a look of this many pixels costs, and once each what is unlike the training."""
         side = numbers.patch_size
         grids = [(1, h // side, w // side) for w, h in resized_sizes([p.size for p in pictures], numbers)]
         tokens = sum(visual_tokens(grid, numbers.merge_size) for grid in grids)
@@ -254,15 +264,10 @@ class Grounder:
                 EDGE_MAX_PIXELS,
                 EDGE_MAX_PIXELS // (side * numbers.merge_size) ** 2,
             )
-        known, most = self.manifest.familiar, self.manifest.preprocessing.max_pixels
-        if "budget" not in self._told and known.pictures and numbers.max_pixels > most:
-            self._told.add("budget")
-            log.warning(
-                "max_pixels=%d is past the %d of the training; boxes may mean nothing", numbers.max_pixels, most
-            )
-        if "familiar" not in self._told and warning:
-            self._told.add("familiar")
-            log.warning("%s; boxes may mean nothing (the model %s)", warning, self.manifest.name)
+        for kind, warning in unlike.items():
+            if kind not in self._told:
+                self._told.add(kind)
+                log.warning("%s; boxes may mean nothing (the model %s)", warning, self.manifest.name)
 
 
 def _open_again(bundle: str, options: dict[str, Any]) -> Grounder:

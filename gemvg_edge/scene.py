@@ -152,7 +152,9 @@ class Scene:
         if max_new_tokens is None:
             return limit
         if type(max_new_tokens) is not int or not 1 <= max_new_tokens <= limit:
-            raise GemvgError(f"max_new_tokens={short(max_new_tokens)}; give 1 to {limit}, the Grounder's own")
+            raise GemvgError(
+                f"max_new_tokens={short(max_new_tokens)}; give 1 to {limit}, what the model was opened for"
+            )
         return max_new_tokens
 
     def _check(self, query: str, where: str) -> None:

@@ -203,12 +203,24 @@ def test_openais_client_is_told_what_is_wrong(chat: openai.OpenAI) -> None:
     ask = chat.chat.completions.create
     with pytest.raises(openai.NotFoundError, match="'gpt-5' is not served here; ask 'tabletop'"):
         ask(model="gpt-5", messages=question("all balls", PAIR))
-    with pytest.raises(openai.BadRequestError, match="images: the request has 0; send 1 to 8"):
+    with pytest.raises(openai.BadRequestError, match="image_url parts: the request has 0; send 1 to 8"):
         ask(model="tabletop", messages=question("all balls", []))
-    with pytest.raises(openai.BadRequestError, match=r"messages\.0\.role: Input should be 'user' or 'assistant'"):
+    with pytest.raises(openai.BadRequestError, match=r"messages\.0\.role is 'system': the model knows one prompt"):
         ask(model="tabletop", messages=[{"role": "system", "content": "be nice"}, *question("all balls", PAIR)])
-    with pytest.raises(openai.BadRequestError, match="tools: there is no such field here; leave it out"):
-        ask(model="tabletop", messages=question("x", PAIR), tools=[])
+    with pytest.raises(openai.BadRequestError, match="modelx: there is no such field here; see /openapi"):
+        ask(model="tabletop", messages=question("x", PAIR), extra_body={"modelx": 1})
+    with pytest.raises(openai.BadRequestError, match="stop: List should have at most 0 items"):
+        ask(model="tabletop", messages=question("x", PAIR), stop=["x"])
+    off: dict[str, Any] = {
+        "tools": [],
+        "stop": None,
+        "logprobs": False,
+        "logit_bias": {},
+        "seed": 1,
+        "reasoning_effort": "low",
+    }
+    done = ask(model="tabletop", messages=question("all balls", PAIR), extra_body={"keep": 0.9, "timeout": 9.0}, **off)
+    assert done.choices[0].finish_reason == "stop"
     for stream in (False, True):  # an error before the first text is a plain one
         with pytest.raises(openai.BadRequestError, match="is not a picture that Pillow can read"):
             ask(model="tabletop", messages=question("x", [b"no picture"]), stream=stream)

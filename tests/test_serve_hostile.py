@@ -236,7 +236,7 @@ def test_odd_scene_ids_are_not_found(client: httpx.Client, name: str) -> None:
 
 
 def test_other_methods_and_paths_are_told(client: httpx.Client) -> None:
-    assert "ask it another way" in told(client.get("/v1/ground"), 405)
+    assert "takes POST alone" in told(client.get("/v1/ground"), 405)
     assert "/openapi.json lists" in told(client.get("/v2"), 404)
 
 

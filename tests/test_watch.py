@@ -75,7 +75,7 @@ def boxes(line: dict[str, Any]) -> list[list[dict[str, Any]]]:
 def test_a_video_plays_as_a_camera_would(watching: Watching, tmp_path: Path) -> None:
     film = video(tmp_path / "film.avi", 6, 10)
     began = time.time()
-    code, lines, said = watching(film, "--ask", "all balls", "--ask", "the red mug")
+    code, lines, said = watching(film, "--query", "all balls", "--query", "the red mug")
     assert (code, said) == (0, "")
     assert lines[-1]["frame"] == 6  # the last one is looked at, whatever was dropped
     assert sum(line["dropped"] + 1 for line in lines) == 6
@@ -96,7 +96,7 @@ def test_a_video_plays_as_a_camera_would(watching: Watching, tmp_path: Path) -> 
 
 def test_what_a_newer_frame_replaced_is_counted(watching: Watching, tmp_path: Path) -> None:
     film = video(tmp_path / "film.avi", 100, 1000)
-    code, lines, _ = watching(film, "--ask", "all balls")
+    code, lines, _ = watching(film, "--query", "all balls")
     assert code == 0
     assert lines[0]["dropped"] > 0  # while the model was opened
     numbers = [0, *(line["frame"] for line in lines)]
@@ -106,7 +106,7 @@ def test_what_a_newer_frame_replaced_is_counted(watching: Watching, tmp_path: Pa
 
 def test_a_reference_is_computed_once(watching: Watching, tmp_path: Path) -> None:
     film = video(tmp_path / "film.avi", 4, 10)
-    code, lines, _ = watching(film, "--ask", "the object that was moved", "--reference", LEFT, "--rounds", "2")
+    code, lines, _ = watching(film, "--query", "the object that was moved", "--reference", LEFT, "--rounds", "2")
     assert (code, len(lines)) == (0, 2)
     with Grounder.open() as grounder:
         tokens = grounder.look([LEFT]).timings.image_tokens
@@ -149,7 +149,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_that_fills(folder: Path) -> None:
-    watch = Started(folder, "--ask", "all balls", "--rounds", "5")
+    watch = Started(folder, "--query", "all balls", "--rounds", "5")
     first = watch.line()
     assert (first["frame"], first["dropped"], first["clock"]) == (1, 0, "file")
     assert first["answers"][0]["images"][0]["name"] == str(folder / RIGHT.name)  # the newest alone
@@ -198,7 +198,7 @@ def test_a_file_is_read_when_it_is_whole(script: Any, monkeypatch: pytest.Monkey
 
 
 def test_a_folder_that_goes_away(folder: Path) -> None:
-    watch = Started(folder, "--ask", "all balls")
+    watch = Started(folder, "--query", "all balls")
     assert "answers" in watch.line()
     shutil.rmtree(folder)
     code, out, err = watch.end()
@@ -209,14 +209,14 @@ def test_a_folder_that_goes_away(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_clean_end(folder: Path, number: signal.Signals) -> None:
-    watch = Started(folder, "--ask", "all balls")
+    watch = Started(folder, "--query", "all balls")
     watch.line()
     watch.process.send_signal(number)
     assert watch.end() == (0, "", "")
 
 
 def test_a_reader_that_left(folder: Path) -> None:
-    command = f"{sys.executable} {SCRIPT} {folder} --ask 'all balls' | true"
+    command = f"{sys.executable} {SCRIPT} {folder} --query 'all balls' | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -250,7 +250,7 @@ def camera(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 def test_a_camera_that_is_lost(watching: Watching, camera: tuple[str, list[str]]) -> None:
     url, asked = camera
     watching._monkeypatch.setattr(watching.script, "PAUSE", 0.2)
-    code, lines, said = watching(url, "--ask", "all balls")
+    code, lines, said = watching(url, "--query", "all balls")
     assert code == 2
     assert said == f"watch: {url} gives no frames any more; see to the camera and start again\n"
     errors = [line["error"] for line in lines if "error" in line]
@@ -263,7 +263,7 @@ def test_a_camera_that_is_lost(watching: Watching, camera: tuple[str, list[str]]
 
 def test_time_that_is_too_short(watching: Watching, tmp_path: Path) -> None:
     film = video(tmp_path / "film.avi", 2, 10)
-    code, lines, _ = watching(film, "--ask", "all balls", "--timeout", "0.000001")
+    code, lines, _ = watching(film, "--query", "all balls", "--timeout", "0.000001")
     assert code == 0
     assert lines
     assert all(line["error"].startswith("no answer within timeout=1e-06 s") for line in lines)
@@ -276,9 +276,9 @@ REFUSED = {
     "a URL that nobody serves": (["http://127.0.0.1:1/a"], "http://127.0.0.1:1/a cannot be opened as a video"),
     "a picture": ([str(LEFT)], f"{LEFT} is a picture; give the folder"),
     "no video": ([str(SCRIPT)], f"{SCRIPT} cannot be opened as a video or a camera"),
-    "an empty question": ([str(LEFT.parent), "--ask", " "], "the query is empty"),
+    "an empty question": ([str(LEFT.parent), "--query", " "], "the query is empty"),
     "no such picture to ask about": (
-        [str(LEFT.parent), "--ask", "the ball in image 3", "--reference", str(LEFT)],
+        [str(LEFT.parent), "--query", "the ball in image 3", "--reference", str(LEFT)],
         "the query names image 3, of 2 pictures",
     ),
     "no reference": ([str(LEFT.parent), "--reference", "nowhere.png"], "nowhere.png: no such picture file"),
@@ -291,7 +291,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(case: str, watching: Watching) -> None:
     arguments, wanted = REFUSED[case]
-    code, lines, said = watching(*arguments, *([] if "--ask" in arguments else ["--ask", "all balls"]))
+    code, lines, said = watching(*arguments, *([] if "--query" in arguments else ["--query", "all balls"]))
     assert (code, lines) == (2, [])
     assert said.startswith(f"watch: {wanted}")
     assert said.count("\n") == 1
@@ -300,7 +300,7 @@ def test_what_is_refused(case: str, watching: Watching) -> None:
 def test_without_opencv(watching: Watching, tmp_path: Path) -> None:
     film = video(tmp_path / "film.avi", 1, 10)
     watching._monkeypatch.setitem(sys.modules, "cv2", None)
-    code, _, said = watching(film, "--ask", "all balls")
+    code, _, said = watching(film, "--query", "all balls")
     assert code == 2
     assert "run `pip install opencv-python-headless`" in said
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -67,7 +70,7 @@ def make_app(service: Service) -> FastAPI:
 
     for name, kind in KINDS.items():
         path = "/" if name == "index.html" else f"/{name}"
-        app.add_api_route(path, page_route(name, kind), methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, page_route(name, kind), methods=["GET", "HEAD"], include_in_schema=False)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
@@ -75,9 +78,11 @@ def make_app(service: Service) -> FastAPI:
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        fixes = {404: "there is nothing at this address; /openapi.json lists what there is", 405: "ask it another way"}
-        told = Refused(error.status_code, fixes.get(error.status_code, str(error.detail)))
-        return error_response(told, {"Allow": methods_at(app, request.scope)} if error.status_code == 405 else None)
+        if error.status_code == 405:
+            methods = methods_at(app, request.scope)
+            return error_response(Refused(405, f"this address takes {methods} alone"), {"Allow": methods})
+        fixes = {404: "there is nothing at this address; /openapi.json lists what there is"}
+        return error_response(Refused(error.status_code, fixes.get(error.status_code, str(error.detail))))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
@@ -89,8 +94,22 @@ def make_app(service: Service) -> FastAPI:
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(Gone, gone)
+    app.openapi = partial(openapi_of, app)  # type: ignore[method-assign]
     app.add_middleware(Guard, service=service)
     return app
+
+
+def openapi_of(app: FastAPI) -> dict[str, Any]:
+    """The document, made once, without the answers of FastAPI's own checks: none of ours comes from these."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        app.openapi_schema = document
+    return app.openapi_schema
 
 
 def methods_at(app: FastAPI, scope: Scope) -> str:

@@ -113,12 +113,14 @@ def read_json(data: bytes, model: type[ModelT]) -> ModelT:
 
 def refusal_of(error: ValidationError) -> Refused:
     """The first thing that is wrong, as a sentence; what was given is not repeated, which may be a whole picture."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    # A field that is not known comes first: it is often the one that is missing, misspelt.
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     place = ".".join(str(part) for part in first["loc"])[:200]
     if first["type"] == "json_invalid":
         return Refused(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')[:200]}")
     if first["type"] == "extra_forbidden":
-        return Refused(400, f"{place}: there is no such field here; leave it out", param=place)
+        return Refused(400, f"{place}: there is no such field here; see /openapi.json", param=place)
     return Refused(400, f"{place or 'the body'}: {first['msg'][:300]}", param=place or None)
 
 

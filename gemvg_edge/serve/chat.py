@@ -27,6 +27,7 @@ from gemvg_edge.serve.routes import ERRORS, JSON, body_of, json_response
 from gemvg_edge.serve.schemas import ErrorOut
 from gemvg_edge.serve.service import Service, until_gone
 
+LIMITS = ("max_images", "max_queries", "max_bytes", "max_image_pixels", "max_query_tokens", "max_new_tokens", "timeout")
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string", "description": "with `stream`: its pieces"}}}}
 }
@@ -62,11 +63,11 @@ def make_router(service: Service) -> APIRouter:
             asked = read_json(data, ChatBody)
             check_model(service, asked.model)
             pictures, query = pictures_and_query(asked.messages)
-            service.check_counts(len(pictures), 1)
+            service.check_counts(len(pictures), 1, ("image_url parts", "text"))
             most = min(asked.max_completion_tokens or asked.max_tokens or 2**31, service.settings.max_new_tokens)
             message = {
                 "do": "ground",
-                "look": {"max_pixels": asked.max_pixels},
+                "look": asked.look(),
                 "ask": {
                     "queries": [query],
                     "think": asked.think,
@@ -75,7 +76,7 @@ def make_router(service: Service) -> APIRouter:
                 },
                 "stream": bool(asked.stream),
             }
-            job = service.pool.submit(message, pictures, service.settings.timeout)
+            job = service.pool.submit(message, pictures, service.seconds(asked.timeout))
             del data, pictures
             as_json = asked.response_format is not None and asked.response_format.type == "json_object"
             head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
@@ -107,13 +108,17 @@ def check_model(service: Service, name: str) -> None:
 def model_content(service: Service) -> Message:
     """The model as a client is told of it."""
     about = {key: value for key, value in service.about.items() if key not in ("name", "pid")}
-    return {"id": service.name, "object": "model", "created": 0, "owned_by": "gemvg-edge", **about}
+    limits = {name: getattr(service.settings, name) for name in LIMITS}
+    return {"id": service.name, "object": "model", "created": 0, "owned_by": "gemvg-edge", **about, "limits": limits}
 
 
 def pictures_and_query(messages: list[Turn]) -> tuple[list[bytes], str]:
     """All pictures of a chat, and the last question."""
     pictures: list[bytes] = []
     for k, turn in enumerate(messages):
+        if turn.role not in ("user", "assistant"):
+            why = f"messages.{k}.role is {turn.role!r}: the model knows one prompt, and no tools; leave the message out"
+            raise Refused(400, why, param=f"messages.{k}.role")
         for n, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
             if isinstance(part, ImagePart):
                 where = f"messages.{k}.content.{n}.image_url.url"
@@ -123,7 +128,7 @@ def pictures_and_query(messages: list[Turn]) -> tuple[list[bytes], str]:
     last = messages[-1]
     if last.role != "user":
         raise Refused(400, "messages: the last one must be the user's, with the question", param="messages")
-    content = last.content
+    content = last.content or ""
     texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
     return pictures, "\n".join(texts)
 

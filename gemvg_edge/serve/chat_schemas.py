@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gemvg_edge.serve.schemas import Answer, Body, Whole
+from gemvg_edge.serve.schemas import Answer, Body, LookOptions, Whole
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Tokens = Annotated[Whole, Field(ge=1)]
+Nothing = Annotated[list[str], Field(max_length=0)]
 
 
 class ImageUrl(Body):
@@ -33,10 +35,10 @@ class TextPart(Body):
 
 
 class Turn(Body):
-    """What the user said, or was answered."""
+    """What the user said, or was answered; others are refused with the reason."""
 
-    role: Literal["user", "assistant"]
-    content: str | list[TextPart | ImagePart]
+    role: Literal["user", "assistant", "system", "developer", "tool", "function"]
+    content: str | list[TextPart | ImagePart] | None
     name: str | None = None
 
 
@@ -53,28 +55,43 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class ChatBody(Body):
-    """A chat; further fields of OpenAI's are refused, unless they cannot change the answer."""
+class ChatBody(LookOptions):
+    """A chat. Of OpenAI's further fields those are taken that change nothing of a greedy answer, or say no to something.
+
+    Ours, by `extra_body`: think, constrained, max_pixels, keep, pruning, timeout.
+    """
 
     model: str
     messages: list[Turn] = Field(min_length=1)
-    max_tokens: Whole | None = Field(None, ge=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1)
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    think: bool = Field(False, description="let the model reason before it answers")
+    constrained: bool = Field(True, description="decode only what an answer's grammar allows")
+
     n: Annotated[Whole, Field(ge=1, le=1)] | None = None
     temperature: Number | None = None
     top_p: Number | None = None
     seed: Whole | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
+    stop: Nothing | None = None
+    tools: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: Literal[False] | None = None
+    logit_bias: dict[str, Number] | None = Field(None, max_length=0)
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
-    think: bool = Field(False, description="let the model reason before it answers (ours, by `extra_body`)")
-    constrained: bool = Field(True, description="decode only what an answer's grammar allows (ours)")
-    max_pixels: Whole | None = Field(None, ge=1, le=2**31, description="budget of each picture (ours)")
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
 
 class Usage(BaseModel):
@@ -123,8 +140,11 @@ class ModelOut(BaseModel):
     owned_by: str
     type: str
     shipped: bool
+    engine: str
+    version: str
     max_pixels: int
     trained_pictures: int | None
+    limits: dict[str, float]
 
 
 class Models(BaseModel):

@@ -67,7 +67,7 @@ class Guard:
             raise Refused(403, f"the service is not known as {printable(host)[:100]!r}; see --allow-host")
         origin = headers.get("origin")
         if origin is not None and urlsplit_or_none(origin) != host and name_of(origin) not in self.hosts - {*LOOPBACK}:
-            raise Refused(403, "a page of another site may not ask; see --allow-host")
+            raise Refused(403, "a page of another site may not ask; let a proxy give both one address")
         token = self.service.settings.token
         if token is not None and scope["path"].startswith(CHECKED):
             kind, _, shown = headers.get("authorization", "").partition(" ")

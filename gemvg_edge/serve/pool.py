@@ -184,7 +184,7 @@ class Pool:
         if job.worker and not waited:
             job.worker.say({"do": "cancel", "id": job.number})
         where = "its turn did not come" if waited else "there is no answer"
-        fix = "try again later" if waited else "send fewer or smaller pictures"
+        fix = "try again later" if waited else "send fewer or smaller pictures, or allow more time"
         after = self.retry_after() if waited else None
         job.end(Refused(504, f"{where} within {job.seconds:g} s; {fix}", retry_after=after))
         self._watch(job)

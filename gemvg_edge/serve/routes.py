@@ -169,7 +169,8 @@ def _take_form(service: Service, fields: Form, form: type[LookOptions]) -> tuple
     texts: dict[str, Any] = {}
     queries: list[str] = []
     for name, content in fields:
-        if name == "image":
+        if name in ("image", "images"):
+            texts |= {} if name == "image" else {name: ""}
             continue
         try:
             text = content.decode()
@@ -182,7 +183,11 @@ def _take_form(service: Service, fields: Form, form: type[LookOptions]) -> tuple
         else:
             texts[name] = text
     asks = issubclass(form, AskOptions)
-    service.check_counts(len(pictures), len(queries) if asks else 1)
+    for plural in ("images", "queries"):
+        if plural in texts:
+            one = "image" if plural == "images" else "query"
+            raise Refused(400, f"{plural}: a form's field is `{one}`, given once for each", param=plural)
+    service.check_counts(len(pictures), len(queries) if asks else 1, ("image", "query"))
     if queries and not asks:
         raise Refused(400, "query: a scene is asked later, at its own address; leave it out", param="query")
     try:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Query = Annotated[str, Field(min_length=1, description="what to look for, in words; pictures count from 1 in it")]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="share of the visual tokens kept")]
 Seconds = Annotated[float, Field(ge=0.1, allow_inf_nan=False, description="give up after so many seconds")]
 
 
@@ -16,6 +17,7 @@ def whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(whole)]
+Pixels = Annotated[Whole, Field(ge=1, le=2**31, description="budget of each picture, after resizing")]
 
 
 class Body(BaseModel):
@@ -27,8 +29,8 @@ class Body(BaseModel):
 class LookOptions(Body):
     """How pictures are looked at, as `Grounder.look` has it."""
 
-    max_pixels: Whole | None = Field(None, ge=1, le=2**31, description="budget of each picture, after resizing")
-    keep: float | None = Field(None, gt=0, le=1, allow_inf_nan=False, description="share of the visual tokens kept")
+    max_pixels: Pixels | None = None
+    keep: Share | None = None
     pruning: Literal["diverse", "merge", "random"] = Field("diverse", description="how these are chosen")
     timeout: Seconds | None = None
 
@@ -43,7 +45,7 @@ class AskOptions(Body):
     queries: list[Query] = Field(min_length=1)
     think: bool = Field(False, description="let the model reason before it answers")
     constrained: bool = Field(True, description="decode only what an answer's grammar allows")
-    max_new_tokens: Whole | None = Field(None, ge=1, description="cut an answer after so many tokens")
+    max_new_tokens: Annotated[Whole, Field(ge=1, description="cut an answer after so many tokens")] | None = None
     timeout: Seconds | None = None
 
     def ask(self) -> dict[str, Any]:

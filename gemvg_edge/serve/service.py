@@ -51,11 +51,11 @@ class Service:
         """What a request may take: no longer than the service allows."""
         return min(wanted or self.settings.timeout, self.settings.timeout)
 
-    def check_counts(self, images: int, queries: int) -> None:
-        """Refused for more of either than a request may have, and for none."""
+    def check_counts(self, images: int, queries: int, names: tuple[str, str] = ("images", "queries")) -> None:
+        """Refused for more of either than a request may have, and for none; `names` are what the client calls them."""
         for count, most, what in (
-            (images, self.settings.max_images, "images"),
-            (queries, self.settings.max_queries, "queries"),
+            (images, self.settings.max_images, names[0]),
+            (queries, self.settings.max_queries, names[1]),
         ):
             if not 1 <= count <= most:
                 raise Refused(400, f"{what}: the request has {count}; send 1 to {most}", param=what)

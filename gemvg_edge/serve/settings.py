@@ -40,7 +40,7 @@ class Settings:
     port: int = _flag(8000, whole_number, "N", "port to listen on; 0 is any that is free", 0)
     workers: int = _flag(1, whole_number, "N", "processes that hold the model; the weights are there once")
     threads: int = _flag(0, whole_number, "N", "processor threads of a worker; 0 shares the physical cores", 0)
-    at_once: int = _flag(2, whole_number, "N", "requests of a worker: one reads pictures while another has the engine")
+    at_once: int = _flag(2, whole_number, "N", "requests of a worker at once: one reads pictures as another computes")
     max_queue: int = _flag(32, whole_number, "N", "requests that wait; one more gets 503", 0)
     timeout: float = _flag(30.0, positive_number, "SECONDS", "longest request, its wait in the queue included", 0)
     body_timeout: float = _flag(10.0, positive_number, "SECONDS", "longest a client may take to send a request", 0)
@@ -50,7 +50,7 @@ class Settings:
     drain: float = _flag(30.0, positive_number, "SECONDS", "longest that a shutdown waits for what runs", 0)
     max_connections: int = _flag(256, whole_number, "N", "connections at once; one more gets 503")
     max_bytes: int = _flag(32 * MIB, whole_number, "BYTES", "largest request")
-    max_held_bytes: int = _flag(256 * MIB, whole_number, "BYTES", "of all requests that are read, wait or run")
+    max_held_bytes: int = _flag(256 * MIB, whole_number, "BYTES", "memory that the bodies of all requests may take")
     max_images: int = _flag(8, whole_number, "N", "pictures of a request")
     max_image_pixels: int = _flag(
         64_000_000, whole_number, "PIXELS", "of a request's pictures together, looked at before they are decoded"
@@ -62,7 +62,7 @@ class Settings:
         300.0, positive_number, "SECONDS", "a scene that nobody asks is let go after so long", 0
     )
     max_scenes: int = _flag(32, whole_number, "N", "scenes that are kept; the one asked longest ago makes room")
-    max_scene_bytes: int = _flag(512 * MIB, whole_number, "BYTES", "of all scenes that are kept")
+    max_scene_bytes: int = _flag(512 * MIB, whole_number, "BYTES", "most memory that all kept scenes may take")
     cache_bytes: int = _flag(
         256 * MIB, whole_number, "BYTES", "of a worker, for pictures that come again; 0 keeps none", 0
     )
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="further name by which browsers may call the service (default: its address, and localhost there)",
+        help="further name of this service, for browsers (default: its address, and localhost there)",
     )
     for one in _flags():
         told = "the bundle's" if one.default is None else f"{one.default:g}" if one.type == "float" else one.default

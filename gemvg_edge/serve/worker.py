@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from gemvg_edge import __version__
 from gemvg_edge.command import one_line
 from gemvg_edge.errors import GemvgError, TimedOut
 from gemvg_edge.grounder import Grounder
@@ -147,9 +148,16 @@ def describe(grounder: Grounder) -> Message:
     return {
         "name": manifest.name,
         "type": manifest.model.model_type,
+        "engine": engine_of(grounder),
+        "version": __version__,
         "max_pixels": grounder.preprocessing.max_pixels,
         "trained_pictures": manifest.familiar.pictures or None,
     }
+
+
+def engine_of(grounder: Grounder) -> str:
+    """The module that runs the language model, such as native or onnxruntime."""
+    return type(grounder.model.engines()[1]).__module__.rpartition(".")[2]
 
 
 def _refusal(status: int, sentence: str) -> Message:
