@@ -17,6 +17,9 @@ import pytest
 from bench.readme import ROOT
 from bench.service.running import Running, serving
 from gemvg_edge import Grounder, Grounding
+from gemvg_edge.serve.refusals import Refused
+from gemvg_edge.serve.scenes import Scenes
+from gemvg_edge.serve.settings import Settings
 
 IMAGES = ROOT / "examples" / "images"
 PAIR = [(IMAGES / name).read_bytes() for name in ("scene1-a.png", "scene1-b.png")]
@@ -131,6 +134,23 @@ def test_scenes_make_room_and_expire() -> None:
         assert running.metrics()["gemvg_scene_bytes"] == 0
 
 
+def test_scenes_that_are_asked_stay_until_they_are_not() -> None:
+    class Silent:
+        def say(self, message: dict[str, Any]) -> None:
+            dropped.append(message["scene"])
+
+    dropped: list[str] = []
+    worker: Any = Silent()
+    scenes = Scenes(Settings(max_scenes=1))
+    scenes.keep("a", worker, {}, 1)
+    with scenes.asked("a"):
+        with pytest.raises(Refused, match="all scenes that are kept are being asked"):
+            scenes.keep("b", worker, {}, 1)
+        assert list(scenes.kept) == ["a"]
+    scenes.keep("c", worker, {}, 1)
+    assert (list(scenes.kept), dropped) == (["c"], ["b", "a"])
+
+
 def test_a_scene_that_is_too_large_is_not_kept() -> None:
     with serving("--max-scene-bytes", "1000000") as running, httpx.Client(base_url=running.url) as client:
         answer = client.post("/v1/scenes", files=form(PAIR, []))
@@ -193,6 +213,7 @@ def test_openais_client_gets_a_stream(chat: openai.OpenAI, grounder: Grounder) -
 
 def test_a_chat_goes_on_about_the_same_pictures(chat: openai.OpenAI, grounder: Grounder) -> None:
     messages = question("all balls", PAIR)
+    messages.append(chat.chat.completions.create(model="tabletop", messages=messages).choices[0].message)
     messages += [{"role": "assistant", "content": "None"}, {"role": "user", "content": "what both images show"}]
     done = chat.chat.completions.create(model="tabletop", messages=messages)
     assert done.choices[0].message.content == grounder.ground(PAIR, "what both images show").text

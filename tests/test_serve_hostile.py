@@ -144,6 +144,18 @@ JSON_BODIES: dict[str, tuple[str, bytes | dict[str, Any], str]] = {
     "a path": ("/v1/ground", {"images": ["/etc/passwd"], "queries": ["x"]}, "images[0] is not base64"),
     "no base64": ("/v1/ground", {"images": ["data:image/png;base64,%%%"], "queries": ["x"]}, "images[0] is not base64"),
     "plain data": ("/v1/ground", {"images": ["data:image/png,abc"], "queries": ["x"]}, "a data URL without base64"),
+    "a million values": ("/v1/ground", b'{"images": [' + b"0," * 10**6 + b"0]}", "more than 10000 values"),
+    "a chat of a million values": (
+        "/v1/chat/completions",
+        b'{"model": "tabletop", "messages": [{"role": "user", "content": [' + b"0," * 10**6 + b"0]}]}",
+        "more than 10000 values",
+    ),
+    "a budget past the service's": (
+        "/v1/ground",
+        {"images": [IMAGE], "queries": ["x"], "max_pixels": 2**31},
+        "give at most 16384, this service's --max-pixels",
+    ),
+    "the form's field": ("/v1/ground", {"images": [IMAGE], "query": "x"}, "query: there is no such field"),
     "a keep of 7": ("/v1/ground", {"images": [IMAGE], "queries": ["x"], "keep": 7}, "keep: Input should be less"),
     "pixels": ("/v1/ground", {"images": [IMAGE], "queries": ["x"], "max_pixels": 1}, "max_pixels=1; give a"),
     "no number": ("/v1/ground", b'{"images": ["a"], "queries": ["x"], "keep": NaN}', "keep: Input should be a finite"),
@@ -173,7 +185,7 @@ def part(head: str, content: bytes) -> bytes:
 FORMS: dict[str, tuple[bytes, str]] = {
     "no end": (part('name="image"', b"abc"), "cut short"),
     "no form": (b"abc", "the form cannot be read"),
-    "empty": (b"--x--\r\n", "images: the request has 0"),
+    "empty": (b"--x--\r\n", "image: the request has 0"),
     "a query that is no text": (
         part('name="image"', PAIR[0]) + part('name="query"', b"\xff\xfe") + b"--x--\r\n",
         "query: it is not text in UTF-8",
@@ -189,6 +201,10 @@ FORMS: dict[str, tuple[bytes, str]] = {
     "an unknown field": (
         part('name="image"', PAIR[0]) + part('name="query"', b"x") + part('name="../../x"', b"1") + b"--x--\r\n",
         "../../x: there is no such field here",
+    ),
+    "the field of JSON": (
+        part('name="image"', PAIR[0]) + part('name="queries"', b"x") + b"--x--\r\n",
+        "queries: a form's field is `query`, given once for each",
     ),
     "a thousand fields": (1000 * part('name="query"', b"x") + b"--x--\r\n", "more than"),
 }
@@ -236,6 +252,8 @@ def test_odd_scene_ids_are_not_found(client: httpx.Client, name: str) -> None:
 
 
 def test_other_methods_and_paths_are_told(client: httpx.Client) -> None:
+    assert client.options("/v1/scenes/x").headers["allow"] == "DELETE, GET"
+    assert "/openapi.json lists" in told(client.post("/v1/ground/"), 404)
     assert "takes POST alone" in told(client.get("/v1/ground"), 405)
     assert "/openapi.json lists" in told(client.get("/v2"), 404)
 
@@ -286,6 +304,24 @@ def test_a_slow_client_is_told_and_let_go(running: Running, name: str) -> None:
 def test_no_http_is_a_bad_request(running: Running, junk: bytes) -> None:
     answer = talk(running.port, junk)
     assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 403", b"HTTP/1.1 408")
+
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"x", b"zz\r\n"])
+@pytest.mark.parametrize("head", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
+def test_a_body_that_nobody_reads_holds_no_connection(running: Running, head: bytes, rest: bytes) -> None:
+    before, started = running.log.read_text(), time.monotonic()
+    assert talk(running.port, GET + head, rest, wait=0.2).startswith(b"HTTP/1.1 200 ")
+    assert time.monotonic() - started < 5
+    assert running.log.read_text() == before
+
+
+def test_a_bad_chunk_is_told(running: Running) -> None:
+    answer = talk(running.port, HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"message": "this is no HTTP/1.1' in answer
 
 
 def test_many_connections_leave_room_for_others(running: Running) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ import pytest
 
 from bench.service.running import Running, serving
 from gemvg_edge.engines.native.library import find_library
+from gemvg_edge.models import DEFAULT_BUNDLE
 from tests.test_serve import PAIR, form, question
 
 ENDLESS = ("--max-new-tokens", "100000", "--at-once", "1")  # with the model of random weights: minutes an answer
@@ -142,6 +145,26 @@ def test_a_killed_nursery_is_replaced_with_the_next_worker() -> None:
         assert post(running).status_code == 200
 
 
+def test_what_keeps_a_worker_from_starting_may_end(tmp_path: Path) -> None:
+    """A bundle that is away for a while, and descriptors that are used up."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(DEFAULT_BUNDLE, bundle)
+    with serving(bundle=bundle) as running:
+        bundle.rename(tmp_path / "away")
+        for pid in (*children(running.process.pid), *workers_of(running)):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: "no such bundle folder" in httpx.get(f"{running.url}/readyz").text)
+        (tmp_path / "away").rename(bundle)
+        until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200)
+        (worker,) = workers_of(running)
+        limit = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (8, 4096))
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: "a worker cannot be started" in running.log.read_text())
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (min(4096, limit[0]), 4096))
+        until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200)
+        assert post(running).status_code == 200
+
+
 def test_a_worker_that_never_comes_back_is_killed(endless: Path) -> None:
     with serving(*ENDLESS, "--kill-after", "0.5", bundle=endless) as running:
         (worker,) = workers_of(running)
@@ -169,9 +192,12 @@ def test_a_shutdown_finishes_what_runs(endless: Path, number: int) -> None:
 
 def test_a_shutdown_does_not_wait_for_ever(endless: Path) -> None:
     with serving(*ENDLESS, "--drain", "0.5", bundle=endless) as running:
-        with asking(running):
+        with asking(running) as came:
             running.process.terminate()
+        assert isinstance(came[0], httpx.Response)
+        assert (came[0].status_code, "the service ends" in came[0].text) == (503, True)
         assert running.process.wait(20) == 0
+        assert running.log.read_text() == ""
 
 
 def test_workers_end_with_their_service() -> None:

@@ -12,8 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.routing import compile_path
 
 from gemvg_edge import __version__
 from gemvg_edge.serve import chat, routes
@@ -47,6 +46,7 @@ def make_app(service: Service) -> FastAPI:
         description="Several pictures and a sentence in, boxes out. An error is one sentence in `error.message`.",
         docs_url=None,  # its page would fetch scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.include_router(routes.make_router(service))
     app.include_router(chat.make_router(service))
@@ -79,7 +79,7 @@ def make_app(service: Service) -> FastAPI:
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            methods = methods_at(app, request.scope)
+            methods = methods_at(app, request.scope["path"])
             return error_response(Refused(405, f"this address takes {methods} alone"), {"Allow": methods})
         fixes = {404: "there is nothing at this address; /openapi.json lists what there is"}
         return error_response(Refused(error.status_code, fixes.get(error.status_code, str(error.detail))))
@@ -112,14 +112,12 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def methods_at(app: FastAPI, scope: Scope) -> str:
+def methods_at(app: FastAPI, path: str) -> str:
     """The methods of all routes at an address; of its own, a router tells those of the first."""
-    found = {
-        method
-        for route in app.routes
-        if isinstance(route, Route) and route.matches(dict(scope))[0] is not Match.NONE
-        for method in route.methods or ()
-    }
+    found = {"GET", "HEAD"} if path.strip("/") in {"", *KINDS} else set()
+    for pattern, operations in app.openapi()["paths"].items():
+        if compile_path(pattern)[0].match(path):
+            found |= {method.upper() for method in operations}
     return ", ".join(sorted(found))
 
 

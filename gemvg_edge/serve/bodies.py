@@ -16,14 +16,16 @@ from typing import Any, TypeVar
 import anyio
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from gemvg_edge.serve.refusals import BUSY, Gone, Refused
 from gemvg_edge.serve.settings import Settings
 
-DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?)(;base64)?,", re.ASCII)
+DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+=-]+)*?)(;base64)?,", re.ASCII | re.IGNORECASE)
 MOST_HEAD = 1024  # characters of a data URL before its picture
+MOST_VALUES = 10_000  # of a body of JSON, by its commas
 MOST_FIELDS = 64  # parts of a form beside its pictures and queries
 FIX = "send JSON (application/json), or a form (multipart/form-data) as `curl -F image=@a.png -F query=...` does"
 logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # or odd forms would be remarked on stderr
@@ -66,13 +68,15 @@ async def read(request: Request, count: Count, settings: Settings) -> bytes:
     try:
         return await _read(request, count, settings)
     except Refused:
-        await swallow(request.receive, settings)
+        await swallow(request.receive, request.headers, settings)
         raise
 
 
-async def swallow(receive: Receive, settings: Settings) -> None:
+async def swallow(receive: Receive, headers: Headers, settings: Settings) -> None:
     """Read on without keeping anything, for a while: a client that still writes would not see what it is told."""
     seen = 0
+    if "expect" in headers:  # it writes nothing before it is told to go on
+        return
     with anyio.move_on_after(settings.body_timeout / 4):
         while seen <= 4 * settings.max_bytes:
             message = await receive()
@@ -82,7 +86,7 @@ async def swallow(receive: Receive, settings: Settings) -> None:
 
 
 async def _read(request: Request, count: Count, settings: Settings) -> bytes:
-    if (packed := request.headers.get("content-encoding", "identity")) != "identity":
+    if (packed := request.headers.get("content-encoding", "identity")).lower() != "identity":
         raise Refused(415, f"the body is packed ({packed[:40]!r}); send it as it is")
     too_large = Refused(413, f"the request has more than {settings.max_bytes} bytes; send fewer or smaller pictures")
     length = request.headers.get("content-length", "")
@@ -105,6 +109,9 @@ async def _read(request: Request, count: Count, settings: Settings) -> bytes:
 
 def read_json(data: bytes, model: type[ModelT]) -> ModelT:
     """A body of JSON as the model has it; Refused names the field that is wrong."""
+    # Each wrong value costs pydantic a kilobyte and a moment, before it tells the first; base64 has no comma.
+    if data.count(b",") > MOST_VALUES:
+        raise Refused(400, f"the body has more than {MOST_VALUES} values; send fewer")
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -188,6 +195,7 @@ def read_picture(text: str, where: str) -> bytes:
     if head and not head[3]:
         raise Refused(400, f"{where} is a data URL without base64; send data:image/png;base64,...", param=where)
     try:
-        return base64.b64decode(text[head.end() :] if head else text, validate=True)
+        # `base64 FILE` writes lines
+        return base64.b64decode("".join((text[head.end() :] if head else text).split()), validate=True)
     except (binascii.Error, ValueError):
         raise Refused(400, f"{where} is not base64; send data:image/png;base64,...", param=where) from None

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from gemvg_edge.serve.bodies import check_kind, read, read_json, read_picture
-from gemvg_edge.serve.chat_schemas import ChatBody, Completion, ImagePart, ModelOut, Models, TextPart, Turn
+from gemvg_edge.serve.chat_schemas import ChatBody, Completion, ImagePart, ModelOut, Models, Said, TextPart, Turn
 from gemvg_edge.serve.messages import Message
 from gemvg_edge.serve.pool import Job
 from gemvg_edge.serve.refusals import Gone, Refused, error_content
@@ -63,6 +63,7 @@ def make_router(service: Service) -> APIRouter:
             asked = read_json(data, ChatBody)
             check_model(service, asked.model)
             pictures, query = pictures_and_query(asked.messages)
+            asked.messages = []  # the text is large
             service.check_counts(len(pictures), 1, ("image_url parts", "text"))
             most = min(asked.max_completion_tokens or asked.max_tokens or 2**31, service.settings.max_new_tokens)
             message = {
@@ -116,19 +117,17 @@ def pictures_and_query(messages: list[Turn]) -> tuple[list[bytes], str]:
     """All pictures of a chat, and the last question."""
     pictures: list[bytes] = []
     for k, turn in enumerate(messages):
-        if turn.role not in ("user", "assistant"):
-            why = f"messages.{k}.role is {turn.role!r}: the model knows one prompt, and no tools; leave the message out"
-            raise Refused(400, why, param=f"messages.{k}.role")
+        if isinstance(turn, Said):
+            if turn.role != "assistant":
+                why = f"messages.{k}.role is {turn.role!r}: the model knows one prompt, and no tools; leave it out"
+                raise Refused(400, why, param=f"messages.{k}.role")
+            continue
         for n, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
             if isinstance(part, ImagePart):
-                where = f"messages.{k}.content.{n}.image_url.url"
-                if turn.role != "user":
-                    raise Refused(400, f"{where}: only the user shows pictures", param=where)
-                pictures.append(read_picture(part.image_url.url, where))
-    last = messages[-1]
-    if last.role != "user":
+                pictures.append(read_picture(part.image_url.url, f"messages.{k}.content.{n}.image_url.url"))
+    if isinstance(last := messages[-1], Said):
         raise Refused(400, "messages: the last one must be the user's, with the question", param="messages")
-    content = last.content or ""
+    content = last.content
     texts = [content] if isinstance(content, str) else [part.text for part in content if isinstance(part, TextPart)]
     return pictures, "\n".join(texts)
 

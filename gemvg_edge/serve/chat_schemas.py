@@ -34,12 +34,21 @@ class TextPart(Body):
     text: str
 
 
-class Turn(Body):
-    """What the user said, or was answered; others are refused with the reason."""
+class Asked(Body):
+    """What the user says."""
 
-    role: Literal["user", "assistant", "system", "developer", "tool", "function"]
-    content: str | list[TextPart | ImagePart] | None
+    role: Literal["user"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
     name: str | None = None
+
+
+class Said(BaseModel):
+    """What the user was answered, with all that an answer has; others' words are refused with the reason."""
+
+    role: Literal["assistant", "system", "developer", "tool", "function"]
+
+
+Turn = Annotated[Asked | Said, Field(discriminator="role")]
 
 
 class ResponseFormat(Body):
@@ -56,7 +65,7 @@ class StreamOptions(Body):
 
 
 class ChatBody(LookOptions):
-    """A chat. Of OpenAI's further fields those are taken that change nothing of a greedy answer, or say no to something.
+    """A chat. Of OpenAI's further fields those are taken that do not change a greedy answer, or say no to something.
 
     Ours, by `extra_body`: think, constrained, max_pixels, keep, pruning, timeout.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -21,6 +22,16 @@ from gemvg_edge.serve.refusals import Refused, error_response
 from gemvg_edge.serve.service import Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 CHECKED = ("/v1/", "/metrics")  # what needs the token; the page and the health of the service tell nothing
 log = logging.getLogger("gemvg_edge")
 
@@ -31,7 +42,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
         settings = service.settings
-        own = {*LOOPBACK, settings.host} if settings.host in LOOPBACK or settings.allow_hosts else set()
+        own = {*LOOPBACK, settings.host} if is_loopback(settings.host) or settings.allow_hosts else set()
         self.hosts = {name.lower() for name in (*own, *settings.allow_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,12 +58,16 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope)
-        except Refused as refused:
-            await swallow(receive, self.service.settings)
-            await error_response(refused)(scope, receive, counted)
-        else:
-            await self.app(scope, receive, counted)
+            try:
+                self._check(scope)
+            except Refused as refused:
+                await swallow(receive, Headers(scope=scope), self.service.settings)
+                await error_response(refused)(scope, receive, counted)
+            else:
+                await self.app(scope, receive, counted)
+        except Exception:
+            status[0] = 500  # told outside of here
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")  # a route's pattern: paths are a client's to choose
             seconds, metrics = time.monotonic() - started, self.service.metrics
@@ -62,10 +77,10 @@ class Guard:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host = headers.get("host", "").lower()
         if self.hosts and name_in(host) not in self.hosts:
             raise Refused(403, f"the service is not known as {printable(host)[:100]!r}; see --allow-host")
-        origin = headers.get("origin")
+        origin = headers["origin"].lower() if "origin" in headers else None
         if origin is not None and urlsplit_or_none(origin) != host and name_of(origin) not in self.hosts - {*LOOPBACK}:
             raise Refused(403, "a page of another site may not ask; let a proxy give both one address")
         token = self.service.settings.token

@@ -53,7 +53,8 @@ def main() -> None:
             with socket.socket(fileno=handles[0]) as place:
                 if refused:
                     send(place, {"failed": refused})
-                elif not os.fork():
+                    return  # and the next try is a new process: what was missing may be there then
+                if not os.fork():
                     control.close()
                     _work(place, shared, settings)
 

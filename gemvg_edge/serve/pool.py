@@ -20,11 +20,13 @@ from contextlib import suppress
 from itertools import count
 
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.files import reason
 from gemvg_edge.serve.messages import Message, next_message, pack
 from gemvg_edge.serve.refusals import BUSY, Refused
 from gemvg_edge.serve.settings import Settings, write_settings
 
-SLOWEST_RESTART = 10.0  # seconds between two starts of a worker that never gets ready
+FASTEST_RESTART, SLOWEST_RESTART = 0.1, 10.0  # seconds between two starts of a worker that never gets ready
+NURSERY_END = 5.0  # seconds
 log = logging.getLogger("gemvg_edge")
 
 
@@ -98,6 +100,7 @@ class Pool:
         self._control: socket.socket | None = None
         self._nursery: subprocess.Popen[bytes] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pause = 0.0  # seconds before a worker that did not get ready is started again
         self._mean = 0.1  # seconds of a request, lately
 
     @property
@@ -131,7 +134,10 @@ class Pool:
         if self._control:
             self._control.close()
         if self._nursery:
-            await asyncio.to_thread(self._nursery.wait)
+            try:
+                await asyncio.to_thread(self._nursery.wait, NURSERY_END)
+            except subprocess.TimeoutExpired:
+                self._nursery.kill()
         for task in self._tasks:
             task.cancel()
 
@@ -155,6 +161,12 @@ class Pool:
             job.worker.say({"do": "cancel", "id": job.number})
         job.end(Refused(BUSY, "cancelled"))
         self._watch(job)
+
+    def give_up(self) -> None:
+        """End all requests: a shutdown waits for them no longer."""
+        for job in [*self.waiting.values(), *(job for worker in self.workers for job in worker.running.values())]:
+            job.end(Refused(BUSY, "the service ends, and this took longer than it waits; ask again", retry_after=1))
+        self.waiting.clear()
 
     def retry_after(self) -> int:
         """Seconds after which the queue has probably moved."""
@@ -229,7 +241,7 @@ class Pool:
     async def _listen(self, worker: Worker) -> None:
         while (said := await next_message(worker.reader)) is not None:
             if "ready" in said:
-                worker.about, self.failed = said["ready"], None
+                worker.about, self.failed, self._pause = said["ready"], None, 0.0
                 with suppress(OSError):
                     worker.pidfd = os.pidfd_open(said["ready"]["pid"])
                 self._pump()
@@ -248,7 +260,8 @@ class Pool:
         if job.started is not None:
             self._mean += 0.1 * (time.monotonic() - job.started - self._mean)
         if "error" in said:
-            job.end(Refused(said["error"]["status"], said["error"]["message"]))
+            status = said["error"]["status"]
+            job.end(Refused(status, said["error"]["message"], retry_after=1 if status == BUSY else None))
         elif job.result.done():
             self._orphan(job)
         else:
@@ -274,9 +287,16 @@ class Pool:
             self.failed = self.failed or "a worker ended before it was ready"
             if not self._opened:
                 return  # `start` says so
-            log.warning("%s; trying again in %g s", self.failed, SLOWEST_RESTART)
-            await asyncio.sleep(SLOWEST_RESTART)
         else:
             log.warning("a worker was lost; another is started")
         self.restarts += 1
-        await self._start_worker()
+        while not self._closing:
+            if worker.about is None:
+                self._pause = min(SLOWEST_RESTART, max(FASTEST_RESTART, 2 * self._pause))
+                log.warning("%s; trying again in %g s", self.failed, self._pause)
+                await asyncio.sleep(self._pause)
+            try:
+                await self._start_worker()
+                return
+            except OSError as error:  # no more files or processes
+                worker.about, self.failed = None, f"a worker cannot be started ({reason(error)})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -62,7 +63,7 @@ def make_router(service: Service) -> APIRouter:
         """One or several queries about some pictures, in a form or as JSON."""
         with service.held.counted() as count:
             data = await read(request, count, service.settings)
-            pictures, asked = take(service, request, data, GroundBody, GroundOptions)
+            pictures, asked = await take(service, request, data, GroundBody, GroundOptions)
             assert isinstance(asked, GroundOptions)
             message = {"do": "ground", "look": asked.look(), "ask": asked.ask()}
             job = service.pool.submit(message, pictures, service.seconds(asked.timeout))
@@ -82,7 +83,7 @@ def make_router(service: Service) -> APIRouter:
         """Pictures that are looked at once and kept for a while."""
         with service.held.counted() as count:
             data = await read(request, count, service.settings)
-            pictures, asked = take(service, request, data, LookBody, LookOptions)
+            pictures, asked = await take(service, request, data, LookBody, LookOptions)
             name = new_name()
             job = service.pool.submit(
                 {"do": "look", "scene": name, "look": asked.look()}, pictures, service.seconds(asked.timeout)
@@ -116,15 +117,11 @@ def make_router(service: Service) -> APIRouter:
             check_kind(request, JSON)
             asked = read_json(data, AskOptions)
             service.check_counts(1, len(asked.queries))
-            kept = service.scenes.find(scene)
-            kept.asked += 1
-            try:
+            with service.scenes.asked(scene) as kept:
                 job = service.pool.submit(
                     {"do": "ask", "scene": scene, "ask": asked.ask()}, [], service.seconds(asked.timeout), kept.worker
                 )
                 return answers_response(service, await service.result(request, job), job, looked=False)
-            finally:
-                kept.asked -= 1
 
     @router.get(
         "/v1/scenes/{scene}",
@@ -149,7 +146,7 @@ def make_router(service: Service) -> APIRouter:
     return router
 
 
-def take(
+async def take(
     service: Service, request: Request, data: bytes, body: type[LookBody], form: type[LookOptions]
 ) -> tuple[list[bytes], LookOptions]:
     """The pictures of a request, and its other fields; a form and JSON say the same."""
@@ -161,7 +158,8 @@ def take(
         asked.images = []  # the text is large
         return pictures, asked
     most = service.settings.max_images + service.settings.max_queries + MOST_FIELDS
-    return _take_form(service, read_form(request, data, most), form)
+    # In a thread, since what nearly is a boundary keeps the parser busy, and everybody else would wait.
+    return _take_form(service, await to_thread.run_sync(read_form, request, data, most), form)
 
 
 def _take_form(service: Service, fields: Form, form: type[LookOptions]) -> tuple[list[bytes], LookOptions]:
@@ -249,7 +247,7 @@ def inlined(schema: dict[str, Any]) -> dict[str, Any]:
             return value
         if name := value.get("$ref", "").rpartition("/")[2]:
             return put(defined[name])
-        return {key: put(one) for key, one in value.items()}
+        return {key: put(one) for key, one in value.items() if key != "discriminator"}  # it names the definitions
 
     done: dict[str, Any] = put(schema)
     return done

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gemvg_edge.serve.messages import Message
@@ -42,9 +44,20 @@ class Scenes:
             limit = self.settings.max_scene_bytes
             raise Refused(413, f"the scene takes {size} bytes, more than {limit}; send fewer or smaller pictures")
         self.kept[name] = Kept(worker, about, size, time.monotonic())
-        idle = [old for old, one in self.kept.items() if not one.asked and old != name]
-        while idle and (len(self.kept) > self.settings.max_scenes or self.bytes > self.settings.max_scene_bytes):
-            self.drop(idle.pop(0))
+        self._make_room()
+        if name not in self.kept:
+            raise Refused(503, "all scenes that are kept are being asked; try again later", retry_after=1)
+
+    @contextmanager
+    def asked(self, name: str) -> Iterator[Kept]:
+        """The scene of an id while it is asked, when nobody lets it go; Refused where there is none."""
+        one = self.find(name)
+        one.asked += 1
+        try:
+            yield one
+        finally:
+            one.asked -= 1
+            self._make_room()
 
     def find(self, name: str) -> Kept:
         """The scene of an id, which is used now; Refused where there is none."""
@@ -53,6 +66,11 @@ class Scenes:
         one.used = time.monotonic()
         self.kept[name] = one  # last now
         return one
+
+    def _make_room(self) -> None:
+        idle = [name for name, one in self.kept.items() if not one.asked]
+        while idle and (len(self.kept) > self.settings.max_scenes or self.bytes > self.settings.max_scene_bytes):
+            self.drop(idle.pop(0))
 
     def drop(self, name: str) -> None:
         """Let a scene go."""

@@ -19,13 +19,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import reason
 from gemvg_edge.serve.app import make_app
-from gemvg_edge.serve.guard import LOOPBACK
+from gemvg_edge.serve.guard import is_loopback
 from gemvg_edge.serve.refusals import error_content
 from gemvg_edge.serve.service import Service
 from gemvg_edge.serve.settings import Settings
 
 log = logging.getLogger("gemvg_edge")
 MOST_HEAD = 64 * 1024  # bytes of a request before its body
+GIVE_UP = 2.0  # seconds for telling clients that a shutdown does not wait any longer
 SWEEP = 1.0  # seconds between two looks for scenes that nobody asks any more
 
 
@@ -60,6 +61,7 @@ def listening(settings: Settings) -> socket.socket:
         place = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(address)
+        place.listen(settings.max_connections)
         return place
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
@@ -74,7 +76,7 @@ async def run(settings: Settings, place: socket.socket) -> None:
         loop.add_signal_handler(number, main.cancel)
     try:
         service.about = await service.pool.start()
-        if settings.host not in LOOPBACK and settings.token is None:
+        if not is_loopback(settings.host) and settings.token is None:
             log.warning("whoever reaches %s may ask: there is no token (--token-file)", settings.host)
         server = Server(
             uvicorn.Config(
@@ -85,12 +87,17 @@ async def run(settings: Settings, place: socket.socket) -> None:
                 log_level="error",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.drain,  # type: ignore[arg-type]  # any number of seconds
+                timeout_graceful_shutdown=settings.drain + GIVE_UP,  # type: ignore[arg-type]  # any number of seconds
                 h11_max_incomplete_event_size=MOST_HEAD,
             )
         )
+
+        def stop(number: int) -> None:
+            server.handle_exit(number, None)
+            loop.call_later(settings.drain, service.pool.give_up)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, server.handle_exit, number, None)
+            loop.add_signal_handler(number, stop, number)
         sweeper = asyncio.ensure_future(sweep(service))
         await server.serve(sockets=[place])
         sweeper.cancel()
@@ -131,6 +138,17 @@ def patient(settings: Settings) -> type[H11Protocol]:
             self._head_is_there()
             self.resume_writing()
             super().connection_lost(error)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # nobody will read the rest, which may never come
+                self.transport.close()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                self._refuse(400, "this is no HTTP/1.1 that can be read; send a request as curl does")
+            else:  # an answer is there or under way
+                self.transport.abort()
 
         def pause_writing(self) -> None:
             super().pause_writing()

@@ -102,8 +102,12 @@ def read_settings(options: argparse.Namespace) -> Settings:
         value, low = values[one.name], one.metadata["low"]
         if isinstance(value, (int, float)) and value < low:
             raise GemvgError(f"--{one.name.replace('_', '-')} is {value}; give at least {low:g}")
-    if values["port"] > 65535:
-        raise GemvgError(f"--port is {values['port']}; give 0 to 65535")
+    for name, most in (("port", 65535), ("at_once", 64), ("workers", 256)):
+        if values[name] > most:
+            raise GemvgError(f"--{name.replace('_', '-')} is {values[name]}; give at most {most}")
+    for name in options.allow_host:
+        if not name or not all(c.isalnum() or c in ".-_" for c in name):
+            raise GemvgError(f"--allow-host is {name[:100]!r}; give a name alone, such as robot.example")
     return Settings(
         bundle=options.bundle,
         engine=options.engine,

@@ -104,6 +104,11 @@ class Worker:
             if (scene := self.scenes.get(message["scene"])) is None:
                 raise SceneGone
             return self._ask(scene, job)
+        most, wanted = self.grounder.preprocessing.max_pixels, message["look"]["max_pixels"]
+        if wanted is not None and wanted > most:
+            raise GemvgError(
+                f"max_pixels={wanted}; give at most {most}, this service's --max-pixels or its model's own"
+            )
         check_pixels(job.pictures, self.settings.max_image_pixels)
         scene = self.grounder.look(job.pictures, **message["look"], timeout=job.left(), cancel=job.cancel)
         known = {"warning": scene.warning}
