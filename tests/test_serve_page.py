@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bench.service.running import Running, serving
 from gemvg_edge import Grounder
 from gemvg_edge.serve.app import PAGE
 from tests.test_serve import IMAGES, PAIR
+from tests.test_serve_workers import workers_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -80,7 +83,7 @@ def test_boxes_stand_where_python_finds_them(page: Any) -> None:
         assert shown["y"] - picture["y"] == pytest.approx(box.y1 * scale, abs=1)
         assert shown["width"] == pytest.approx((box.x2 - box.x1) * scale, abs=1)
         assert stage.locator(".box").inner_text() == f"{n + 1} · {box.score:.2f}"
-    assert page.inner_text("#status").startswith("2 boxes. ")
+    assert page.inner_text("#status").startswith("2 boxes in 2 pictures; ")
     page.click("summary")
     page.click("#copy")
     page.wait_for_selector("#copy:text-is('Copied')")
@@ -98,10 +101,14 @@ def test_a_box_asks_for_the_same_object(page: Any, running: Running) -> None:
         scene = grounder.look([IMAGES / "scene4-a.png", IMAGES / "scene4-b.png"])
         first = scene.ground(MOVED)[0]
         (expected,) = scene.ground(f"the same object as {scene.mark(first)} in image 1")
-    assert page.locator(".box").count() == 1 == page.locator("li:nth-child(2) .box").count()
+    assert page.locator("button.box").count() == 1 == page.locator("li:nth-child(2) button.box").count()
+    assert page.locator("li:nth-child(1) .box.source").count() == 1  # what was asked from stays in sight
     assert f"{expected.score:.2f}" in page.inner_text("#boxes")
     after = running.metrics()['gemvg_requests_total{route="/v1/scenes",status="201"}']
     assert after == looks + 1  # looked once, asked twice
+    page.click("#back")
+    assert page.inner_text("#asked") == MOVED
+    assert page.locator("button.box").count() == 2
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:
@@ -122,10 +129,37 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     page.wait_for_selector(".box.chosen")
     page.keyboard.press("Enter")
     page.wait_for_selector("#asked:has-text('the same object as box 1')")
+    page.wait_for_selector("#asked:focus")  # not lost with the box that was chosen
+    page.focus("figcaption button >> nth=0")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("figcaption button:focus")
+
+
+def test_boxes_of_other_pictures_are_never_shown(page: Any, running: Running) -> None:
+    """Pictures that were changed while they were looked at: their scene is let go, the new ones get their own."""
+    (worker,) = workers_of(running)
+    page.set_input_files("#files", [str(IMAGES / "scene1-a.png")])
+    page.fill("#query", "all balls")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        page.click("#go")
+        page.wait_for_selector("#status:text-is('Looking at the pictures…')")
+        page.click("#clear")
+        page.set_input_files("#files", [str(IMAGES / name) for name in ("scene4-a.png", "scene4-b.png")])
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    page.wait_for_selector("#go:not([aria-disabled])")
+    find(page, MOVED)
+    shown = json.loads(page.text_content("#json"))
+    assert len(shown["images"]) == 2
+    with Grounder.open() as grounder:
+        expected = grounder.ground([IMAGES / "scene4-a.png", IMAGES / "scene4-b.png"], MOVED)
+    assert [box["x1"] for box in shown["boxes"]] == [box.x1 for box in expected]
 
 
 def test_a_scene_that_was_let_go_is_looked_at_again(page: Any, running: Running) -> None:
     page.click("#sample")
+    page.wait_for_selector(".stage img")
     find(page, "all balls")
     for _ in range(40):  # other clients' scenes take its room
         httpx.post(f"{running.url}/v1/scenes", files=[("image", PAIR[0])])
@@ -144,10 +178,8 @@ def test_what_is_wrong_is_told(page: Any, tmp_path: Path) -> None:
     page.click("#go")
     page.wait_for_selector("#status.bad:has-text('is not a picture that Pillow can read')")
     page.click("text=Remove")
-    pick(page, *["scene1-a.png"] * 5)
-    page.click("#go")
-    page.wait_for_selector("#status.bad:has-text('images: the request has 5; send 1 to 4')")
-    page.click("#clear")
+    page.set_input_files("#files", [str(IMAGES / "scene1-a.png")] * 5)
+    page.wait_for_selector("#status.bad:text-is('That is too many: at most 4 pictures at once.')")
     pick(page, "scene1-a.png")
     find(page, "<b>balls</b>")
     assert page.title() == "gemvg-edge"
@@ -169,10 +201,14 @@ def test_a_token_is_asked_for(browser: Any, tmp_path: Path) -> None:
     with serving("--token-file", str(tmp_path / "token")) as running:
         page = browser.new_page()
         page.goto(running.url)
+        page.fill("#token", "close-sesame")
+        page.click("#access button")
+        page.wait_for_selector("#status.bad:has-text('the token is missing or wrong')")
         page.fill("#token", "open-sesame")
         page.click("#access button")
         page.wait_for_selector("#about:has-text('The small model')")
         page.click("#sample")
+        page.wait_for_selector(".stage img")
         find(page, "all balls")
         page.close()
 

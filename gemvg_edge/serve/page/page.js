@@ -7,6 +7,8 @@ const find = (id) => document.getElementById(id);
 let pictures = []; // {name, blob, url}
 let scene = null; // what the service said of these pictures
 let answer = null;
+let current = null; // the answer that is shown: {answer, shown, source}, where `source` is what a box of it asked from
+let most = 8; // pictures at once
 let token = "";
 let busy = false;
 
@@ -31,10 +33,14 @@ async function call(path, options = {}) {
   throw error;
 }
 
-async function look() {
+const forget = (one) => call(`v1/scenes/${one.id}`, { method: "DELETE", keepalive: true }).catch(() => {});
+
+async function look(asked) {
   const form = new FormData();
-  for (const picture of pictures) form.append("image", picture.blob, picture.name);
-  scene = await call("v1/scenes", { method: "POST", body: form });
+  for (const picture of asked) form.append("image", picture.blob, picture.name);
+  const made = await call("v1/scenes", { method: "POST", body: form });
+  if (asked === pictures) scene = made;
+  else forget(made); // others were picked meanwhile
 }
 
 async function ground(query) {
@@ -43,43 +49,48 @@ async function ground(query) {
   return (await call(`v1/scenes/${scene.id}/ground`, options)).answers[0];
 }
 
-async function ask(query, shown = query) {
+async function ask(query, shown = query, source = null) {
   if (busy) return;
   if (!pictures.length) return say("Pick some pictures first.", true);
-  busy = true;
-  find("go").disabled = true;
-  show(null);
-  say(scene ? "Looking for it…" : "Looking at the pictures…");
+  if (!query) return say("Type what you are looking for.", true);
   const asked = pictures;
+  const again = (error) => {
+    if (error.status !== 404) throw error; // the scene was let go meanwhile
+    scene = null;
+  };
+  busy = true;
+  find("go").setAttribute("aria-disabled", "true"); // not disabled, which would take the focus away
+  say(scene ? "Looking for it…" : "Looking at the pictures…");
   try {
-    let found;
-    try {
-      if (!scene) await look();
-      found = await ground(query);
-    } catch (error) {
-      if (error.status !== 404) throw error; // the scene was let go meanwhile
-      await look();
-      found = await ground(query);
+    let found = null;
+    for (let tries = 0; tries < 2 && !found; tries++) {
+      if (!scene) await look(asked);
+      if (asked !== pictures) return say("");
+      found = await ground(query).catch(again);
     }
-    if (asked === pictures) show(found, shown);
+    if (asked === pictures && found) show(found, shown, source);
   } catch (error) {
-    say(error.message, true);
+    if (asked === pictures) show(null);
+    say(named(error.message, asked), true);
   } finally {
     busy = false;
-    find("go").disabled = false;
+    find("go").removeAttribute("aria-disabled");
   }
 }
 
+// The service knows pictures by their places; people by their names.
+const named = (text, asked) => text.replace(/images\[(\d+)\]/g, (all, k) => asked[k]?.name ?? all);
+
 // What is shown
 
-function say(text, bad = false) {
-  find("status").textContent = text;
+function say(text, bad = false, warning = "") {
+  find("status").replaceChildren(text, ...(warning ? [" ", make("span", { className: "warning", textContent: warning })] : []));
   find("status").classList.toggle("bad", bad);
 }
 
 function setPictures(next) {
   for (const gone of pictures.filter((picture) => !next.includes(picture))) URL.revokeObjectURL(gone.url);
-  if (scene) call(`v1/scenes/${scene.id}`, { method: "DELETE" }).catch(() => {});
+  if (scene) forget(scene);
   pictures = next;
   scene = null;
   show(null);
@@ -92,6 +103,7 @@ function add(files) {
   const images = [...files].filter((file) => file.type.startsWith("image/") || file.type === "");
   const found = images.map((blob) => ({ name: blob.name || "picture", blob, url: URL.createObjectURL(blob) }));
   if (!found.length) return say("That was no picture.", true);
+  if (pictures.length + found.length > most) return say(`That is too many: at most ${most} pictures at once.`, true);
   setPictures([...pictures, ...found]);
   find("query").focus();
 }
@@ -106,31 +118,40 @@ function figure(picture, k) {
   const image = make("img", { src: picture.url, alt: `Image ${k + 1}: ${picture.name}` });
   const remove = make("button", { type: "button", textContent: "Remove", ariaLabel: `Remove image ${k + 1}` });
   image.onerror = () => say(`This browser cannot show ${picture.name}; the service may still read it.`, true);
-  remove.onclick = () => setPictures(pictures.filter((other) => other !== picture));
+  remove.onclick = () => {
+    setPictures(pictures.filter((other) => other !== picture));
+    (document.querySelectorAll("figcaption button")[k] ?? find("files")).focus();
+  };
   const stage = make("div", { className: "stage" }, image);
   const caption = make("figcaption", {}, make("strong", { textContent: `Image ${k + 1}` }), picture.name, remove);
   return make("li", {}, make("figure", {}, stage, caption));
 }
 
-function show(next, shown) {
+function show(next, shown, source = null) {
   answer = next;
   find("answer").hidden = !answer;
   document.querySelectorAll(".box").forEach((box) => box.remove());
   if (!answer) return;
   const { timings } = answer;
-  const looked = scene.look_ms ? `${Math.round(scene.look_ms)} ms to look, ` : "";
   const count = answer.boxes.length;
+  const many = `${pictures.length} ${pictures.length === 1 ? "picture" : "pictures"}`;
+  const took = Math.round(timings.query_prefill_ms + timings.decode_ms);
   const notes = [answer.problem, scene.warning && `${scene.warning}; boxes may mean nothing`].filter(Boolean);
-  say(
-    [`${count || "No"} ${count === 1 ? "box" : "boxes"}`, `${looked}${Math.round(timings.query_prefill_ms + timings.decode_ms)} ms to answer`, ...notes].join(". ") + ".",
-    notes.length > 0,
-  );
+  const told = count ? `${count} ${count === 1 ? "box" : "boxes"} in ${many}` : `Nothing found in ${many}`;
+  const times = `answered in ${took} ms, pictures read in ${Math.round(scene.look_ms)} ms`;
+  say(`${told}; ${times}.`, false, notes.length ? `${named(notes.join(". "), pictures)}.` : "");
   find("asked").textContent = shown;
+  find("back").hidden = !source;
+  find("back").textContent = source ? `Back to “${source.shown}”` : "";
+  find("back").onclick = () => source && show(source.answer, source.shown, source.source);
+  current = { answer, shown, source };
   find("hint").hidden = !count || pictures.length < 2;
   find("json").textContent = JSON.stringify(answer, null, 1);
   find("boxes").replaceChildren(...answer.boxes.map(row));
   const stages = document.querySelectorAll(".stage");
   answer.boxes.forEach((box, n) => stages[box.image].append(frame(box, n)));
+  if (source) stages[source.box.image].append(place(make("div", { className: "box source" }), source.box));
+  if (find("answer").contains(document.activeElement) || document.activeElement === document.body) find("asked").focus();
 }
 
 const scoreOf = (box) => (box.score === null ? "" : box.score.toFixed(2));
@@ -138,7 +159,7 @@ const scoreOf = (box) => (box.score === null ? "" : box.score.toFixed(2));
 function choosing(button, box, n) {
   button.style.setProperty("--colour", COLOURS[n % COLOURS.length]);
   button.dataset.box = n;
-  button.onclick = () => askSame(box, n);
+  if (pictures.length > 1) button.onclick = () => askSame(box, n);
   for (const [event, chosen] of [["mouseenter", true], ["focus", true], ["mouseleave", false], ["blur", false]])
     button.addEventListener(event, () =>
       document.querySelectorAll(`[data-box="${n}"]`).forEach((other) => other.classList.toggle("chosen", chosen)),
@@ -146,24 +167,33 @@ function choosing(button, box, n) {
   return button;
 }
 
-function frame(box, n) {
+function place(element, box) {
   const { width, height } = answer.images[box.image];
-  const button = make("button", { type: "button", className: "box" }, make("span", { textContent: `${n + 1}` }));
-  button.ariaLabel = `Box ${n + 1} in image ${box.image + 1}, score ${scoreOf(box) || "unknown"}: ask for the same object`;
-  button.title = `${n + 1}: ${scoreOf(box)}`;
-  button.style.left = `${(100 * box.x1) / width}%`;
-  button.style.top = `${(100 * box.y1) / height}%`;
-  button.style.width = `${(100 * (box.x2 - box.x1)) / width}%`;
-  button.style.height = `${(100 * (box.y2 - box.y1)) / height}%`;
-  button.classList.toggle("high", box.y1 < height / 12); // no room above it for its number
-  button.firstChild.textContent = scoreOf(box) ? `${n + 1} · ${scoreOf(box)}` : `${n + 1}`;
-  return choosing(button, box, n);
+  element.style.left = `${(100 * box.x1) / width}%`;
+  element.style.top = `${(100 * box.y1) / height}%`;
+  element.style.width = `${(100 * (box.x2 - box.x1)) / width}%`;
+  element.style.height = `${(100 * (box.y2 - box.y1)) / height}%`;
+  element.classList.toggle("high", box.y1 < height / 12); // no room above it for its number
+  element.classList.toggle("right", box.x2 > 0.8 * width);
+  return element;
+}
+
+const about = (box, n) => {
+  const what = `Box ${n + 1} in image ${box.image + 1}, score ${scoreOf(box) || "unknown"}`;
+  return pictures.length > 1 ? `${what}: ask for the same object` : what;
+};
+
+function frame(box, n) {
+  const number = make("span", { textContent: scoreOf(box) ? `${n + 1} · ${scoreOf(box)}` : `${n + 1}` });
+  const button = make("button", { type: "button", className: "box", ariaLabel: about(box, n), title: about(box, n) }, number);
+  return choosing(place(button, box), box, n);
 }
 
 function row(box, n) {
   const corners = [box.x1, box.y1, box.x2, box.y2].map(Math.round).join(", ");
-  const about = make("small", { textContent: `score ${scoreOf(box) || "unknown"}, pixels ${corners}` });
-  const button = make("button", { type: "button" }, make("b", { textContent: `${n + 1}` }), `image ${box.image + 1}`, about);
+  const label = box.label && box.label !== answer.query ? `${box.label}, ` : "";
+  const small = make("small", { textContent: `${label}score ${scoreOf(box) || "unknown"}, pixels ${corners}` });
+  const button = make("button", { type: "button" }, make("b", { textContent: `${n + 1}` }), `image ${box.image + 1}`, small);
   return make("li", {}, choosing(button, box, n));
 }
 
@@ -173,7 +203,7 @@ function askSame(box, n) {
   const corner = (x, y) => `(${step(x, width)},${step(y, height)})`;
   const mark = `<|box_start|>${corner(box.x1, box.y1)},${corner(box.x2, box.y2)}<|box_end|>`;
   const where = `in image ${box.image + 1}`;
-  ask(`the same object as ${mark} ${where}`, `the same object as box ${n + 1} ${where} (${answer.query.startsWith("the same object as <|") ? "of the answer before" : answer.query})`);
+  ask(`the same object as ${mark} ${where}`, `the same object as box ${n + 1} ${where} (${current.shown})`, { ...current, box });
 }
 
 // What people do
@@ -182,7 +212,10 @@ find("files").onchange = (event) => {
   add(event.target.files);
   event.target.value = ""; // or the same file could not be picked again
 };
-find("clear").onclick = () => setPictures([]);
+find("clear").onclick = () => {
+  setPictures([]);
+  find("files").focus();
+};
 find("ask").onsubmit = (event) => {
   event.preventDefault();
   ask(find("query").value.trim());
@@ -190,14 +223,13 @@ find("ask").onsubmit = (event) => {
 find("access").onsubmit = (event) => {
   event.preventDefault();
   token = find("token").value.trim();
-  find("access").hidden = true;
-  say("");
   tellModel();
 };
 find("copy").onclick = async () => {
   try {
     await navigator.clipboard.writeText(find("json").textContent);
     find("copy").textContent = "Copied";
+    say("The JSON is copied.");
   } catch {
     getSelection().selectAllChildren(find("json")); // where a page may not write to the clipboard
     find("copy").textContent = "Selected: press Ctrl+C";
@@ -205,13 +237,17 @@ find("copy").onclick = async () => {
   setTimeout(() => (find("copy").textContent = "Copy"), 2000);
 };
 find("sample").onclick = async () => {
-  const blobs = await Promise.all(["sample-a.png", "sample-b.png"].map(async (name) => {
-    const blob = await (await fetch(name)).blob();
-    return new File([blob], name, { type: "image/png" });
-  }));
-  setPictures([]);
-  add(blobs);
-  find("query").value ||= "all balls";
+  try {
+    const blobs = await Promise.all(["sample-a.png", "sample-b.png"].map(async (name) => {
+      const blob = await (await fetch(name)).blob();
+      return new File([blob], name, { type: "image/png" });
+    }));
+    setPictures([]);
+    add(blobs);
+    find("query").value ||= "all balls";
+  } catch {
+    say("The service does not answer. Is it still running?", true);
+  }
 };
 
 const drop = find("drop");
@@ -225,7 +261,7 @@ addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) add(event.clipboardData.files);
 });
 addEventListener("pagehide", () => {
-  if (scene) call(`v1/scenes/${scene.id}`, { method: "DELETE", keepalive: true }).catch(() => {});
+  if (scene) forget(scene);
 });
 
 // The camera, where the browser lets a page have it: on this machine, or over TLS
@@ -254,13 +290,20 @@ find("stop").onclick = () => {
 async function tellModel() {
   try {
     const [model] = (await call("v1/models")).data;
+    if (!find("access").hidden) {
+      find("access").hidden = true;
+      say("");
+      find("query").focus();
+    }
+    most = model.limits.max_images;
     const many = model.trained_pictures ? ` It was trained on at most ${model.trained_pictures} pictures at once.` : "";
     find("about").textContent = model.shipped
       ? `The small model that ships with gemvg-edge. It knows simulated tables with toys and dishes, seen by one or two cameras, as in the sample; photographs get nonsense. It was made to show that the whole path works.${many}`
       : `The model ${model.id}.${many}`;
     find("sample").hidden = !model.shipped;
   } catch (error) {
-    if (error.status !== 401) say(error.message, true);
+    find("about").textContent = "";
+    say(error.status === 401 && !token ? "" : error.message, true);
   }
 }
 tellModel();
