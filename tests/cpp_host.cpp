@@ -144,6 +144,12 @@ static void again() {
     for (const gemvg::Grounding& one : scene.ground_each({QUERY, "the plate"})) print("each", one);
     std::printf("pictures %s %d %d %d\n", scene.pictures()[0].name.c_str(), scene.pictures()[0].width,
                 answer.pictures[0].height, int(scene.timings().image_tokens == answer.timings.image_tokens));
+    gemvg::AskOptions few;
+    few.max_new_tokens = 5;
+    std::printf("few %s\n", scene.ground(QUERY, few).problem.value_or("none").c_str());
+    std::printf("usual %s\n", scene.warning().value_or("nothing").c_str());
+    const gemvg::Scene many = gemvg::Grounder().look({packed(), packed(), packed()});
+    std::printf("unlike %s\n", many.warning().value_or("nothing").c_str());
 }
 
 // The callback is the host's own code: another thread gets at Python while it runs, and its exceptions come out.

@@ -12,6 +12,10 @@
 //     c++ $(python -m gemvg_edge.config --cflags) main.cpp $(python -m gemvg_edge.config --libs)
 #pragma once
 
+#if __cplusplus < 201703L
+#error "gemvg_edge.hpp needs C++17: -std=c++17"
+#endif
+
 #include "gemvg_edge_python.hpp"
 
 #include <cstddef>
@@ -244,6 +248,11 @@ class Scene {
         return detail::inside([&](const detail::Names& names) {
             return detail::text(scene().attr("mark")(names.box(box.image, box.x1, box.y1, box.x2, box.y2)));
         });
+    }
+
+    // What about the pictures is unlike those of the model's training, where boxes may mean nothing.
+    std::optional<std::string> warning() const {
+        return detail::inside([&](const auto&) { return detail::text_if_any(scene().attr("warning")); });
     }
 
     std::vector<Picture> pictures() const {
