@@ -5,6 +5,7 @@ Skips where there is no CMake, compiler, pybind11 or shared library of Python.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -165,7 +166,10 @@ def test_the_service_refuses_in_a_sentence_and_measures(example: Path, tmp_path:
 
 def test_ctrl_c_is_the_hosts(example: Path, tmp_path: Path) -> None:
     command = [str(example / "cpp_service")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as service:
+    usual = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=usual
+    ) as service:
         assert service.stdin
         assert service.stdout
         service.stdin.write(f"{QUERY}\t{as_ppm('scene1-a.png', tmp_path)}\n")

@@ -345,7 +345,7 @@ def test_a_picture_of_a_broken_size_is_no_fault(client: httpx.Client) -> None:
 
 def test_made_up_requests_find_no_fault() -> None:
     """A few of what `python -m tests.fuzz_service` sends for minutes."""
-    result, said = fuzz(seconds=0, examples=5, seed=0)
+    result, said = fuzz(seconds=0, examples=2, seed=0)
     assert result["found"] == 0, said[-5000:]
     assert result["requests"] > 100
     assert {"200", "201", "204", "400", "404", "405"} <= set(result["statuses"])

@@ -83,7 +83,7 @@ def post(running: Running, **fields: str) -> httpx.Response:
 
 
 def test_a_full_queue_says_when_to_come_again(endless: Path) -> None:
-    with serving(*ENDLESS, "--max-queue", "1", "--timeout", "3", bundle=endless) as running:
+    with serving(*ENDLESS, "--max-queue", "1", "--timeout", "1.5", bundle=endless) as running:
         with asking(running) as first:
             waited = post(running, timeout="0.3")
         assert (waited.status_code, "its turn did not come within 0.3 s" in waited.text) == (504, True)
@@ -109,7 +109,8 @@ def test_what_nobody_waits_for_is_not_done(endless: Path) -> None:
         name = httpx.get(f"{running.url}/v1/models").json()["data"][0]["id"]
         body = {"model": name, "messages": question("x", PAIR[:1]), "stream": True, "constrained": False}
         with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, timeout=60) as stream:
-            next(stream.iter_lines())
+            first = next(stream.iter_lines())
+            assert stream.status_code == 200, first
             assert running.metrics()["gemvg_running"] == 1
         until(lambda: not running.metrics()["gemvg_running"])
         assert running.metrics()["gemvg_worker_restarts"] == 0

@@ -23,15 +23,6 @@ from gemvg_edge.serve.service import Service
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's alone."""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 CHECKED = ("/v1/", "/metrics")  # what needs the token; the page and the health of the service tell nothing
 log = logging.getLogger("gemvg_edge")
 
@@ -81,7 +72,7 @@ class Guard:
         if self.hosts and name_in(host) not in self.hosts:
             raise Refused(403, f"the service is not known as {printable(host)[:100]!r}; see --allow-host")
         origin = headers["origin"].lower() if "origin" in headers else None
-        if origin is not None and urlsplit_or_none(origin) != host and name_of(origin) not in self.hosts - {*LOOPBACK}:
+        if origin is not None and place_of(origin) != host and name_of(origin) not in self.hosts - {*LOOPBACK}:
             raise Refused(403, "a page of another site may not ask; let a proxy give both one address")
         token = self.service.settings.token
         if token is not None and scope["path"].startswith(CHECKED):
@@ -103,9 +94,17 @@ def name_of(address: str) -> str | None:
         return None
 
 
-def urlsplit_or_none(address: str) -> str | None:
+def place_of(address: str) -> str | None:
     """Host and port of an address; None where it is none."""
     try:
         return urlsplit(address).netloc or None
     except ValueError:
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -58,10 +58,12 @@ def listening(settings: Settings) -> socket.socket:
     try:
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         # Of TCP by name, or asyncio would not switch off Nagle's wait, which costs an answer 40 ms.
-        place = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(address)
-        place.listen(settings.max_connections)
+        with ExitStack() as unused:
+            place = unused.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
+            place.listen(settings.max_connections)
+            unused.pop_all()
         return place
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
