@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.readme import ROOT
 from bench.results import result_file, save_result
-from bench.tables.markdown import table
+from bench.tables.service import host
 from gemvg_edge import Grounder
 from gemvg_edge.command import command, whole_number
 from gemvg_edge.config import cmake_dir
 from gemvg_edge.errors import GemvgError
 
-ROOT = Path(__file__).resolve().parents[1]
 PICTURES, QUERY = ("scene1-a.png", "scene1-b.png"), "all balls"
 BOX = ("image", "x1", "y1", "x2", "y2")
 CALLS = ("look_and_ground", "ground")
@@ -124,22 +124,6 @@ def row(name: str, ours: list[Answer], pythons: list[Answer]) -> dict[str, Any]:
     medians = {f"{side}_ms": median(values) for side, values in times.items()}
     difference = medians["host_ms"] - medians["python_ms"]
     return {"call": name, **medians, "difference_ms": difference, "least_ms": min(pairs), "most_ms": max(pairs)}
-
-
-def host(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    names = {"look_and_ground": "`look` and `ground`", "ground": "`ground`"}
-    head = ["call", "Python, ms", "C++, ms", "difference, ms", "of single blocks"]
-    rows = [
-        [
-            names[row["call"]],
-            *(f"{row[key]:.3f}" for key in ("python_ms", "host_ms")),
-            f"{row['difference_ms']:+.3f}",
-            f"{row['least_ms']:+.3f} to {row['most_ms']:+.3f}",
-        ]
-        for row in result["rows"]
-    ]
-    return table(head, rows)
 
 
 @command("bench.host")

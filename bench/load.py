@@ -11,7 +11,6 @@ Nothing is cached, as with a camera's pictures. Ends with one JSON line.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import random
 import statistics
@@ -25,79 +24,23 @@ import numpy as np
 from tqdm import tqdm
 
 from bench.results import result_file, save_result
+from bench.service.clients import LEFT, Clients
 from bench.service.requests import Ask, Sent, as_chat, as_form, as_json, boxes_of, draw_asks, malformed
-from bench.service.running import Running, serving
+from bench.service.running import Running, memory_in, serving
 from gemvg_edge import Grounder
 from gemvg_edge.command import command, whole_number
 
 MODEL = "tabletop"
 FLAGS = ("--cache-bytes", "0")
-LEFT, WRONG = "left", "malformed"
+WRONG = "malformed"
 BLOCKS = 5  # turns of loop and service
-
-
-class Clients:
-    """Threads that send requests from one list, each the next that is left."""
-
-    def __init__(self, running: Running, count: int) -> None:
-        self.running, self.count = running, count
-        self.results: dict[int, tuple[int, Any, float]] = {}  # by request: status, content, seconds
-
-    def send(self, requests: Sequence[tuple[Sent, str]]) -> float:
-        """Send all; the seconds that it took."""
-        todo, lock = iter(list(enumerate(requests))), threading.Lock()
-        failed: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                connection = self._connect()
-                while True:
-                    with lock:
-                        number, (sent, how) = next(todo, (-1, (Sent("", "", b""), "")))
-                    if number < 0:
-                        return
-                    connection = self._one(connection, number, sent, how)
-            except BaseException as error:
-                failed.append(error)
-
-        threads = [threading.Thread(target=work) for _ in range(self.count)]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-        return time.perf_counter() - started
-
-    def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=600)
-
-    def _one(
-        self, connection: http.client.HTTPConnection, number: int, sent: Sent, how: str
-    ) -> http.client.HTTPConnection:
-        started = time.perf_counter()
-        if how == LEFT:  # in the middle of the body, or while the answer is made
-            connection.putrequest("POST", sent.path)
-            connection.putheader("Content-Type", sent.kind)
-            connection.putheader("Content-Length", str(len(sent.body)))
-            connection.endheaders()
-            connection.send(sent.body if number % 20 else sent.body[: len(sent.body) // 2])
-            time.sleep(0.01)
-            connection.close()
-            return self._connect()
-        connection.request("POST", sent.path, sent.body, {"Content-Type": sent.kind})
-        answer = connection.getresponse()
-        content = json.loads(answer.read())
-        self.results[number] = (answer.status, content, time.perf_counter() - started)
-        return connection
 
 
 def watch(running: Running, over: threading.Event, seen: list[dict[str, float]]) -> None:
     """Queue and memory, now and then."""
     while not over.wait(0.25):
         found = running.metrics()
-        memory = {f"{name}_mb": size / 1e6 for name, size in running.memory().items()}
+        memory = {f"{name}_mb": size / 1e6 for name, size in memory_in(found).items()}
         seen.append({"queue": found["gemvg_queue_length"], **memory})
 
 

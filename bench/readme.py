@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.boxes.scoring import gain_text
-from bench.host import host
 from bench.speed.report import growth
 from bench.speed.report import markdown as latency
 from bench.speed.tradeoff_report import front_table
@@ -231,7 +230,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "vision layout": ("vision_layout.json", vision_layout),
     "load": ("load.json", lambda result: service.load(result) + _machine(result)),
     "workers": ("workers.json", lambda result: service.workers(result) + _machine(result)),
-    "host": ("host.json", lambda result: host(result) + "\n\n" + _machine(result)),
+    "host": ("host.json", lambda result: service.host(result) + "\n\n" + _machine(result)),
     "wheel": ("wheel.json", lambda result: service.wheel(result) + _machine(result)),
 }
 

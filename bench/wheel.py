@@ -36,12 +36,6 @@ def measured(folder: Path, native: bool) -> dict[str, Any]:
     """The figures, and the boxes that the installed runtime and its service find."""
     environment = os.environ | {"GEMVG_NATIVE": "1" if native else "0"}
     environment.pop("PYTHONPATH", None)
-    _run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
-        environment,
-    )
-    (wheel,) = folder.glob("*.whl")
-    place = folder / "env"
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     _run(build, environment)
     (wheel,) = folder.glob("*.whl")

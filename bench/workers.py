@@ -15,10 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.load import Clients
 from bench.results import result_file, save_result
+from bench.service.clients import Clients
 from bench.service.requests import as_form, draw_asks
-from bench.service.running import serving
+from bench.service.running import children, serving
 from gemvg_edge.bundle import open_bundle
 from gemvg_edge.command import command
 from gemvg_edge.models import DEFAULT_BUNDLE
@@ -31,8 +31,7 @@ def shares(pid: int) -> list[float]:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
     assert found is not None
-    below = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return [int(found[1]) / 1024, *(share for child in below for share in shares(int(child)))]
+    return [int(found[1]) / 1024, *(share for child in children(pid) for share in shares(child))]
 
 
 def row(bundle: Path, workers: int) -> dict[str, Any]:

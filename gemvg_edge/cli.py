@@ -11,15 +11,13 @@ Exit code 0, or 2 with one sentence on stderr when the input is at fault (gemvg_
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemvg_edge import __version__
-from gemvg_edge.command import path_name, positive_number, run_command, whole_number
+from gemvg_edge.command import path_name, positive_number, run_command, told, whole_number
 from gemvg_edge.engines import ENGINES
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
@@ -67,7 +65,7 @@ def _run(given: list[str]) -> int:
     if given and given[0] in STAGES:  # their commands read their own arguments
         return run_workshop(given[0], given[1:])
     options = build_parser().parse_args(given)
-    with _told(options):
+    with told(getattr(options, "verbose", False)):
         match options.command:
             case "ground":
                 from gemvg_edge.cli_ground import ground
@@ -79,22 +77,6 @@ def _run(given: list[str]) -> int:
                 return _serve(options)
             case _:
                 return _completion(options)
-
-
-@contextmanager
-def _told(options: argparse.Namespace) -> Iterator[None]:
-    """What the package logs, on stderr: warnings, and with --verbose what it does."""
-    log, handler = logging.getLogger("gemvg_edge"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("gemvg: %(message)s"))
-    level, log.propagate = log.level, False
-    log.setLevel(logging.INFO if getattr(options, "verbose", False) else logging.WARNING)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = True
 
 
 def build_parser(listed: str | None = argparse.SUPPRESS) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import math
 import os
 import signal
@@ -131,6 +132,22 @@ def path_name(text: str) -> Path:
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks: an engine's own messages have several lines."""
     return " ".join(str(error).split())
+
+
+@contextmanager
+def told(verbose: bool) -> Iterator[None]:
+    """What the package logs, on stderr: warnings, and with `verbose` what it does."""
+    log, handler = logging.getLogger("gemvg_edge"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("gemvg: %(message)s"))
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = True
 
 
 @contextmanager

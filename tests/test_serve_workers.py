@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.service.running import Running, serving
+from bench.service.running import Running, children, serving
 from gemvg_edge.engines.native.library import find_library
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests.test_serve import PAIR, form, question
@@ -46,10 +46,6 @@ def workers_of(running: Running) -> list[int]:
     """The processes that hold scenes, by the parent that they were forked from."""
     nursery = children(running.process.pid)
     return [pid for parent in nursery for pid in children(parent)]
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def there(running: Running) -> float:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,18 @@ class Running:
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of each process, as the service tells them."""
-        found = {}
-        for name, value in self.metrics().items():
-            if process := re.fullmatch(r'gemvg_resident_bytes\{process="(\w+)"\}', name):
-                found[process[1]] = int(value)
-        return found
+        return memory_in(self.metrics())
+
+
+def memory_in(metrics: Mapping[str, float]) -> dict[str, int]:
+    """Resident bytes of each process, of what `Running.metrics` gave."""
+    told = ((re.fullmatch(r'gemvg_resident_bytes\{process="(\w+)"\}', name), size) for name, size in metrics.items())
+    return {process[1]: int(size) for process, size in told if process}
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started and that are there."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
 @contextmanager

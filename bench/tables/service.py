@@ -54,3 +54,19 @@ def wheel(result: Result) -> str:
         ["`from gemvg_edge import Grounder`, s", f"{result['import_runtime_s']:.2f}"],
     ]
     return table(["", "measured"], rows) + "\n\n"
+
+
+def host(result: dict[str, Any]) -> str:
+    """What a call from C++ costs beside Python's."""
+    names = {"look_and_ground": "`look` and `ground`", "ground": "`ground`"}
+    head = ["call", "Python, ms", "C++, ms", "difference, ms", "of single blocks"]
+    rows = [
+        [
+            names[row["call"]],
+            *(f"{row[key]:.3f}" for key in ("python_ms", "host_ms")),
+            f"{row['difference_ms']:+.3f}",
+            f"{row['least_ms']:+.3f} to {row['most_ms']:+.3f}",
+        ]
+        for row in result["rows"]
+    ]
+    return table(head, rows)

@@ -18,12 +18,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from gemvg_edge.serve.bodies import check_kind, read, read_json, read_picture
+from gemvg_edge.serve.bodies import read_picture
 from gemvg_edge.serve.chat_schemas import ChatBody, Completion, ImagePart, ModelOut, Models, Said, TextPart, Turn
 from gemvg_edge.serve.messages import Message
 from gemvg_edge.serve.pool import Job
 from gemvg_edge.serve.refusals import Gone, Refused, error_content
-from gemvg_edge.serve.routes import ERRORS, JSON, body_of, json_response
+from gemvg_edge.serve.routes import ERRORS, body_of, json_response, take_json
 from gemvg_edge.serve.schemas import ErrorOut
 from gemvg_edge.serve.service import Service, until_gone
 
@@ -58,9 +58,7 @@ def make_router(service: Service) -> APIRouter:
     async def chat(request: Request) -> Response:
         """A question about the pictures of a chat."""
         with service.held.counted() as count:
-            data = await read(request, count, service.settings)
-            check_kind(request, JSON)
-            asked = read_json(data, ChatBody)
+            asked = await take_json(service, request, count, ChatBody)
             check_model(service, asked.model)
             pictures, query = pictures_and_query(asked.messages)
             asked.messages = []  # the text is large
@@ -78,7 +76,7 @@ def make_router(service: Service) -> APIRouter:
                 "stream": bool(asked.stream),
             }
             job = service.pool.submit(message, pictures, service.seconds(asked.timeout))
-            del data, pictures
+            del pictures  # the job has them, until a worker does
             as_json = asked.response_format is not None and asked.response_format.type == "json_object"
             head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.name}
             if not asked.stream:

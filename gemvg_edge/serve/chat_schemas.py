@@ -1,4 +1,4 @@
-"""Bodies of `/v1/chat/completions` and `/v1/models` as pydantic has them; OpenAI's names, and three of ours."""
+"""Bodies of `/v1/chat/completions` and `/v1/models` as pydantic has them; OpenAI's names, and some of ours."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import socket
 import sys
 from dataclasses import replace
 
-from gemvg_edge.command import one_line
+from gemvg_edge.command import one_line, told
 from gemvg_edge.engines.graph_weights import Unsupported
 from gemvg_edge.engines.native import NativeVisionTower, physical_cores
 from gemvg_edge.engines.native.library import find_library
@@ -34,11 +34,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the service decides when: it lets what runs finish
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker is waited for
-    log, handler = logging.getLogger("gemvg_edge"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("gemvg: %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO if settings.verbose else logging.WARNING)
-    with socket.socket(fileno=int(sys.argv[1])) as control:
+    with told(settings.verbose), socket.socket(fileno=int(sys.argv[1])) as control:
         shared, refused = None, ""
         try:
             shared = open_shared(settings)

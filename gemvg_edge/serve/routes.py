@@ -11,7 +11,18 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gemvg_edge.serve.bodies import MOST_FIELDS, Form, check_kind, read, read_form, read_json, read_picture, refusal_of
+from gemvg_edge.serve.bodies import (
+    MOST_FIELDS,
+    Count,
+    Form,
+    ModelT,
+    check_kind,
+    read,
+    read_form,
+    read_json,
+    read_picture,
+    refusal_of,
+)
 from gemvg_edge.serve.messages import Message
 from gemvg_edge.serve.pool import Job
 from gemvg_edge.serve.refusals import Refused
@@ -62,12 +73,11 @@ def make_router(service: Service) -> APIRouter:
     async def ground(request: Request) -> Response:
         """One or several queries about some pictures, in a form or as JSON."""
         with service.held.counted() as count:
-            data = await read(request, count, service.settings)
-            pictures, asked = await take(service, request, data, GroundBody, GroundOptions)
+            pictures, asked = await take(service, request, count, GroundBody, GroundOptions)
             assert isinstance(asked, GroundOptions)
             message = {"do": "ground", "look": asked.look(), "ask": asked.ask()}
             job = service.pool.submit(message, pictures, service.seconds(asked.timeout))
-            del data, pictures
+            del pictures  # the job has them, until a worker does
             return answers_response(service, await service.result(request, job), job, looked=True)
 
     @router.post(
@@ -82,13 +92,12 @@ def make_router(service: Service) -> APIRouter:
     async def look(request: Request) -> Response:
         """Pictures that are looked at once and kept for a while."""
         with service.held.counted() as count:
-            data = await read(request, count, service.settings)
-            pictures, asked = await take(service, request, data, LookBody, LookOptions)
+            pictures, asked = await take(service, request, count, LookBody, LookOptions)
             name = new_name()
             job = service.pool.submit(
                 {"do": "look", "scene": name, "look": asked.look()}, pictures, service.seconds(asked.timeout)
             )
-            del data, pictures
+            del pictures  # the job has them, until a worker does
             done = await service.result(request, job)
         about = {
             "id": name,
@@ -113,9 +122,7 @@ def make_router(service: Service) -> APIRouter:
     async def ask(scene: str, request: Request) -> Response:
         """One or several queries about a scene."""
         with service.held.counted() as count:
-            data = await read(request, count, service.settings)
-            check_kind(request, JSON)
-            asked = read_json(data, AskOptions)
+            asked = await take_json(service, request, count, AskOptions)
             service.check_counts(1, len(asked.queries))
             with service.scenes.asked(scene) as kept:
                 job = service.pool.submit(
@@ -147,9 +154,10 @@ def make_router(service: Service) -> APIRouter:
 
 
 async def take(
-    service: Service, request: Request, data: bytes, body: type[LookBody], form: type[LookOptions]
+    service: Service, request: Request, count: Count, body: type[LookBody], form: type[LookOptions]
 ) -> tuple[list[bytes], LookOptions]:
     """The pictures of a request, and its other fields; a form and JSON say the same."""
+    data = await read(request, count, service.settings)
     if check_kind(request, JSON, FORM) == JSON:
         asked = read_json(data, body)
         queries = len(asked.queries) if isinstance(asked, AskOptions) else 1
@@ -160,6 +168,13 @@ async def take(
     most = service.settings.max_images + service.settings.max_queries + MOST_FIELDS
     # In a thread, since what nearly is a boundary keeps the parser busy, and everybody else would wait.
     return _take_form(service, await to_thread.run_sync(read_form, request, data, most), form)
+
+
+async def take_json(service: Service, request: Request, count: Count, model: type[ModelT]) -> ModelT:
+    """The body of a request that is JSON alone."""
+    data = await read(request, count, service.settings)
+    check_kind(request, JSON)
+    return read_json(data, model)
 
 
 def _take_form(service: Service, fields: Form, form: type[LookOptions]) -> tuple[list[bytes], LookOptions]:

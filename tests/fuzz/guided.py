@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-HANG = 20  # seconds that one input may take
+from tests.fuzz.drive import HANG, open_target
+
 LONGEST = 200_000  # bytes of an input
 MEMORY = 4096  # MiB of the process
 
@@ -41,8 +42,6 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["gemvg_edge"]):
-        from tests.fuzz.drive import open_target
-
         target: ModuleType = open_target(sys.argv[1])
     logging.getLogger("gemvg_edge").setLevel(logging.ERROR)
     for k, seed in enumerate(target.seeds()):
