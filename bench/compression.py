@@ -47,7 +47,7 @@ from quantize.rotate import rotate
 from quantize.smooth import Settings as Smoothing
 from quantize.smooth import smooth
 from quantize.tensors import expected_tensors
-from train.collate import IGNORED, collate
+from train.collate import IGNORED, LOSS_INPUTS, collate
 from train.data.record import Record
 from train.data.samples import record_sample
 
@@ -137,7 +137,7 @@ def answer_distributions(grounder: TorchGrounder, records: Sequence[Record]) -> 
             for record in records[start : start + AT_ONCE]
         ]
         batch = collate(samples, grounder.settings, pad_id=grounder.stop_ids[0])
-        labels = batch.pop("labels")
+        labels, _ = (batch.pop(name) for name in LOSS_INPUTS)
         logits = grounder.model(**batch, use_cache=False).logits
         found.append(logits[:, :-1][labels[:, 1:] != IGNORED].log_softmax(dim=-1))
     return torch.cat(found)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
 from train.checkpoint import CheckpointSettings, read_settings
-from train.collate import IGNORED, Sample, Turn, branch_mask, collate
+from train.collate import IGNORED, LOSS_INPUTS, Sample, Turn, branch_mask, collate
 from train.small_model import write_small_model
 
 
@@ -40,7 +40,7 @@ TURNS = (
 
 def logits_of_answers(model: Qwen2VLForConditionalGeneration, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in LOSS_INPUTS}
         logits: torch.Tensor = model(**inputs).logits[:, :-1]
     return logits[batch["labels"][:, 1:] != IGNORED]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.dense_head import (
+from train.world.dense_head import (
     ELSEWHERE,
     LEFT,
     NOWHERE,
@@ -18,7 +18,6 @@ from train.dense_head import (
     SeenObject,
     dense_targets,
     fate_targets,
-    find_pointers,
 )
 
 GRIDS = [(1, 8, 12), (1, 6, 4)]  # 4 x 6 and 3 x 2 cells of 2 x 2 patches
@@ -67,25 +66,6 @@ def test_a_head_that_sees_its_targets_learns_them(part: str) -> None:
     # Soft targets have entropy: about 1.42 for the four box numbers and half as much again for the centres.
     floor = 0.0 if part == "tower" else 1.5 * 1.42
     assert losses[-1] < floor + 0.1 < losses[0]
-
-
-def test_pointers_start_at_the_question_and_at_each_box() -> None:
-    box, ignored = 9, -100
-    # Two rows of a two-token prefix and questions: tokens, where 5 ends a question; labels only on answers.
-    ids = torch.tensor([[0, 0, 4, 5, box, 7, box, 7, 4, 5, 8], [0, 0, box, 3, 8, 4, 5, box, 7, 1, 1]])
-    labels = ids.clone()
-    labels[0, [0, 1, 2, 3, 8, 9]] = ignored
-    labels[1, [0, 1, 2, 3, 5, 6, 9, 10]] = ignored  # the box token in a question asks for nothing
-    cells = torch.tensor([3, 5, 6])
-    wanted: list[list[list[int]]] = [[[0, 1], []], [[], [2]]]
-    marked: list[list[list[int]]] = [[[], []], [[1], []]]  # 3 ends the box that a question shows
-    answers, marks = find_pointers(ids, labels, ignored, (box, 3), cells, wanted, marked, tokens=8)
-    assert answers.rows.tolist() == [0, 0, 0, 1, 1]
-    assert answers.places.tolist() == [3, 4, 6, 6, 7]
-    assert answers.cells.argmax(dim=1).tolist()[1:] == [3, 5, 6, 6]
-    assert answers.cells[0].tolist() == [0, 0, 0, 0.5, 0, 0.5, 0, 0]
-    assert (marks.rows.tolist(), marks.places.tolist()) == ([1], [3])
-    assert marks.cells.argmax(dim=1).tolist() == [5]
 
 
 def test_pointing_at_the_right_token_costs_least() -> None:

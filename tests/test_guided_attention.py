@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from tests.checkpoints import write_checkpoint
-from train.guided_attention import attention_loss, find_looks
+from train.world.guided_attention import attention_loss, find_looks
 
 
 def test_looks_lie_in_the_rows_of_the_pictures() -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from gemvg_edge.errors import GemvgError
 from tests.checkpoints import edit_json, edit_tensors, write_checkpoint, write_json
 from train.checkpoint import CONFIG, INDEX, SINGLE
-from train.deepen import deepen
 from train.load import load_qwen2_vl
 from train.rewrite import cast
 
@@ -75,14 +74,6 @@ def test_a_sound_one_is_loaded(original: Path) -> None:
     assert torch.equal(model.lm_head.weight, stored["lm_head.weight"])
     assert torch.equal(model.model.language_model.layers[1].input_layernorm.weight, stored[NORM])
     assert sum(p.numel() for p in model.parameters()) == sum(tensor.numel() for tensor in stored.values())
-
-
-def test_a_model_with_nan_is_not_deepened(original: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(original, tmp_path / "checkpoint")
-    REFUSED["NaN"][0](folder)
-    with pytest.raises(GemvgError, match="holds NaN or infinity"):
-        deepen(folder, tmp_path / "deep", 5)
-    assert not (tmp_path / "deep").exists()
 
 
 @pytest.mark.parametrize("case", ["fewer layers than stored", "more layers than stored", "codes"])

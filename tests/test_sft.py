@@ -21,12 +21,12 @@ from tests.checkpoints import edit_json, edit_tensors
 from tests.training import StopAt, weights
 from train.checkpoint import read_settings
 from train.data.record import write_records
-from train.dense_head import spread
+from train.losses import answer_loss, spread
 from train.rewrite import DENSE_HEAD
 from train.sft import SftSettings, load_model, train
 from train.small_model import write_small_model
 from train.student import make_student
-from train.trainer import answer_loss
+from train.world.dense_loss import DenseLoss
 from train.world.records import world_records
 from train.world.render import render
 
@@ -67,12 +67,19 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: st
         torch.testing.assert_close(tensor, unbroken[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+def with_head(run: SftSettings) -> Any:
+    """The model that a run starts from, with its dense head."""
+    model = load_model(run)
+    DenseLoss(model, run.model, read_settings(run.model), run.dense_weight)
+    return model
+
+
 def test_the_next_stage_goes_on_with_the_dense_head(run: SftSettings) -> None:
     first = replace(run, out=run.out.with_name("first"), steps=2)
     train(first)
     again = replace(run, model=first.out, out=run.out.with_name("again"), seed=7)
     left = load_file(first.out / DENSE_HEAD)
-    taken = load_model(again).dense_head.state_dict()
+    taken = with_head(again).dense_head.state_dict()
     assert left.keys() == taken.keys()
     assert all(torch.equal(left[name], tensor) for name, tensor in taken.items())
     assert not any("dense" in name for name in load_file(first.out / "model.safetensors"))
@@ -81,7 +88,7 @@ def test_the_next_stage_goes_on_with_the_dense_head(run: SftSettings) -> None:
     assert (run.out.with_name("cut") / DENSE_HEAD).read_bytes() == (first.out / DENSE_HEAD).read_bytes()
     save_file({**left, "fates.bias": torch.zeros(9)}, first.out / DENSE_HEAD)
     with pytest.raises(GemvgError, match=r"dense_head.safetensors is no dense head for this model .*fates.bias"):
-        load_model(again)
+        with_head(again)
 
 
 def test_lora_trains_adapters_and_writes_a_plain_checkpoint(run: SftSettings) -> None:
@@ -161,14 +168,14 @@ def test_location_targets_reward_near_misses() -> None:
     for said in (5, 6, 9):  # the target is location 5, at vocabulary index 8
         logits.fill_(-10)
         logits[0, 3 + said] = 10
-        losses.append(answer_loss(logits, torch.tensor([8]), first_location=3, locations=12).item())
+        losses.append(answer_loss(logits, torch.tensor([8]), torch.ones(1), first_location=3, locations=12).item())
     assert losses[0] < losses[1] < losses[2]
 
 
 def test_text_targets_are_plain_cross_entropy() -> None:
     logits, targets = torch.randn(6, 20), torch.tensor([0, 1, 2, 15, 16, 19])
     plain = torch.nn.functional.cross_entropy(logits, targets)
-    torch.testing.assert_close(answer_loss(logits, targets, first_location=3, locations=12), plain)
+    torch.testing.assert_close(answer_loss(logits, targets, torch.ones(6), first_location=3, locations=12), plain)
 
 
 def test_spread_is_a_distribution_around_the_centre() -> None:

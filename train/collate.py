@@ -9,6 +9,7 @@ inference will.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ from PIL import Image
 
 from gemvg_edge.images import patchify, resize
 from gemvg_edge.positions import mrope_positions, text_positions
-from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
+from gemvg_edge.prompt import END_OF_TURN, encode_prefix, encode_query
 from train.checkpoint import CheckpointSettings
 
 IGNORED = -100  # the label that a cross-entropy leaves out
+LOSS_INPUTS = ("labels", "loss_weights")  # of a batch: what the loss takes, and the model does not
 
 
 class Turn(NamedTuple):
@@ -46,30 +48,40 @@ class Sample:
 class _Row:
     ids: npt.NDArray[np.int64]  # (tokens,)
     labels: npt.NDArray[np.int64]  # (tokens,)
+    weights: npt.NDArray[np.float32]  # (tokens,): how much each token counts in the loss
     positions: npt.NDArray[np.int64]  # (3, tokens)
     branch: npt.NDArray[np.int64]  # (tokens,): 0 for the prefix, then 1, 2, ... a question
 
 
-def collate(samples: Sequence[Sample], settings: CheckpointSettings, pad_id: int) -> dict[str, Any]:
-    """The model's inputs: `attention_mask` is (batch, 1, tokens, tokens) bool, `position_ids` (3, batch, tokens)."""
+def collate(
+    samples: Sequence[Sample], settings: CheckpointSettings, pad_id: int, conclusion_weight: float = 1.0
+) -> dict[str, Any]:
+    """The model's inputs: `attention_mask` is (batch, 1, tokens, tokens) bool, `position_ids` (3, batch, tokens).
+
+    LOSS_INPUTS are the loss's: `labels` and `loss_weights` (batch, tokens), which is `conclusion_weight` where an
+    answer's reasoning concludes, else 1.
+    """
     patches, grids, rows = [], [], []
     for sample in samples:
         pairs = [patchify(resize(image, settings.preprocessing), settings.preprocessing) for image in sample.images]
         patches += [pair[0] for pair in pairs]
         grids += [pair[1] for pair in pairs]
-        rows.append(_row(sample, [pair[1] for pair in pairs], settings))
+        rows.append(_row(sample, [pair[1] for pair in pairs], settings, conclusion_weight))
     length = max(len(row.ids) for row in rows)
     shape = (len(rows), length)
     ids = np.full(shape, pad_id)
     labels = np.full(shape, IGNORED)
+    weights = np.ones(shape, np.float32)
     positions = np.zeros((3, *shape), np.int64)
     branch = np.full(shape, -1)
     for k, row in enumerate(rows):
         n = len(row.ids)
         ids[k, :n], labels[k, :n], positions[:, k, :n], branch[k, :n] = row.ids, row.labels, row.positions, row.branch
+        weights[k, :n] = row.weights
     return {
         "input_ids": torch.from_numpy(ids),
         "labels": torch.from_numpy(labels),
+        "loss_weights": torch.from_numpy(weights),
         "position_ids": torch.from_numpy(positions),
         "attention_mask": torch.from_numpy(branch_mask(branch))[:, None],
         "mm_token_type_ids": torch.from_numpy((ids == settings.image_token_id).astype(np.int64)),
@@ -90,24 +102,42 @@ def branch_mask(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return seen
 
 
-def _row(sample: Sample, grids: Sequence[tuple[int, int, int]], settings: CheckpointSettings) -> _Row:
+def conclusion(answer: str) -> tuple[int, int]:
+    """From which character to which an answer's reasoning concludes: its last sentence. (0, 0) without reasoning."""
+    reasoned = re.match(r"<think>(.*?)\s*</think>", answer, re.DOTALL)
+    if not reasoned:
+        return 0, 0
+    before = re.search(r".*[.!?]\s+(?=\S)", reasoned[1], re.DOTALL)
+    return reasoned.start(1) + (before.end() if before else 0), reasoned.end(1)
+
+
+def _row(
+    sample: Sample, grids: Sequence[tuple[int, int, int]], settings: CheckpointSettings, conclusion_weight: float
+) -> _Row:
     merge = settings.preprocessing.merge_size
     prefix = encode_prefix(settings.tokenizer, settings.template, grids, merge)
     positions = mrope_positions(prefix, settings.image_token_id, grids, merge)
     start = int(positions.max()) + 1
-    ids, labels, places, branch = (
+    ids, labels, weights, places, branch = (
         [prefix],
         [np.full(len(prefix), IGNORED)],
+        [np.ones(len(prefix), np.float32)],
         [positions],
         [np.zeros(len(prefix), np.int64)],
     )
     resized = settings.resized([image.size for image in sample.images])
     for number, (query, answer, think) in enumerate(sample.turns, start=1):
         question = encode_query(settings.tokenizer, settings.template, settings.answer_format, query, think, resized)
-        target = np.asarray(encode(settings.tokenizer, answer + END_OF_TURN), np.int64)
+        encoded = settings.tokenizer.encode(answer + END_OF_TURN, add_special_tokens=False)
+        target = np.asarray(encoded.ids, np.int64)
+        first, last = conclusion(answer)
+        concludes = [first < end <= last for _, end in encoded.offsets]
         tokens = np.concatenate([question, target])
         ids.append(tokens)
         labels.append(np.concatenate([np.full(len(question), IGNORED), target]))
+        counts = np.where(concludes, conclusion_weight, 1)
+        weights.append(np.concatenate([np.ones(len(question)), counts]).astype(np.float32))
         places.append(text_positions(start, len(tokens)))
         branch.append(np.full(len(tokens), number))
-    return _Row(np.concatenate(ids), np.concatenate(labels), np.concatenate(places, axis=1), np.concatenate(branch))
+    flat = np.concatenate(ids), np.concatenate(labels), np.concatenate(weights)
+    return _Row(*flat, np.concatenate(places, axis=1), np.concatenate(branch))

@@ -59,14 +59,19 @@ class DistillingTrainer(GroundingTrainer):
         self.kl_weight, self.temperature = kl_weight, temperature
 
     def answer_loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, inputs: dict[str, Any], kept: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        inputs: dict[str, Any],
+        kept: torch.Tensor,
     ) -> torch.Tensor:
         """The student's own loss plus the divergence from the teacher, which is logged by itself too."""
         with torch.no_grad(), self.accelerator.autocast():
             hidden = self.teacher.model(**inputs, use_cache=False).last_hidden_state
             taught = self.teacher.lm_head(hidden[:, :-1][kept])  # (answer tokens, teacher's vocabulary)
         divergence = teacher_divergence(logits, taught, self.common, self.temperature)
-        own = super().answer_loss(logits, targets, inputs, kept)
+        own = super().answer_loss(logits, targets, weights, inputs, kept)
         for name, value in (("own_loss", own), ("kl_loss", divergence)):
             self._metrics["train"][name].append(value.item())
         return own + self.kl_weight * divergence

@@ -6,7 +6,8 @@
 Folder in, folder out: any Qwen2-VL checkpoint goes in, the same layout comes out, with `training.json` saying how. Data
 is a folder of rendered scenes (train.world.render) or a .jsonl of records (train.data). Stage 1 is short answers alone,
 stage 2 mixes reasoning in. A killed run that is started again with the same settings goes on from its last checkpoint.
-From random weights it needs `--dense-weight`: see dense_head.py. Several GPUs: `accelerate launch -m train.sft ...`.
+From random weights it needs `--dense-weight`: see train/world/dense_head.py. Several GPUs:
+`accelerate launch -m train.sft ...`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from gemvg_edge.errors import GemvgError
 from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import collate
 from train.data.samples import grouped_order, read_all, record_lengths, record_sample
-from train.dense_head import DenseHead
 from train.load import load_qwen2_vl
 from train.processor import load_processor
 from train.stage import (
@@ -36,14 +36,14 @@ from train.stage import (
     check_out,
     finish,
     last_checkpoint,
-    load_dense_head,
     lora,
     run_stage,
     work_folder,
     working,
 )
 from train.trainer import GroundingTrainer
-from train.world.samples import SEEN_COLOURS, SEEN_NAMES, draw_sample
+from train.world.dense_loss import DenseLoss
+from train.world.samples import draw_sample
 from train.world.scenes import read_scenes
 
 SCHEDULES = {"wsd": "warmup_stable_decay", "cosine": "cosine"}
@@ -62,6 +62,7 @@ class SftSettings:
     questions: int = 8  # questions about each set of pictures; rendered scenes only
     cot_share: float = 0.0  # share of the questions that ask for reasoning, 0 to 1; rendered scenes only
     brief_share: float = 0.0  # share of the reasoning that is the conclusion alone, 0 to 1; rendered scenes only
+    conclusion_weight: float = 1.0  # how much the last sentence of reasoning counts in the loss, beside all else
     learning_rate: float = 8e-4  # the largest step of the optimiser
     schedule: Literal["wsd", "cosine"] = "wsd"  # of the learning rate; wsd: constant, then down at the end
     warmup_steps: int = 100  # steps until the learning rate is reached
@@ -88,16 +89,22 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     with working(run) as work:
         processor = load_processor(run.model)
         config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
+        model = load_model(run)
         trainer = trainer_class(
             **extra,
             settings=settings,
-            dense_weight=run.dense_weight,
+            side_losses=DenseLoss(model, run.model, settings, run.dense_weight) if run.dense_weight else None,
             muon=run.muon,
-            model=load_model(run),
+            model=model,
             args=config,
             train_dataset=dataset,
             processing_class=processor,
-            data_collator=partial(collate_rows, settings=settings, pad_id=processor.tokenizer.pad_token_id),
+            data_collator=partial(
+                collate_rows,
+                settings=settings,
+                pad_id=processor.tokenizer.pad_token_id,
+                conclusion_weight=run.conclusion_weight,
+            ),
             peft_config=lora(run.lora_rank),
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
@@ -115,19 +122,18 @@ def check(run: SftSettings) -> None:
             raise GemvgError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(run, name)}")
     if run.schedule not in SCHEDULES:
         raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule}")
+    if run.conclusion_weight <= 0:
+        raise GemvgError(f"--conclusion-weight must be more than 0, not {run.conclusion_weight}")
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
         raise GemvgError("--dense-weight needs rendered scenes as --data and no --lora-rank")
 
 
 def load_model(run: SftSettings) -> Any:
-    """The checkpoint in float32 (autocast computes in bfloat16), with a dense head if the run wants one."""
-    torch.manual_seed(run.seed)  # a new dense head is random
+    """The checkpoint in float32 (autocast computes in bfloat16)."""
+    torch.manual_seed(run.seed)  # a new dense head, which comes next, is random
     model = load_qwen2_vl(run.model)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
-    if run.dense_weight:
-        model.dense_head = DenseHead(model.config.text_config.hidden_size, len(SEEN_NAMES), len(SEEN_COLOURS))
-        load_dense_head(model.dense_head, run.model)
     return model
 
 
@@ -159,10 +165,12 @@ def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
     return dataset
 
 
-def collate_rows(rows: list[dict[str, Any]], settings: CheckpointSettings, pad_id: int) -> dict[str, Any]:
-    """A batch of the dataset's rows; the samples ride along for the dense head."""
+def collate_rows(
+    rows: list[dict[str, Any]], settings: CheckpointSettings, pad_id: int, conclusion_weight: float = 1.0
+) -> dict[str, Any]:
+    """A batch of the dataset's rows; the samples ride along for losses that a stage adds."""
     samples = [row["sample"] for row in rows]
-    return {**collate(samples, settings, pad_id), "samples": samples}
+    return {**collate(samples, settings, pad_id, conclusion_weight), "samples": samples}
 
 
 def trainer_config(run: SftSettings) -> SFTConfig:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Size
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.marks import localise
 from train.checkpoint import CheckpointSettings
 from train.collate import Sample, Turn
 from train.data.record import Record, Tally, keep_good, read_records
@@ -36,7 +37,7 @@ def record_turn(record: Record, answer_format: AnswerFormat, resized: Sequence[S
     """The record's question, and its answer as the model has to write it; answers in pixels need `resized` sizes."""
     if record.kind == "understanding":
         return Turn(record.query, record.words)
-    thinking = record.thinking if record.mode == "cot" else None
+    thinking = localise(record.thinking, answer_format, resized) if record.mode == "cot" else None
     answer = write_answer(record.boxes, record.sizes, answer_format, thinking, resized)
     return Turn(record.query, answer, thinking is not None)
 

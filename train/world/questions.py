@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,22 @@ NO_TARGET_SHARE = 0.15
 CLEAR_GAP = 0.04  # of the picture's width: nearer centres are not asked to be put in order
 
 
+class Listing(NamedTuple):
+    """What pictures show, in words, and the things in the order of the words."""
+
+    text: str = ""
+    seen: tuple[Seen, ...] = ()
+
+    @property
+    def places(self) -> list[int]:
+        """Where in the text each thing's words begin."""
+        places, at = [], max(0, self.text.find("Image-"))
+        for seen in self.seen:
+            places.append(self.text.index(seen.words, at))
+            at = places[-1] + len(seen.words)
+        return places
+
+
 @dataclass(frozen=True)
 class Question:
     """A question, the things that answer it, and reasoning that leads there; boxes in pixels of the set's pictures."""
@@ -58,8 +75,8 @@ class Question:
     targets: tuple[Seen, ...]
     kind: Kind
     task: str
-    listing: str  # what the pictures show
-    conclusion: str
+    listing: Listing  # what the pictures show
+    conclusion: str  # what answers, its boxes shown as a query shows one (gemvg_edge.marks)
     marked: Seen | None = None
     words: str = ""  # the answer, where it is no boxes
 
@@ -71,7 +88,7 @@ class Question:
     @property
     def thinking(self) -> str:
         """The whole reasoning."""
-        return self.listing + self.conclusion
+        return self.listing.text + self.conclusion
 
 
 Task = Callable[[PictureSet, np.random.Generator], Question | None]
@@ -101,7 +118,9 @@ def _referential(pictures: PictureSet, rng: np.random.Generator) -> Question:
         images = [int(rng.choice(images))]
         text += f" in image {images[0] + 1}"
     found = [seen for seen in pictures.seen if seen.image in images and _fits(task, seen.thing, name, colour)]
-    return Question(text, tuple(found), "referential", task, _listing(pictures, images), _conclusion("Found", found))
+    return Question(
+        text, tuple(found), "referential", task, _listing(pictures, images), _conclusion(pictures, "Found", found)
+    )
 
 
 def _subject(pictures: PictureSet, task: str, rng: np.random.Generator) -> tuple[str, str]:
@@ -134,7 +153,9 @@ def _shared(pictures: PictureSet, rng: np.random.Generator) -> Question:
     both = set.intersection(*kinds)
     found = [seen for seen in pictures.seen if seen.thing in both]
     listing = _listing(pictures, range(pictures.count))
-    return Question(_phrase("shared", rng), tuple(found), "semantic", "shared", listing, _conclusion("Both", found))
+    return Question(
+        _phrase("shared", rng), tuple(found), "semantic", "shared", listing, _conclusion(pictures, "Both", found)
+    )
 
 
 def _kind(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -161,9 +182,9 @@ def _like(pictures: PictureSet, rng: np.random.Generator, task: str) -> Question
     if marked is None:
         return None
     found = of(marked)
-    listing = f"Marked: {marked.words}. " + _listing(pictures, [j])
+    listing = _listing(pictures, [j], marked)
     text = _phrase(task, rng, mark=pictures.mark(marked), i=i + 1, j=j + 1)
-    return Question(text, tuple(found), "semantic", task, listing, _conclusion("Alike", found), marked)
+    return Question(text, tuple(found), "semantic", task, listing, _conclusion(pictures, "Alike", found), marked)
 
 
 def _same(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -183,9 +204,9 @@ def _elsewhere(
     if marked is None:
         return None
     found = [seen for seen in pictures.in_image(j) if seen.identity == marked.identity]
-    listing = f"Marked: {marked.words}. " + _listing(pictures, [j])
+    listing = _listing(pictures, [j], marked)
     text = _phrase(task, rng, mark=pictures.mark(marked), i=i + 1, j=j + 1)
-    return Question(text, tuple(found), kind, task, listing, _conclusion("Same", found), marked)
+    return Question(text, tuple(found), kind, task, listing, _conclusion(pictures, "Same", found), marked)
 
 
 def _moved(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
@@ -207,7 +228,7 @@ def _changed(pictures: PictureSet, rng: np.random.Generator, task: str, things: 
     found = [seen for seen in pictures.seen if seen.identity[1] in things]
     if not found and rng.random() >= NO_TARGET_SHARE:
         return None  # left to chance most answers would be "None", and a model learns to say just that
-    conclusion = _conclusion(task.capitalize(), found)
+    conclusion = _conclusion(pictures, task.capitalize(), found)
     return Question(_phrase(task, rng), tuple(found), "temporal", task, _listing(pictures, (0, 1)), conclusion)
 
 
@@ -220,7 +241,7 @@ def _ordinal(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     side = str(rng.choice(["left", "right"]))
     target = row[nth] if side == "left" else row[-1 - nth]
     text = _phrase("ordinal", rng, ordinal=ORDINALS[nth], side=side, i=i + 1)
-    conclusion = _conclusion(ORDINALS[nth].capitalize(), [target])
+    conclusion = _conclusion(pictures, ORDINALS[nth].capitalize(), [target])
     return Question(text, (target,), "reasoning", "ordinal", _listing(pictures, [i]), conclusion)
 
 
@@ -237,7 +258,7 @@ def _extreme(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     side = str(rng.choice(["left", "right"]))
     target = group[0] if side == "left" else group[-1]
     text = _phrase("extreme", rng, side=side, which=which, i=i + 1)
-    conclusion = _conclusion(side.capitalize(), [target])
+    conclusion = _conclusion(pictures, side.capitalize(), [target])
     return Question(text, (target,), "reasoning", "extreme", _listing(pictures, [i]), conclusion)
 
 
@@ -249,7 +270,9 @@ def _not(pictures: PictureSet, rng: np.random.Generator) -> Question | None:
     colour = row[rng.integers(len(row))].colour
     found = [seen for seen in row if seen.colour != colour]
     text = _phrase("not", rng, colour=colour, i=i + 1)
-    return Question(text, tuple(found), "reasoning", "not", _listing(pictures, [i]), _conclusion("Others", found))
+    return Question(
+        text, tuple(found), "reasoning", "not", _listing(pictures, [i]), _conclusion(pictures, "Others", found)
+    )
 
 
 def _count(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -258,7 +281,7 @@ def _count(pictures: PictureSet, rng: np.random.Generator) -> Question:
         colour = pictures.seen[rng.integers(len(pictures.seen))].colour
     number = sum(seen.colour == colour for seen in pictures.in_image(i))
     text = _phrase("count", rng, colour=colour, i=i + 1)
-    return Question(text, (), "understanding", "count", "", "", words=str(number))
+    return Question(text, (), "understanding", "count", Listing(), "", words=str(number))
 
 
 def _only(pictures: PictureSet, rng: np.random.Generator) -> Question:
@@ -269,7 +292,7 @@ def _only(pictures: PictureSet, rng: np.random.Generator) -> Question:
     found = [seen for seen in pictures.in_image(i) if (seen.identity if views else seen.thing) not in there]
     text = _phrase("only", rng, i=i + 1, j=j + 1)
     kind: Kind = "reasoning" if views else "semantic"
-    return Question(text, tuple(found), kind, "only", _listing(pictures, (0, 1)), _conclusion("Only", found))
+    return Question(text, tuple(found), kind, "only", _listing(pictures, (0, 1)), _conclusion(pictures, "Only", found))
 
 
 def _phrase(task: str, rng: np.random.Generator, **words: object) -> str:
@@ -287,18 +310,26 @@ def _too_close(pictures: PictureSet, i: int, row: Sequence[Seen]) -> bool:
     return any(right - left < gap for left, right in pairwise(centres))
 
 
-def _listing(pictures: PictureSet, images: Sequence[int]) -> str:
-    """`Image-1: red mug, blue ball. ` from left to right, of each picture."""
-    lines = []
+def _listing(pictures: PictureSet, images: Sequence[int], marked: Seen | None = None) -> Listing:
+    """`Image-1: red mug, blue ball. ` from left to right, of each picture; before it what the question marks."""
+    text = f"Marked: {marked.words}. " if marked else ""
     for i in images:
         words = ", ".join(seen.words for seen in pictures.in_image(i))
-        lines.append(f"Image-{i + 1}: {words or 'nothing'}. ")
-    return "".join(lines)
+        text += f"Image-{i + 1}: {words or 'nothing'}. "
+    return Listing(text, tuple(seen for i in images for seen in pictures.in_image(i)))
 
 
-def _conclusion(label: str, found: Sequence[Seen]) -> str:
-    words = dict.fromkeys(seen.words for seen in found)
-    return f"{label}: {', '.join(words) or 'nothing'}."
+def _conclusion(pictures: PictureSet, label: str, found: Sequence[Seen]) -> str:
+    """`Missing: Image-1 (a box) red mug, (a box) blue ball; Image-2 (a box) red mug.`, in the order of the answer.
+
+    A box comes before its name: pointing at what answers is learned sooner than naming it, and the name can then be
+    read off the place.
+    """
+    parts = []
+    for image, things in groupby(sorted(found, key=lambda seen: seen.box), key=lambda seen: seen.image):
+        shown = ", ".join(f"{pictures.mark(seen)} {seen.words}" for seen in things)
+        parts.append(f"Image-{image + 1} {shown}")
+    return f"{label}: {'; '.join(parts) or 'nothing'}."
 
 
 def corpus() -> list[str]:

@@ -18,9 +18,10 @@ from gemvg_edge.answer import AnswerFormat, write_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.images import load_image
+from gemvg_edge.marks import localise
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
-from train.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject
+from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject, Truth
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
 from train.world.scenes import Corners, Scene, View
@@ -51,8 +52,7 @@ class WorldSample(Sample):
     """A sample that also knows all that its pictures show, for the dense head."""
 
     seen: tuple[tuple[SeenObject, ...], ...]
-    wanted: tuple[tuple[int, ...], ...]  # of each question: which of the seen objects, counted over all pictures
-    marked: tuple[tuple[int, ...], ...]  # of each question: the seen objects that it marks
+    truths: tuple[Truth, ...]  # of each question
     fates: tuple[Fate, ...]  # of places of the second picture, against the first
 
 
@@ -88,19 +88,28 @@ def draw_sample(
         question = ask(pictures, kind, rng) or ask(pictures, "referential", rng)
         if question is not None and all(question.text != other.text for other in asked[-3:]):
             asked.append(question)
-    turns = []
+    turns, truths = [], []
+    order = {seen: k for k, seen in enumerate(pictures.seen)}
     for question in asked:
         thinking = question.thinking if question.thinking and rng.random() < cot_share else None
-        if thinking and brief_share and rng.random() < brief_share:
-            thinking = question.conclusion
-        answer = question.words or write_answer(question.boxes, pictures.sizes, answer_format, thinking)
-        turns.append(Turn(question.text, answer, thinking is not None))
-    order = {seen: k for k, seen in enumerate(pictures.seen)}
-    wanted = tuple(tuple(order[s] for s in sorted(q.targets, key=lambda s: s.box)) for q in asked)
-    marked = tuple((order[q.marked],) if q.marked else () for q in asked)
-    return WorldSample(
-        open_pictures(pictures, folder), turns, _seen_objects(pictures), wanted, marked, _fates(pictures)
-    )
+        brief = bool(thinking and brief_share and rng.random() < brief_share)
+        turns.append(_turn(pictures, question, question.conclusion if brief else thinking, answer_format))
+        names: tuple[tuple[int, int], ...] = ()
+        if thinking and not brief:
+            first = turns[-1].answer.index(question.listing.text)
+            listing = zip(question.listing.places, question.listing.seen, strict=True)
+            names = tuple((first + place, order[seen]) for place, seen in listing)
+        wanted = tuple(order[seen] for seen in sorted(question.targets, key=lambda seen: seen.box))
+        truths.append(Truth(wanted, (order[question.marked],) if question.marked else (), names))
+    images = open_pictures(pictures, folder)
+    return WorldSample(images, turns, _seen_objects(pictures), tuple(truths), _fates(pictures))
+
+
+def _turn(pictures: PictureSet, question: Question, thinking: str | None, answer_format: AnswerFormat) -> Turn:
+    """A question with its answer, reasoned or not."""
+    said = localise(thinking, answer_format) if thinking else None
+    answer = question.words or write_answer(question.boxes, pictures.sizes, answer_format, said)
+    return Turn(question.text, answer, thinking is not None)
 
 
 def open_pictures(pictures: PictureSet, folder: Path) -> list[Image.Image]:

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from gemvg_edge.images import Grid
+from train.losses import location_loss
 
 POINTER_WIDTH = 64
 
@@ -51,6 +52,15 @@ class Fate:
     box: tuple[float, float, float, float]
     firsts: tuple[tuple[float, float, float, float], ...]  # its thing, or its likes, in the first picture
     one_camera: bool  # the same place of the first picture shows the same place of the table
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Of one question: which of the sample's seen objects, counted over all its pictures, are meant where."""
+
+    wanted: tuple[int, ...]  # that answer it, in the order of the answer
+    marked: tuple[int, ...]  # that it marks
+    named: tuple[tuple[int, int], ...] = ()  # of its reasoning's listing: (where a name begins in the answer, object)
 
 
 # The first picture shows the thing in the same place, in another one, or not at all; or its thing left this place.
@@ -172,17 +182,6 @@ class PointerHead(nn.Module):
         return functional.cross_entropy(scores.masked_fill(elsewhere, -1e4), pointers.cells)
 
 
-def location_loss(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of (n, locations) against places 0..1, spread over the neighbouring locations."""
-    return functional.cross_entropy(logits, spread(places * (logits.shape[1] - 1), logits.shape[1]))
-
-
-def spread(centre: torch.Tensor, count: int, width: float = 1.0) -> torch.Tensor:
-    """Soft targets (n, count): a bell of `width` steps around each centre, so that near misses cost little."""
-    distance = torch.arange(count, device=centre.device) - centre[:, None]
-    return torch.softmax(-0.5 * (distance / width) ** 2, dim=1)
-
-
 def dense_targets(grids: Sequence[Grid], merge: int, objects: Sequence[Sequence[SeenObject]]) -> DenseTargets:
     """Targets of a batch from each picture's patch grid and what it shows; pictures in the order of their tokens."""
     cells, names, colours, boxes, offsets, centres = [], [], [], [], [], []
@@ -248,42 +247,3 @@ def fate_targets(
         [[token(picture, box) for box in fate.firsts] for fate, picture in found.values()],
         [[token(picture, fate.box)] if fate.one_camera else [] for fate, picture in found.values()],
     )
-
-
-def find_pointers(
-    input_ids: torch.Tensor,
-    labels: torch.Tensor,
-    ignored: int,
-    box_tokens: tuple[int, int],
-    cells: torch.Tensor,
-    wanted: Sequence[Sequence[Sequence[int]]],
-    marked: Sequence[Sequence[Sequence[int]]],
-    tokens: int,
-) -> tuple[Pointers, Pointers]:
-    """Who points where in a batch (batch, sequence): for answers, and at what questions mark.
-
-    `wanted` has the objects that answer each question of each row, in the order of the answer, as indices into the
-    batch's objects, whose visual tokens are `cells`; `marked` the objects whose boxes each question shows. A question's
-    last token points at all that answer it, each BOX_START of its answer at the next one, each BOX_END in a question
-    at what that box marks (`box_tokens` are the two). Questions without a target point nowhere.
-    """
-    pointing: list[tuple[int, int, Sequence[int]]] = []
-    marking: list[tuple[int, int, Sequence[int]]] = []
-    for row, (questions, marks) in enumerate(zip(wanted, marked, strict=True)):
-        answers = labels[row] != ignored
-        starts = (answers[1:] & ~answers[:-1]).nonzero()[:, 0].tolist()  # the places before each answer
-        boxes = iter((answers & (input_ids[row] == box_tokens[0])).nonzero()[:, 0].tolist())
-        shown = iter((~answers & (input_ids[row] == box_tokens[1])).nonzero()[:, 0].tolist())
-        for start, objects, its_marks in zip(starts, questions, marks, strict=True):
-            pointing += [(row, start, objects)] if objects else []
-            pointing += [(row, next(boxes), [one]) for one in objects]
-            marking += [(row, next(shown), [one]) for one in its_marks]
-    return _pointers(pointing, cells, tokens), _pointers(marking, cells, tokens)
-
-
-def _pointers(pointing: Sequence[tuple[int, int, Sequence[int]]], cells: torch.Tensor, tokens: int) -> Pointers:
-    shares = torch.zeros(len(pointing), tokens)
-    for k, (_, _, objects) in enumerate(pointing):
-        shares[k, cells[list(objects)]] = 1 / len(objects)
-    rows, places = ([entry[part] for entry in pointing] for part in (0, 1))
-    return Pointers(torch.tensor(rows, dtype=torch.long), torch.tensor(places, dtype=torch.long), shares)
