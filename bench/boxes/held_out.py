@@ -10,10 +10,27 @@ from gemvg_edge.command import whole_number
 from train.data.record import Record
 from train.world.render import render
 from train.world.samples import as_record, held_out_questions
-from train.world.scenes import HELD_OUT_SEED, NEW_NAMES_SEED, NEW_STYLE_SEED, read_scenes
+from train.world.scenes import (
+    CHECKERS_SEED,
+    HELD_OUT_SEED,
+    MORE_CAMERAS_SEED,
+    NEW_LIGHT_SEED,
+    NEW_NAMES_SEED,
+    NEW_STYLE_SEED,
+    PHOTOGRAPHS_SEED,
+    read_scenes,
+)
 from train.world.things import HELD_OUT_NAMES
 
-SPLITS = {"held-out": HELD_OUT_SEED, "new-names": NEW_NAMES_SEED, "new-style": NEW_STYLE_SEED}
+SPLITS = {
+    "held-out": HELD_OUT_SEED,
+    "new-names": NEW_NAMES_SEED,
+    "new-style": NEW_STYLE_SEED,  # the next two together
+    "new-light": NEW_LIGHT_SEED,
+    "checkers": CHECKERS_SEED,
+    "photographs": PHOTOGRAPHS_SEED,
+    "more-cameras": MORE_CAMERAS_SEED,
+}
 HELD_OUT = Path("data/world")
 SIZE = 144
 

@@ -1,4 +1,4 @@
-"""Which pictures are shown together: one, two cameras' views, before and after, or two places with things in common."""
+"""Which pictures are shown together: one, several cameras', before and after, or two places with things in common."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.marks import mark
-from train.world.scenes import AFTER, BEFORE, SAME_CAMERA, Corners, Scene, Thing, View
+from train.world.scenes import AFTER, BEFORE, MORE_CAMERAS, SAME_CAMERA, Corners, Scene, Thing, View
 
-Role = Literal["single", "views", "time", "relatives"]
+Role = Literal["single", "views", "time", "relatives", "cameras"]
 ROLES: tuple[Role, ...] = get_args(Role)
 OTHER_CAMERA_SHARE = 0.2  # of the sets in time: the second picture is another camera's
 
@@ -92,9 +92,12 @@ class PictureSet:
 
 
 def choose_pictures(scene: Scene, partner: Scene | None, role: Role, rng: np.random.Generator) -> PictureSet:
-    """A set of a role around a scene; `relatives` needs the scene's relative."""
+    """A set of a role around a scene; `relatives` needs the scene's relative, `cameras` a scene of six views."""
     if role == "single":
         return PictureSet(role, (scene,), (scene.views[rng.integers(len(scene.views))],))
+    if role == "cameras":
+        views = rng.permutation(MORE_CAMERAS)[: rng.integers(3, len(MORE_CAMERAS) + 1)]
+        return PictureSet(role, (scene,) * len(views), tuple(scene.views[k] for k in views))
     if role == "views":
         moment = BEFORE if rng.random() < 0.5 else AFTER
         return PictureSet(role, (scene, scene), tuple(scene.views[k] for k in rng.permutation(moment)))

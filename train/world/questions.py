@@ -99,7 +99,7 @@ def ask(pictures: PictureSet, kind: Kind, rng: np.random.Generator) -> Question 
     tasks: dict[Kind, list[Task]] = {
         "referential": [_referential],
         "semantic": [_shared, _kind, _same_colour, _only] if pictures.role == "relatives" else [],
-        "spatial": [_same] if pictures.role == "views" else [],
+        "spatial": [_same] if pictures.role in ("views", "cameras") else [],
         "temporal": [_moved, _missing, _new, _track] if pictures.role == "time" else [],
         "understanding": [_count],
         "reasoning": [_ordinal, _extreme, _not, *([_only] if pictures.role == "views" else [])],

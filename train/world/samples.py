@@ -22,19 +22,21 @@ from gemvg_edge.marks import localise
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
 from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject, Truth
+from train.world.exposure import expose
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import Corners, Scene, View
+from train.world.scenes import AFTER, MORE_CAMERAS, MORE_CAMERAS_SEED, Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 TRIES = 1000  # questions that are drawn in vain before the search ends
-ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.3, "time": 0.35, "relatives": 0.3}
+ROLE_SHARES: dict[Role, float] = {"single": 0.05, "views": 0.25, "time": 0.33, "relatives": 0.27, "cameras": 0.1}
 # Of each role's questions; what a role does not allow falls to referential ones, which are learned first.
 KIND_SHARES: dict[Role, dict[Kind, float]] = {
     "single": {"referential": 0.5, "reasoning": 0.45, "understanding": 0.05},
     "views": {"referential": 0.15, "spatial": 0.45, "reasoning": 0.35, "understanding": 0.05},
     "time": {"referential": 0.1, "temporal": 0.75, "reasoning": 0.1, "understanding": 0.05},
     "relatives": {"referential": 0.1, "semantic": 0.75, "reasoning": 0.1, "understanding": 0.05},
+    "cameras": {"referential": 0.3, "spatial": 0.35, "reasoning": 0.3, "understanding": 0.05},
 }
 KIND_ROLES: dict[Kind, tuple[Role, ...]] = {
     "referential": ("views", "time", "relatives"),
@@ -43,6 +45,8 @@ KIND_ROLES: dict[Kind, tuple[Role, ...]] = {
     "temporal": ("time",),
     "reasoning": ("views", "time", "relatives"),
 }
+# Held-out scenes of four cameras are asked about three or four pictures.
+CAMERAS_ROLES: dict[Kind, tuple[Role, ...]] = dict.fromkeys(("referential", "spatial", "reasoning"), ("cameras",))
 SEEN_NAMES = {name: k for k, name in enumerate((*NAMES, *HELD_OUT_NAMES))}
 SEEN_COLOURS = {colour: k for k, colour in enumerate(COLOURS)}
 
@@ -72,7 +76,9 @@ def draw_sample(
     scene = scenes[seeds[rng.integers(len(seeds))]]
     role = ROLES[rng.choice(len(ROLES), p=[ROLE_SHARES[role] for role in ROLES])]
     partner = relative(scene, scenes)
-    if role == "relatives" and partner is None:
+    if (role == "relatives" and partner is None) or (
+        role == "cameras" and len(scene.views) < len(MORE_CAMERAS + AFTER)
+    ):
         role = "views"
     pictures = choose_pictures(scene, partner, role, rng)
     if rng.random() < 0.5:
@@ -101,7 +107,7 @@ def draw_sample(
             names = tuple((first + place, order[seen]) for place, seen in listing)
         wanted = tuple(order[seen] for seen in sorted(question.targets, key=lambda seen: seen.box))
         truths.append(Truth(wanted, (order[question.marked],) if question.marked else (), names))
-    images = open_pictures(pictures, folder)
+    images = [expose(image, rng) for image in open_pictures(pictures, folder)]
     return WorldSample(images, turns, _seen_objects(pictures), tuple(truths), _fates(pictures))
 
 
@@ -144,11 +150,19 @@ def draw_question(
     raise GemvgError(f"the scenes in {folder} give no {kind} question; render more of them")
 
 
+def roles_of(scene: Scene) -> dict[Kind, tuple[Role, ...]]:
+    """The sets of pictures that a scene is asked about when it is not trained on, by kind of question."""
+    return CAMERAS_ROLES if scene.seed >= MORE_CAMERAS_SEED else KIND_ROLES
+
+
 def ask_about(
     scene: Scene, partner: Scene | None, kind: Kind, rng: np.random.Generator
 ) -> tuple[PictureSet, Question] | None:
     """Random pictures around a scene and a question of a kind, or None if the dice chose pictures without one."""
-    role = KIND_ROLES[kind][rng.integers(len(KIND_ROLES[kind]))]
+    roles = roles_of(scene).get(kind, ())
+    if not roles:
+        return None
+    role = roles[rng.integers(len(roles))]
     if role == "relatives" and partner is None:
         return None
     pictures = choose_pictures(scene, partner, role, rng)
@@ -159,8 +173,8 @@ def ask_about(
 def held_out_questions(scenes: Sequence[Scene]) -> list[tuple[PictureSet, Question]]:
     """One question a scene, kinds in turn; scenes that do not allow theirs are left out."""
     by_seed = {scene.seed: scene for scene in scenes}
-    kinds = list(KIND_ROLES)
-    asked = (held_out_question(s, relative(s, by_seed), kinds[k % len(kinds)]) for k, s in enumerate(scenes))
+    kinds = [list(roles_of(scene)) for scene in scenes]
+    asked = (held_out_question(s, relative(s, by_seed), kinds[k][k % len(kinds[k])]) for k, s in enumerate(scenes))
     return [question for question in asked if question is not None]
 
 

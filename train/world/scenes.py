@@ -1,15 +1,15 @@
 """What a rendered scene is: things on a table, photographed by several cameras, before and after something changed.
 
-A scene has four views: two cameras before the change, then the first of them and a third camera after it. Scenes 2k and
-2k + 1 are relatives: other places, tables and lights, but some things of the same name and colour. Knows neither
-pybullet nor questions.
+A scene has four views: two cameras before the change, then the first of them and a third camera after it. Some have two
+more cameras' before it. Scenes 2k and 2k + 1 are relatives: other places, tables and lights, but some things of the
+same name and colour. Which tables and lights a scene has follows from its seed. Knows neither pybullet nor questions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
@@ -21,10 +21,40 @@ BEFORE, AFTER = (0, 1), (2, 3)  # the views of each moment
 SAME_CAMERA = (0, 2)  # one camera's views of both moments
 HELD_OUT_SEED = 1_000_000  # scenes nobody trains on, of the same names and tables
 NEW_NAMES_SEED = 2_000_000  # held-out scenes with names that training never shows
-NEW_STYLE_SEED = 3_000_000  # held-out scenes on a table and in a light that training never shows
+NEW_STYLE_SEED = 3_000_000  # held-out scenes on a checkered table and in a light that training never shows
+NEW_LIGHT_SEED = 4_000_000  # the light alone
+CHECKERS_SEED = 5_000_000  # the table alone
+PHOTOGRAPHS_SEED = 6_000_000  # held-out scenes on photographs that training never shows
+MORE_CAMERAS_SEED = 7_000_000  # held-out scenes that four cameras took before the change
+MORE_CAMERAS = (0, 1, 4, 5)  # the views before the change, where there are more than two
+MORE_CAMERAS_OF_FOUR = 1  # of every four scenes that are trained on, so many have them
 
 Corners = tuple[float, float, float, float]
 Thing = tuple[str, str]  # name and colour
+
+
+class Style(NamedTuple):
+    """What a scene's table and floor are made of, how they are lit, and how many cameras took them."""
+
+    surface: Literal["plain", "varied", "checkers", "photographs"]
+    light: Literal["plain", "varied", "new"]
+    more_cameras: bool = False
+
+
+def style_of(seed: int) -> Style:
+    """The style of a scene; those below HELD_OUT_SEED are trained on, and the others show one thing that is not."""
+    if seed < HELD_OUT_SEED:
+        return Style("varied", "varied", seed // 2 % 4 < MORE_CAMERAS_OF_FOUR)
+    for first, style in (
+        (MORE_CAMERAS_SEED, Style("plain", "plain", more_cameras=True)),
+        (PHOTOGRAPHS_SEED, Style("photographs", "plain")),
+        (CHECKERS_SEED, Style("checkers", "plain")),
+        (NEW_LIGHT_SEED, Style("plain", "new")),
+        (NEW_STYLE_SEED, Style("checkers", "new")),
+    ):
+        if seed >= first:
+            return style
+    return Style("plain", "plain")
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,7 @@ class View:
 
 @dataclass(frozen=True)
 class Scene:
-    """The things of both moments, what happened to them between, and the four views."""
+    """The things of both moments, what happened to them between, and the four or six views."""
 
     seed: int
     things: tuple[Thing, ...]
@@ -82,8 +112,8 @@ def _from_json(record: dict[str, Any]) -> Scene:
     moved, removed, added = (
         tuple(_thing(k, len(things)) for k in record[key]) for key in ("moved", "removed", "added")
     )
-    if len(views) != len(BEFORE + AFTER) or (seed := whole(record["seed"])) < 0:
-        raise ValueError("not four views, or no seed")
+    if len(views) not in (len(BEFORE + AFTER), len(MORE_CAMERAS + AFTER)) or (seed := whole(record["seed"])) < 0:
+        raise ValueError("neither four nor six views, or no seed")
     return Scene(seed, things, moved, removed, added, views)
 
 
