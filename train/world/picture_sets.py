@@ -96,8 +96,8 @@ def choose_pictures(scene: Scene, partner: Scene | None, role: Role, rng: np.ran
     if role == "single":
         return PictureSet(role, (scene,), (scene.views[rng.integers(len(scene.views))],))
     if role == "cameras":
-        views = rng.permutation(MORE_CAMERAS)[: rng.integers(3, len(MORE_CAMERAS) + 1)]
-        return PictureSet(role, (scene,) * len(views), tuple(scene.views[k] for k in views))
+        taken = rng.permutation(MORE_CAMERAS)[: rng.integers(3, len(MORE_CAMERAS) + 1)]
+        return PictureSet(role, (scene,) * len(taken), tuple(scene.views[k] for k in taken))
     if role == "views":
         moment = BEFORE if rng.random() < 0.5 else AFTER
         return PictureSet(role, (scene, scene), tuple(scene.views[k] for k in rng.permutation(moment)))

@@ -52,7 +52,8 @@ def pattern(number: int) -> Field:
     rng = np.random.default_rng([number, 7])
     field = FAMILIES[number % len(FAMILIES)](rng)
     field = (field - field.min()) / max(1e-9, field.max() - field.min())
-    return field if rng.random() < 0.5 else 1 - field
+    oriented: Field = field if rng.random() < 0.5 else 1 - field
+    return oriented
 
 
 def colour_pattern(field: Field, rng: np.random.Generator, saturation: float = 0.45) -> Texture:
@@ -204,7 +205,8 @@ def _speckles(rng: np.random.Generator) -> Field:
 def _slope(rng: np.random.Generator) -> Field:
     across, down = _grid()
     angle = rng.uniform(0, 2 * np.pi)
-    return across * np.cos(angle) + down * np.sin(angle) + 0.3 * _noise(rng, 4)
+    slope: Field = across * np.cos(angle) + down * np.sin(angle)
+    return slope + 0.3 * _noise(rng, 4)
 
 
 FAMILIES: tuple[Callable[[np.random.Generator], Field], ...] = (
