@@ -120,8 +120,25 @@ def test_location_tokens() -> None:
     assert score(f"Image-1: {SAY_A}", [A], SIZES, LOCATIONS, "direct") == Terms(0, 1, 1, 1)  # readable, not its grammar
 
 
-def test_a_text_that_was_cut_off_has_no_format() -> None:
-    assert score(SAY_BOTH, [A, B], SIZES, DIGITS, "direct", finished=False) == Terms(0, 1, 1, 1)
+def test_a_text_that_was_cut_off_earns_nothing() -> None:
+    assert score(SAY_BOTH, [A, B], SIZES, DIGITS, "direct", finished=False) == Terms(0, 0, 0, 0, 0)
+
+
+def test_what_is_thought_earns_by_its_words() -> None:
+    """In any order; boxes count in the other terms, and where the true reasoning is not known, words say nothing."""
+
+    def thought(said: str, true: str, mode: Mode = "cot") -> float:
+        text = f"<think>{said}</think><answer>Image-1: {SAY_A}</answer>"
+        return score(text, [A], SIZES, DIGITS, mode, reasoning=true).thought
+
+    true = f"Image-1: red mug, blue ball. Found: Image-1 {SAY_A} red mug."
+    assert thought(true, true) == 1
+    assert thought(true.replace(SAY_A, SAY_B), true) == 1
+    assert thought(true.replace("blue", "green"), true) == pytest.approx(8 / 9)
+    assert thought("nothing", true) == 0
+    assert thought("nothing", "") == thought("nothing", true, "direct") == 1
+    heavy = RewardWeights(thought=2.0)
+    assert total_reward(f"Image-1: {SAY_A}", [A], SIZES, DIGITS, "direct", heavy) == 1
 
 
 def test_pairs_are_the_best_as_a_whole() -> None:

@@ -79,6 +79,7 @@ class GrpoSettings:
     cot_share: float = 0.5  # share of the groups that are asked to reason, 0 to 1
     difficulty: bool = False  # multiply a group's advantages by exp(1 - its mean IoU reward)
     min_spread: float = 0.0  # leave out groups whose best reward is no more than this above their worst, 0 to 1
+    thought_weight: float = 0.0  # what the words of the reasoning earn, where the records hold the true one
     reward_scale: Scale = "group"  # whose deviation divides advantages: GRPO's, PPO Lite's, or none (Dr. GRPO)
     learn_boxes: bool = True  # off: only words are sampled and learned, boxes are the likeliest ones
     freeze_vision: bool = True  # leave the vision tower as it is (UniVG-R1)
@@ -93,7 +94,7 @@ class GrpoSettings:
 
 
 def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[float]]]:
-    """The four terms as TRL calls and logs them, in the order of RewardWeights.
+    """The terms as TRL calls and logs them, in the order of RewardWeights.
 
     They read the token ids: TRL's own text has lost the box tokens, which are special in Qwen2-VL's tokenizer.
     """
@@ -107,7 +108,8 @@ def reward_functions(settings: CheckpointSettings) -> list[Callable[..., list[fl
                 text = settings.tokenizer.decode(ids, skip_special_tokens=False)
                 finished = text.endswith((END_OF_TURN, END_OF_TEXT))
                 about = text, wanted.boxes, wanted.sizes, settings.answer_format
-                terms = score(*about, how, finished=finished, resized=settings.resized(wanted.sizes))
+                resized = settings.resized(wanted.sizes)
+                terms = score(*about, how, finished=finished, resized=resized, reasoning=wanted.thinking)
                 values.append(float(attrgetter(term)(terms)))
                 log_metric(f"{term}/{how}", values[-1])
             return values
@@ -134,6 +136,8 @@ def train(run: GrpoSettings) -> None:
         raise GemvgError("--generations must be at least 2, and every other count at least 1")
     if not 0 <= run.cot_share <= 1:
         raise GemvgError(f"--cot-share must be between 0 and 1, not {run.cot_share}")
+    if run.thought_weight < 0:
+        raise GemvgError(f"--thought-weight must be at least 0, not {run.thought_weight}")
     if not 0 <= run.min_spread < 1:
         raise GemvgError(f"--min-spread must be at least 0 and below 1, not {run.min_spread}")
     for name, known in (("reward_scale", get_args(Scale)), ("schedule", get_args(Schedule))):
@@ -180,7 +184,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
             f"{run.batch} groups of {run.generations} answers cannot be shared out {held} at a time; "
             "change --batch, --generations or --device-batch"
         )
-    weights = astuple(RewardWeights())
+    weights = astuple(RewardWeights(thought=run.thought_weight))
     return GRPOConfig(
         output_dir=str(work_folder(run.out)),
         max_steps=run.steps,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -26,6 +27,7 @@ from train.data.record import Mode
 BAND = (0.1, 0.9)  # MG-Thinker's
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _COT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<body>.*)</answer>\s*", re.DOTALL)
+_WORDS, _BOXES = re.compile(r"[\w-]+"), re.compile(r"<\|box_start\|>.*?<\|box_end\|>|<loc_\d+>")
 _END = re.compile(r"<\|im_end\|>(?:<\|endoftext\|>)*$")
 
 
@@ -37,16 +39,18 @@ class RewardWeights:
     iou: float = 1.0  # the same two
     image: float = 1.0  # MG-Thinker adds R_id to R_IoU
     count: float = 0.5  # ours: the IoU term falls with a wrong count already
+    thought: float = 0.0  # ours: of use only where true reasoning is known, as in the simulated world
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The four rewards of one text."""
+    """The rewards of one text."""
 
     format: float
     iou: float
     image: float
     count: float
+    thought: float = 1.0
 
     def total(self, weights: RewardWeights) -> float:
         """Their weighted mean."""
@@ -65,7 +69,7 @@ def total_reward(
     finished: bool = True,
     resized: Sequence[Size] | None = None,
 ) -> float:
-    """Weighted mean of the four terms; `truth` in pixels, `sizes` (width, height) of each picture."""
+    """Weighted mean of the terms; `truth` in pixels, `sizes` (width, height) of each picture."""
     terms = score(text, truth, sizes, answer_format, mode, finished=finished, resized=resized)
     return terms.total(weights or RewardWeights())
 
@@ -79,17 +83,23 @@ def score(
     *,
     finished: bool = True,
     resized: Sequence[Size] | None = None,
+    reasoning: str = "",
 ) -> Terms:
-    """The four terms of a text; `finished` is false if it was cut off at the longest length.
+    """The terms of a text; `finished` is false if it was cut off at the longest length, and then nothing is earned:
+    an answer that never ends must not be worth as much as one that does.
 
-    `resized`: (width, height) of each picture as the model sees it, for answers in pixels.
+    `resized`: (width, height) of each picture as the model sees it, for answers in pixels. `reasoning` is the true one,
+    where it is known.
     """
+    if not finished:
+        return Terms(0.0, 0.0, 0.0, 0.0, 0.0)
     answer = read_answer(text, sizes, answer_format, resized)
     return Terms(
-        format_reward(text, sizes, answer_format, mode, finished=finished, resized=resized),
+        format_reward(text, sizes, answer_format, mode, resized=resized),
         iou_reward(answer, truth),
         image_reward(answer, truth),
         count_reward(answer, truth),
+        thought_reward(answer.thinking, reasoning) if mode == "cot" else 1.0,
     )
 
 
@@ -99,7 +109,6 @@ def format_reward(
     answer_format: AnswerFormat,
     mode: Mode,
     *,
-    finished: bool = True,
     resized: Sequence[Size] | None = None,
 ) -> float:
     """1 if the text is what the mode asks for, else 0 (UniVG-R1's 1/0 for each mode; the grammar is ours).
@@ -108,7 +117,7 @@ def format_reward(
     tags. In both the answer must be in answer.py's own grammar, with its boxes in any order.
     """
     answer = read_answer(text, sizes, answer_format, resized)
-    if answer.problem or not finished:
+    if answer.problem:
         return 0.0
     body, written = _END.sub("", text), write_answer(answer.boxes, sizes, answer_format, resized=resized)
     tags = _TAGS.findall(body)
@@ -167,6 +176,18 @@ def image_reward(answer: Answer, truth: Sequence[Box]) -> float:
     named = {box.image for box in answer.boxes}
     right = {box.image for box, worths in zip(answer.boxes, _worths(answer.boxes, truth), strict=True) if worths.any()}
     return 2 * len(right) / (len(named) + len({box.image for box in truth}))
+
+
+def thought_reward(said: str, true: str) -> float:
+    """F1 of the words of two reasonings, as often as each stands there (ROUGE-1's); boxes count in the other terms.
+
+    1 where the true reasoning is not known: it then says nothing of any answer.
+    """
+    wanted = Counter(_WORDS.findall(_BOXES.sub(" ", true.lower())))
+    if not wanted:
+        return 1.0
+    given = Counter(_WORDS.findall(_BOXES.sub(" ", said.lower())))
+    return 2 * (wanted & given).total() / (wanted.total() + given.total())
 
 
 def _both_none(answer: Answer, truth: Sequence[Box]) -> float:

@@ -32,7 +32,7 @@ from train.vocabulary import IMAGE_TAGS, waves
 from train.world.questions import corpus
 
 LOCATIONS = 129
-THINK = " Think first."  # what asks for reasoning; short, since every question carries it
+THINK = "Think first. "  # what asks for reasoning, before the question, so that its words are read for that
 BYTE_PAIRS = 512
 # Qwen2's own, so that the tokenizer behaves as the large models' does.
 SPECIAL_TOKENS = (
@@ -131,7 +131,7 @@ def small_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
         tie_word_embeddings=True,
         grounding={
-            "prompt": PromptTemplate(think="{query}" + THINK, number_images=True).to_config(),
+            "prompt": PromptTemplate(think=THINK + "{query}", number_images=True).to_config(),
             "answer": AnswerFormat("locations", LOCATIONS).to_config(),
         },
     )
