@@ -40,10 +40,6 @@ GAINS = (
     ("stage2", "stage1"),
     ("student", "stage2"),  # its teacher
     ("student-digits", "student"),  # the same start, answering in locations
-    ("cold-start", "stage2"),
-    ("grpo", "cold-start"),
-    ("grpo-direct", "cold-start"),
-    ("grpo-cot", "cold-start"),
 )
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Every stage of training at the small scale, on a plain CPU: simulated scenes, SFT, CoT SFT, three kinds of GRPO, students,
-# location tokens against digits, and the table of them all. Hours on two cores. A finished stage is kept and a killed one
-# goes on, so run it again until it is through:
+# Every stage of training at the small scale, on a plain CPU, from random weights to a bundle: simulated scenes, SFT, CoT
+# SFT, GRPO beside as much SFT, students, location tokens against digits, and the tables of them all. About twelve hours of
+# a processor core. A finished stage is kept and a killed one goes on, so run it again until it is through:
 #
-#     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,sampled}.json
+#     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
+#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model: an hour less a stage
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,9 +12,8 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/tiny}                  # where the stages' checkpoints go
 SCALE=${SCALE:-1}                      # divides the numbers of steps, scenes and questions
 DATA=${DATA:-data/world}               # where scenes are rendered to
-# The shipped model, which is an earlier run's stage2. From random weights (train.small_model) the first stage has to make
-# up for the runs that the model's card lists.
-START=${START:-checkpoints/tabletop}
+START=${START:-}                       # a checkpoint to go on from; without one, random weights
+SEEDS=${SEEDS:-1 2 3}                  # of GRPO and of the SFT that it is set against
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
 # What makes the scripts' Python the workshop's, and not the runtime's alone.
@@ -41,11 +41,19 @@ stage() {
 mkdir -p "$OUT"
 "$PYTHON" -m train.world.render "$DATA/train" --scenes "$(part 12000)"
 
-# The decoder's dense head is dropped after each stage; while it is there it says where to look (train/dense_head.py).
+# The decoder's dense head is dropped after each stage; while it is there it says where to look (train/world/dense_head.py).
 sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon)
+if [ -z "$START" ]; then
+    START=$OUT/start
+    stage start train.small_model "$START" --seed 1
+    stage stage0 train.sft --model "$START" --out "$OUT/stage0" --steps "$(part 6000)" --seed 20 "${sft[@]}"
+    START=$OUT/stage0
+fi
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"
+# Half of the reasoning's loss is a long listing; its conclusion decides, so it counts three times. A third of the
+# reasoning is the conclusion alone: brief enough for GRPO.
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
-    "${sft[@]}"
+    --brief-share 0.3 --conclusion-weight 3 "${sft[@]}"
 
 # A student of half the parameters. It keeps the vision tower and most of the decoder's layers and gives up channels of
 # its MLPs: those are learned again within minutes, where half the layers lose how pictures are compared.
@@ -60,32 +68,31 @@ stage cut-digits train.vocabulary "$OUT/student-first" "$OUT/cut-digits" --digit
 stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-digits" --steps "$(part 900)" --seed 24 \
     "${sft[@]}"
 
-# GRPO as GeM-VG is thought to have done it (half the groups reason), and its two ablations. Its questions are about scenes
-# that SFT has not seen and cannot know by heart. What decides whether it learns anything here is how much of its gradient
-# is chance. Sampled whole at temperature 1, a reasoned answer of stage 2 spends most of its randomness on coordinates and
-# most of the rest on listing what is seen, and 240 steps of that ended below their start. So a short SFT first makes the
-# reasoning brief (the conclusion alone), and GRPO samples and learns words only, boxes being the likeliest. A learning
-# rate of 3e-3 does harm within thirty steps even so.
-stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 400)" --seed 26 --cot-share 0.5 \
-    --brief-share 1 "${sft[@]}"
+# GRPO as GeM-VG is thought to have done it (half the groups reason), beside as much further SFT on the very same records.
+# Its questions are about scenes that SFT has not seen and cannot know by heart. What decides whether it learns anything
+# here is how much of its gradient is chance: so it samples and learns words only, boxes being the likeliest.
 "$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2000)" --first-seed 12000
-[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1
+[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1 \
+    --cot-share 0.5
 groups=${RL_BATCH:-64}
-grpo=(--model "$OUT/cold-start" --data "$OUT/rl.jsonl" --steps "$(part 160)" --batch "$groups" --generations 8
-    --device-batch $((groups * 8)) --lora-rank 8 --learning-rate 1e-3 --schedule linear --beta 0 --temperature 0.7
-    --no-learn-boxes --min-spread 0.05 --reward-scale batch --max-new-tokens 96 --save-steps 20)
-stage grpo train.grpo --out "$OUT/grpo" --cot-share 0.5 "${grpo[@]}"
-stage grpo-cot train.grpo --out "$OUT/grpo-cot" --cot-share 1 "${grpo[@]}"
-stage grpo-direct train.grpo --out "$OUT/grpo-direct" --cot-share 0 "${grpo[@]}"
+for seed in $SEEDS; do
+    stage "grpo-$seed" train.grpo --model "$OUT/stage2" --data "$OUT/rl.jsonl" --out "$OUT/grpo-$seed" \
+        --steps "$(part 160)" --batch "$groups" --generations 8 --device-batch $((groups * 8)) --cot-share 0.5 \
+        --lora-rank 8 --learning-rate 1e-3 --schedule linear --beta 0 --temperature 0.7 --no-learn-boxes \
+        --min-spread 0.05 --reward-scale batch --max-new-tokens 128 --save-steps 20 --seed "$seed"
+    stage "more-sft-$seed" train.sft --model "$OUT/stage2" --data "$OUT/rl.jsonl" --out "$OUT/more-sft-$seed" \
+        --steps "$(part 160)" --batch "$groups" --lora-rank 8 --learning-rate 1e-3 --warmup-steps 2 --decay-share 1 \
+        --conclusion-weight 3 --seed "$seed"
+done
 
 # What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
 stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
     --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
 "$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite
 
-"$PYTHON" -m bench.stages "$OUT" stage1:direct stage2 student:direct student-digits:direct cold-start::held-out \
-    grpo::held-out grpo-cot::held-out grpo-direct::held-out --data "$DATA" --splits held-out new-names new-style \
+"$PYTHON" -m bench.stages "$OUT" stage1:direct:held-out stage2 student:direct student-digits:direct:held-out \
+    --data "$DATA" --splits ${SPLITS:-held-out new-names new-light checkers photographs new-style more-cameras} \
     --limit "$(part 1000)" --save "$SAVE"
-# What GRPO gained over its start, in the likeliest answers and in sampled ones, whose mean reward is what it raises.
-"$PYTHON" -m bench.sampled "$OUT" cold-start grpo grpo-cot grpo-direct --data "$DATA" --mode cot direct \
-    --limit "$(part 2000)" --temperature 0 0.7 --answers 4 --save "$(dirname "$SAVE")/sampled.json"
+# What GRPO gained over its start and over as much SFT, and whether reasoned answers are worth their time.
+"$PYTHON" -m bench.further "$OUT" stage2 grpo more-sft --seeds $SEEDS --data "$DATA" --limit "$(part 2000)" \
+    --save "$(dirname "$SAVE")/further.json"
