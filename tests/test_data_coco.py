@@ -15,7 +15,7 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from train.data.annotations import read_pickle
-from train.data.coco import picture_key, read_coco
+from train.data.coco import read_coco
 from train.data.d3 import read_d3
 from train.data.pictures import measure
 from train.data.record import Fault, Record, Tally, keep_good
@@ -156,13 +156,6 @@ def test_the_seed_fixes_coco_and_the_order_of_the_file_does_not_matter(tmp_path:
     assert list(read_coco(folder, seed=4)) != first
 
 
-def test_coco_leaves_pictures_of_a_benchmark_out(tmp_path: Path) -> None:
-    assert picture_key("COCO/COCO_val2014_000000000001.jpg") == "000000000001" == picture_key("000000000001.jpg")
-    records, tally = good(read_coco(write_coco(tmp_path), leave_out=frozenset({picture_key("000000000001.jpg")})))
-    assert tally.refused == {"a picture of a benchmark, left out": 1}
-    assert all(path.stem != "000000000001" for record in records for path in record.images)
-
-
 def test_coco_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(GemvgError, match=r"instances_train2017\.json: no such file; lay the folder out as"):
         list(read_coco(tmp_path))
@@ -231,15 +224,14 @@ def test_d3_faults_are_named(tmp_path: Path) -> None:
     tables["images"][4] = {"id": 4, "file_name": "dog/4.jpg"}
     tables["groups"][10] = {"id": 10, "img_id": None}
     save_d3(tmp_path, tables)
-    records, tally = good(read_d3(tmp_path, leave_out=frozenset({"2"})))
+    records, tally = good(read_d3(tmp_path))
     assert tally.refused == {
         "a malformed annotation; its picture is left out": 1,
         "a missing picture": 1,
         "a malformed image entry": 1,
         "a malformed group": 1,
-        "a picture of a benchmark, left out": 1,
     }
-    assert {path.stem for record in records for path in record.images} == {"1"}
+    assert {path.stem for record in records for path in record.images} == {"1", "2"}
 
 
 class _Harm:

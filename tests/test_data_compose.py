@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
-from tests import test_data_coco, test_data_mgrounding, test_data_single, test_data_views
+from tests import test_data_coco, test_data_llava, test_data_mgrounding, test_data_single, test_data_views
 from train.data import compose, convert
-from train.data.compose import MG_DATA_SHARES, Folders, draw_mixture, mc_bench_pictures, report, scale_shares
+from train.data.compose import MG_DATA_SHARES, Folders, draw_mixture, report, scale_shares
 from train.data.record import KINDS, Kind, Record, read_records
 from train.data.reservoir import Reservoir
 
@@ -107,29 +107,6 @@ def test_all_five_sources_are_composed(tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(printed.splitlines()[-1])["records"] == len(records)
 
 
-def test_pictures_of_mc_bench_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders, bench = write_sources(tmp_path), tmp_path / "MC-Bench"
-    test_data_coco.paint(bench / "mc-bench_images" / "COCO" / "COCO_train2014_000000000003.jpg")
-    test_data_coco.paint(bench / "mc-bench_images" / "winogavil_images" / "1.jpg")
-    (bench / "mc-bench_images" / "D3").write_text("a file of that name is no picture of D3")
-    names = [{"file_name": "D3/0.jpg"}, {"file_name": "BLINK_val_multiview/2.jpg"}]
-    (bench / "mc-bench_v0.2_val.json").write_text(json.dumps({"images": names}))
-    assert mc_bench_pictures(bench) == {"000000000003", "0"}
-    compose.compose(folders, bench, 240, 0, tmp_path / "records.jsonl")
-    shown = {
-        (record.source, image.stem)
-        for record in read_records(tmp_path / "records.jsonl")
-        if isinstance(record, Record)
-        for image in record.images
-    }
-    assert {("D3", "1"), ("D3", "2"), ("COCO", "000000000001")} <= shown
-    assert not {("D3", "0"), ("COCO", "000000000003")} & shown
-    printed = capsys.readouterr().out
-    assert "MC-Bench: 2 pictures of COCO and D3, of which 2 were here and left out" in printed
-    with pytest.raises(GemvgError, match=r"no pictures below COCO/ or D3/"):
-        mc_bench_pictures(tmp_path / "star")
-
-
 def run(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     """A command's main with arguments."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -156,28 +133,36 @@ def test_composing_as_a_command(
         assert message in capsys.readouterr().err
 
 
-def test_every_data_set_converts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def write_every_data_set(tmp_path: Path) -> dict[str, Path]:
+    """A tiny folder of each data set that can be converted, by its name."""
     write_sources(tmp_path)
     folders = {"d3": "d3", "coco": "coco", "ego-exo": "ego", "mvtrack": "mv", "star": "star"}
-    folders |= {name: name for name in ("mgrounding", "mig-bench", "voc", "labelme")} | {"refcoco": "refer/refcoco"}
-    for name in ("mgrounding", "mig-bench", "voc", "labelme", "refer"):
+    folders |= {name: name for name in ("mgrounding", "mig-bench", "llava", "voc", "labelme")}
+    folders |= {"refcoco": "refer/refcoco"}
+    for name in ("mgrounding", "mig-bench", "llava", "voc", "labelme", "refer"):
         (tmp_path / name).mkdir()
     talk = test_data_mgrounding.talk(test_data_mgrounding.GROUP, "<image><image>a dog", "None")
     test_data_mgrounding.read(tmp_path / "mgrounding", talk)
     item = {"task": "diff", "images": ["a.png"], "question": "in the 1th image", "answer": [0, 0, 5, 5]}
     (tmp_path / "mig-bench" / "MIG_data.json").write_text(json.dumps([item]))
     test_data_coco.paint(tmp_path / "mig-bench" / "a.png")
+    test_data_llava.read(tmp_path / "llava", test_data_llava.talk(["a.png", "b.png"], "<image><image>\nAlike?", "Yes."))
     test_data_single.write_voc(tmp_path / "voc", ("dog", 1, 1, 9, 9))
     test_data_single.write_labelme(tmp_path / "labelme", test_data_single.shape("dog", [[0, 0], [9, 9]]))
     test_data_single.write_refcoco(tmp_path / "refer", test_data_single.ref("a dog"))
     assert set(folders) == set(convert.NAMES)
-    for name, folder in folders.items():
+    return {name: tmp_path / folder for name, folder in folders.items()}
+
+
+def test_every_data_set_converts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, folder in write_every_data_set(tmp_path).items():
         out = tmp_path / f"{name}.jsonl"
-        run(convert, monkeypatch, name, tmp_path / folder, "--out", out)
+        run(convert, monkeypatch, name, folder, "--out", out)
         last = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert last == {"records": len(out.read_text().splitlines()), "refused": 0, "out": str(out)}
+        records = len(out.read_text().splitlines())
+        assert last == {"records": records, "refused": 0, "excluded": None, "out": str(out)}
         assert last["records"] > 0
 
 

@@ -50,7 +50,7 @@ def write(folder: Path, **change: Any) -> Path:
 
 def read(folder: Path) -> tuple[Truth, list[str]]:
     """What each picture shows, and the reasons of the faults."""
-    items = list(label_pictures(folder, "train2017", frozenset()))
+    items = list(label_pictures(folder, "train2017"))
     root = folder / "train2017"
     shown = {str(p.path.relative_to(root)): dict(p.objects) for p in items if isinstance(p, LabelledPicture)}
     return shown, sorted({item.reason for item in items if isinstance(item, Fault)})

@@ -139,7 +139,7 @@ def test_coco_is_read_by_our_own_reader(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "mine")
     grounding = Grounder.open(threads=1).ground(["scene1-a.png", "scene1-b.png"], "all balls")
     (tmp_path / "annotations" / "instances_mine.json").write_text(json.dumps(grounding.to_coco()))
-    read = [item for item in label_pictures(tmp_path, "mine", frozenset()) if isinstance(item, LabelledPicture)]
+    read = [item for item in label_pictures(tmp_path, "mine") if isinstance(item, LabelledPicture)]
     found = [replace(box, image=k) for k, picture in enumerate(read) for box in picture.objects["all balls"]]
     assert len(found) > 2
     assert np.allclose([list(box) for box in found], [list(box) for box in grounding])

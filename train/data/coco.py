@@ -50,15 +50,10 @@ COMMON = ("the kind of object that all the pictures show", "these pictures share
 COMMON_IN = "these pictures share one kind of object; find it in image {image}"
 
 
-def read_coco(
-    folder: Path, split: str = "train2017", seed: int = 0, leave_out: frozenset[str] = frozenset(), rounds: int = 1
-) -> Iterator[Record | Fault]:
-    """A referential and, where one can be made, a semantic record a picture and round, in an order fixed by the seed.
-
-    `leave_out` holds picture keys (see `picture_key`) that must not be shown.
-    """
+def read_coco(folder: Path, split: str = "train2017", seed: int = 0, rounds: int = 1) -> Iterator[Record | Fault]:
+    """A referential and, where one can be made, a semantic record a picture and round, in an order of the seed."""
     pictures = []
-    for item in label_pictures(folder, split, leave_out):
+    for item in label_pictures(folder, split):
         if isinstance(item, Fault):
             yield item
         else:
@@ -68,12 +63,7 @@ def read_coco(
         yield from compose_pictures(pictures, rng)
 
 
-def picture_key(name: str) -> str:
-    """What names a picture in every edition: COCO_train2014_000000000009.jpg is 000000000009.jpg of 2017."""
-    return Path(name.replace("\\", "/")).stem.rpartition("_")[2] if "COCO_" in name else Path(name).stem
-
-
-def label_pictures(folder: Path, split: str, leave_out: frozenset[str]) -> Iterator[LabelledPicture | Fault]:
+def label_pictures(folder: Path, split: str) -> Iterator[LabelledPicture | Fault]:
     """Every picture of the split with its boxes by category, in the order of their ids."""
     file = folder / "annotations" / f"instances_{split}.json"
     content = read_json(file, dict, LAYOUT)
@@ -103,7 +93,7 @@ def label_pictures(folder: Path, split: str, leave_out: frozenset[str]) -> Itera
             objects[annotation.image][annotation.name].add(annotation.box)
     for image, entry in by_id(images.entries.items()):
         if image not in spoilt:
-            yield _label(folder / split, image, entry, objects[image], unsure[image], leave_out)
+            yield _label(folder / split, image, entry, objects[image], unsure[image])
 
 
 class Annotation(NamedTuple):
@@ -141,14 +131,12 @@ def _read_annotation(entry: Any, images: Index, names: Index) -> Annotation | st
 
 
 def _label(
-    folder: Path, image: Id, entry: Any, objects: dict[str, set[Box]], unsure: set[str], leave_out: frozenset[str]
+    folder: Path, image: Id, entry: Any, objects: dict[str, set[Box]], unsure: set[str]
 ) -> LabelledPicture | Fault:
     try:
         path, size = inside(folder, entry["file_name"]), read_size(entry)
     except MALFORMED:
         return Fault(f"{folder}: image {image}", "a malformed image entry")
-    if picture_key(path.name) in leave_out:
-        return Fault(str(path), "a picture of a benchmark, left out")
     measured = measure_as(path, size)
     if isinstance(measured, Fault):
         return measured

@@ -9,7 +9,7 @@ The shares are published, their data is not, nor which data set gave which share
     spatial        20K    Ego-Exo4D, MVTrack      temporal    46K    STAR, MVTrack
 
 A kind with fewer records than its share stays smaller, and that is said; nothing is repeated. MC-Bench is made of
-pictures of COCO and D3 among others; those are left out, by file name, where its folder is given.
+pictures of COCO and D3 among others; records that show one are left out where its folder is given (exclude.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from gemvg_edge.command import OVERWRITE, command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file
-from train.data.annotations import as_object, entries, find_files, read_json
-from train.data.coco import picture_key, read_coco
+from train.data.coco import read_coco
 from train.data.d3 import read_d3
 from train.data.ego_exo import read_ego_exo
+from train.data.exclude import NOT_EXCLUDED, add_flags, leave_out, read_exclusion
 from train.data.mvtrack import read_mvtrack
 from train.data.record import Fault, Kind, Record, Tally, check_output, keep_good, write_records
 from train.data.reservoir import Reservoir
@@ -68,12 +67,12 @@ def scale_shares(size: int) -> dict[Kind, int]:
     return counts
 
 
-def read_sources(folders: Folders, leave_out: frozenset[str], seed: int) -> Iterator[Record | Fault]:
+def read_sources(folders: Folders, seed: int) -> Iterator[Record | Fault]:
     """All that the folders' training splits give, one data set after the other."""
     if folders.d3:
-        yield from read_d3(folders.d3, seed, leave_out)
+        yield from read_d3(folders.d3, seed)
     if folders.coco:
-        yield from read_coco(folders.coco, seed=seed, leave_out=leave_out, rounds=COCO_ROUNDS)
+        yield from read_coco(folders.coco, seed=seed, rounds=COCO_ROUNDS)
     if folders.ego_exo:
         yield from read_ego_exo(folders.ego_exo, seed=seed)
     if folders.mvtrack:
@@ -94,21 +93,6 @@ def draw_mixture(records: Iterable[Record], size: int, seed: int) -> tuple[list[
     return [drawn[k] for k in order], {kind: pool.offered for kind, pool in pools.items()}
 
 
-def mc_bench_pictures(folder: Path) -> frozenset[str]:
-    """Keys of the pictures of COCO and D3 that MC-Bench shows, by its picture folders and its json."""
-    files = (path for path in find_files(folder, "**/*") if path.suffix != ".json" and is_file(path))
-    names = [str(path.relative_to(folder)) for path in files]
-    for file in find_files(folder, "**/mc-bench*.json"):
-        images = entries(read_json(file, dict, "download it again"), "images", file)
-        names += [str(as_object(image).get("file_name")) for image in images]
-    keys = {picture_key(name) for name in names if {"COCO", "D3"} & set(Path(name).parts[:-1])}
-    if not keys:
-        raise GemvgError(
-            f"{folder}: no pictures below COCO/ or D3/ and no mc-bench*.json that names some; give MC-Bench"
-        )
-    return frozenset(keys)
-
-
 def report(mixture: list[Record], offered: dict[Kind, int], size: int) -> list[str]:
     """What a mixture is made of, and which kinds fell short of their share."""
     lines = []
@@ -121,28 +105,35 @@ def report(mixture: list[Record], offered: dict[Kind, int], size: int) -> list[s
 
 
 def compose(
-    folders: Folders, mc_bench: Path | None, size: int, seed: int, out: Path, *, overwrite: bool = False
+    folders: Folders,
+    mc_bench: Path | None,
+    size: int,
+    seed: int,
+    out: Path,
+    *,
+    others: Sequence[Path] = (),
+    overwrite: bool = False,
 ) -> None:
-    """Read, draw, write and say what came of it; the last line is one JSON object."""
+    """Read, draw, write and say what came of it; the last line is one JSON object.
+
+    The pictures of `mc_bench` and of `others` are left out.
+    """
     if not any(vars(folders).values()):
         raise GemvgError("no data set was given; name at least one of --d3 --coco --ego-exo --mvtrack --star")
     if size < 1:
         raise GemvgError(f"--size is {size}; it must be at least 1")
-    check_output(out, [folder for folder in (*vars(folders).values(), mc_bench) if folder], overwrite=overwrite)
-    leave_out = mc_bench_pictures(mc_bench) if mc_bench else frozenset()
+    inputs = [folder for folder in (*vars(folders).values(), mc_bench, *others) if folder]
+    check_output(out, inputs, overwrite=overwrite)
+    exclusion = read_exclusion(mc_bench, others)
     tally = Tally()
-    items = tqdm(read_sources(folders, leave_out, seed), desc="reading", unit=" records", disable=None)
+    items = tqdm(leave_out(read_sources(folders, seed), exclusion), desc="reading", unit=" records", disable=None)
     mixture, offered = draw_mixture(keep_good(items, tally), size, seed)
     written = write_records(mixture, out, overwrite=overwrite)
-    left_out = tally.refused["a picture of a benchmark, left out"]
-    lines = [*tally.lines(), *report(mixture, offered, size)]
-    if mc_bench:
-        lines.append(f"MC-Bench: {len(leave_out)} pictures of COCO and D3, of which {left_out} were here and left out")
-    elif folders.d3 or folders.coco:
-        lines.append("MC-Bench's pictures were NOT left out: do not report MC-Bench of what is trained on this")
-    print("\n".join(lines))
+    lines = [*tally.lines(), *report(mixture, offered, size), *(exclusion.lines() if exclusion else ())]
+    print("\n".join(lines if mc_bench else [*lines, NOT_EXCLUDED]))
     kinds = Counter(record.kind for record in mixture)
-    print(json.dumps({"records": written, "kinds": kinds, "refused": tally.refused.total(), "seed": seed}))
+    told = {"refused": tally.refused.total(), "excluded": exclusion.counts() if exclusion else None, "seed": seed}
+    print(json.dumps({"records": written, "kinds": kinds, **told}))
 
 
 @command("train.data.compose")
@@ -154,8 +145,7 @@ def main() -> None:
     for name, title in TITLES.items():
         folder = f"the folder that {title} lies in (default: without {title})"
         parser.add_argument("--" + name.replace("_", "-"), type=Path, metavar="FOLDER", help=folder)
-    excluded = "MC-Bench's folder, whose pictures are left out (default: none are)"
-    parser.add_argument("--exclude-mc-bench", type=Path, metavar="FOLDER", help=excluded)
+    add_flags(parser)
     size = "how many records the mixture has (default: %(default)s)"
     parser.add_argument("--size", type=whole_number, metavar="N", default=sum(MG_DATA_SHARES.values()), help=size)
     seed = "what drawing starts from (default: %(default)s)"
@@ -164,7 +154,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
     folders = Folders(**{name: getattr(args, name) for name in TITLES})
-    compose(folders, args.exclude_mc_bench, args.size, args.seed, args.out, overwrite=args.overwrite)
+    about = args.exclude_mc_bench, args.size, args.seed, args.out
+    compose(folders, *about, others=args.exclude, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

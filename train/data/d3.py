@@ -39,7 +39,6 @@ from train.data.annotations import (
     read_pickle,
     read_size,
 )
-from train.data.coco import picture_key
 from train.data.labelled import LabelledPicture, ask_for, check_picture
 from train.data.pictures import measure_as
 from train.data.record import Fault, Record
@@ -47,8 +46,8 @@ from train.data.record import Fault, Record
 LAYOUT = "unpack d3_images.zip and d3_pkl.zip of github.com/shikras/d-cube side by side in the folder"
 
 
-def read_d3(folder: Path, seed: int = 0, leave_out: frozenset[str] = frozenset()) -> Iterator[Record | Fault]:
-    """Each description once on each picture of its group; `leave_out` holds picture keys."""
+def read_d3(folder: Path, seed: int = 0) -> Iterator[Record | Fault]:
+    """Each description once on each picture of its group."""
     sentences, annotations, images, groups = (
         read_pickle(folder / "d3_pkl" / f"{name}.pkl", dict, LAYOUT)
         for name in ("sentences", "annotations", "images", "groups")
@@ -79,7 +78,7 @@ def read_d3(folder: Path, seed: int = 0, leave_out: frozenset[str] = frozenset()
     pictures: dict[Id, LabelledPicture] = {}
     for image, entry in by_id(known.entries.items()):
         if image not in spoilt:
-            picture = _label(folder / "d3_images", image, entry, boxes[image], leave_out)
+            picture = _label(folder / "d3_images", image, entry, boxes[image])
             if isinstance(picture, Fault):
                 yield picture
             else:
@@ -124,15 +123,11 @@ def _known(image: Any, known: Index) -> Id:
     return key
 
 
-def _label(
-    folder: Path, key: Id, entry: Any, boxes: dict[str, set[Box]], leave_out: frozenset[str]
-) -> LabelledPicture | Fault:
+def _label(folder: Path, key: Id, entry: Any, boxes: dict[str, set[Box]]) -> LabelledPicture | Fault:
     try:
         path, size = inside(folder, entry["file_name"]), read_size(entry)
     except MALFORMED:
         return Fault(f"{folder}: image {key}", "a malformed image entry")
-    if picture_key(path.name) in leave_out:
-        return Fault(str(path), "a picture of a benchmark, left out")
     measured = measure_as(path, size)
     if isinstance(measured, Fault):
         return measured

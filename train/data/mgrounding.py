@@ -30,7 +30,8 @@ from gemvg_edge.answer import AnswerFormat, read_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
-from train.data.annotations import MALFORMED, find_files, inside, read_json
+from train.data.annotations import MALFORMED, find_files, inside
+from train.data.json_list import stream_json
 from train.data.mig_bench import ORDINALS, asked_image
 from train.data.pictures import Size, measure_all
 from train.data.record import Fault, Kind, Record
@@ -60,7 +61,7 @@ def read_mgrounding(folder: Path) -> Iterator[Record | Fault]:
     if not files:
         raise GemvgError(f"{merged}: no such file; {LAYOUT}")
     for file in files:
-        for number, content in enumerate(read_json(file, list, LAYOUT)):
+        for number, content in enumerate(stream_json(file, LAYOUT)):
             yield from _read_conversation(content, folder, f"{file}, item {number}")
 
 
@@ -88,20 +89,23 @@ def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Recor
     if isinstance(sizes, Fault):
         yield sizes
         return
-    texts = _place_images([text for _, text in turns])
+    texts = place_images([text for _, text in turns])
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         yield _read_turn(question, answer, paths, sizes, KIND_OF_SUBSET[subset], where)
 
 
-def _place_images(texts: Sequence[str]) -> list[str]:
-    """The texts without the pictures that stand first, and with Image-N for a picture that stands in a sentence."""
+def place_images(texts: Sequence[str]) -> list[str]:
+    """The texts without the pictures that stand first, or last on their own lines; Image-N for one in a sentence."""
     placed, number = [], 0
     for text in texts:
-        bare = re.sub(r"^(?:\s*<image>)+\s*", "", text)
-        number += text.count("<image>") - bare.count("<image>")
+        rest = re.sub(r"^(?:\s*<image>)+\s*", "", text)
+        number += text.count("<image>") - rest.count("<image>")
+        bare = re.sub(r"(?:\n\s*<image>)+\s*$", "", rest)
+        last = rest.count("<image>") - bare.count("<image>")
         while "<image>" in bare:
             number += 1
             bare = bare.replace("<image>", f"Image-{number}", 1)
+        number += last
         placed.append(bare)
     return placed
 
@@ -114,14 +118,18 @@ def _read_turn(
         if ordered is None:
             return Fault(where, "a shuffled sequence that names pictures by their place in time")
         question = ordered
+    boxes, problem = read_boxes(question, answer, sizes)
+    if problem == _NO_BOX:
+        return Record(paths, sizes, question, (), "understanding", NAME, words=answer)
+    return Fault(where, problem) if problem else Record(paths, sizes, question, boxes, kind, NAME)
+
+
+def read_boxes(question: str, answer: str, sizes: tuple[Size, ...]) -> tuple[tuple[Box, ...], str | None]:
+    """(an answer's boxes, what is wrong with them); of several pictures the answer names theirs, or the question."""
     boxes, problem = _read_boxes(answer, sizes)
     if problem == _NAMES_NO_PICTURE and (asked := asked_image(question)) is not None:
         boxes, problem = _read_boxes(f"Image-{asked + 1}: {answer}", sizes)
-    if problem == _NO_BOX:
-        return Record(paths, sizes, question, (), "understanding", NAME, words=answer)
-    if problem:
-        return Fault(where, re.sub(r"\d+", "..", problem))  # faults are counted by their words
-    return Record(paths, sizes, question, boxes, kind, NAME)
+    return boxes, re.sub(r"\d+", "..", problem) if problem else None  # faults are counted by their words
 
 
 def _read_boxes(answer: str, sizes: tuple[Size, ...]) -> tuple[tuple[Box, ...], str | None]:
