@@ -203,6 +203,7 @@ def trainer_config(run: GrpoSettings) -> GRPOConfig:
         use_cpu=not torch.cuda.is_available(),
         activation_checkpointing=run.checkpointing,
         use_vllm=run.vllm,
+        vllm_mode="colocate",  # a server of vLLM's would want prompts that are expanded
         shuffle_dataset=False,  # drawn already
         save_steps=run.save_steps,
         save_total_limit=2,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -80,6 +81,10 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
         """Answers to each prompt; one process prefills a group's prompt once, several leave it to vLLM or TRL."""
+        if self.use_vllm:
+            # TRL 1.16 hands over ids that are expanded already, and pictures, for which vLLM expands them once more
+            # (huggingface/trl 6294, 6401). What is learned from keeps TRL's own ids: these are not given back.
+            prompt_ids = [one_token_a_picture(row, self.processing_class.image_token_id) for row in prompt_ids]
         if self.use_vllm or self.accelerator.num_processes > 1:
             answers: tuple[list[list[int]], Any] = super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, *args, **kwargs
@@ -132,6 +137,14 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._metrics["train"]["groups/dropped"].append(1 - kept.float().mean().item())
         self._metrics["train"]["groups/weight"].append(weight.mean().item())
         return output
+
+
+def one_token_a_picture(ids: Sequence[int], image_token: int) -> list[int]:
+    """A prompt's ids with each run of image tokens as a single one, as a prompt has them before pictures are cut.
+
+    Runs of two pictures never touch: each stands between its own start and end.
+    """
+    return [*ids[:1], *(token for last, token in pairwise(ids) if not last == token == image_token)]
 
 
 @contextmanager

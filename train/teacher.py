@@ -1,5 +1,10 @@
 """Label records with a teacher: its own greedy answers, or of several sampled ones those that the truth confirms.
 
+    python -m train.teacher Qwen2-VL-7B-Instruct questions.jsonl cot.jsonl --samples 8 [--ray local]     # reasoning
+
+As a command it asks every question to be reasoned about and writes records of mode `cot`: a teacher's reasoning, the
+true boxes. train.distill asks as the records say, and learns from what is written.
+
 With one answer a record the teacher's boxes take the place of the true ones. With several (rejection sampling, as
 STaR and RFT do, https://arxiv.org/abs/2203.14465) the truth decides: the first answer whose boxes are all right, each
 IoU at least 0.5 and none too many, gives its reasoning to the true boxes; a record that none answers right is left out.
@@ -8,6 +13,7 @@ Answers are saved as they come, so that a kill costs one; with `ray` they are sp
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -21,12 +27,14 @@ from tqdm import tqdm
 
 from gemvg_edge.answer import Answer, read_answer
 from gemvg_edge.boxes import Box, match_boxes
+from gemvg_edge.command import command, finite_number, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import END_OF_TURN
 from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import IGNORED, collate
 from train.data.record import Record, check_output, write_records
 from train.data.samples import read_all, record_sample
+from train.hub import checkpoint_folder
 from train.journal import Line, open_journal
 from train.load import load_qwen2_vl
 from train.output_folder import CONTENTS, WORK, claim, fingerprint, remove
@@ -59,11 +67,19 @@ GREEDY = Sampling()
 
 
 def write_teacher_answers(
-    teacher: Path, data: Path, out: Path, sampling: Sampling = GREEDY, ray: str | None = None, workers: int = 0
+    teacher: Path,
+    data: Path,
+    out: Path,
+    sampling: Sampling = GREEDY,
+    ray: str | None = None,
+    workers: int = 0,
+    *,
+    reason: bool = False,
 ) -> None:
     """Write the records of a file as the teacher answers them; those that cannot be used are left out.
 
-    A second run after a kill keeps what was answered. Answers in words stay the true ones.
+    A second run after a kill keeps what was answered. Answers in words stay the true ones. With `reason` every record
+    that boxes answer is asked to be reasoned about, and the others are left out.
     """
     sampling.check()
     if data.suffix != ".jsonl":
@@ -73,10 +89,14 @@ def write_teacher_answers(
     check_output(out, [teacher, data])
     read_trainable(teacher)  # its faults are told before any work
     records = read_all(data)
+    if reason:
+        records = [replace(record, mode="cot", thinking="") for record in records if record.kind != "understanding"]
+        if not records:
+            raise GemvgError(f"{data} has no record that boxes answer; there is nothing to reason about")
     work = out.with_name(out.name + ".work")
     contents = {f"{CONTENTS}the teacher": fingerprint(teacher), f"{CONTENTS}the records": fingerprint(data)}
     try:
-        lock = claim(work, {"format": WORK, **contents, **vars(sampling)}, keep=True)
+        lock = claim(work, {"format": WORK, **contents, **vars(sampling), "reason": reason}, keep=True)
     except GemvgError as error:
         raise GemvgError(f"{error}; it may hold another teacher's answers, or answers to other records") from None
     try:
@@ -169,3 +189,35 @@ def _texts(model: Any, settings: CheckpointSettings, record: Record, sampling: S
         **options, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     return [settings.tokenizer.decode(row[length:].tolist(), skip_special_tokens=False) for row in said]
+
+
+@command("train.teacher")
+def main() -> None:
+    """Command line; see the module's first lines."""
+    about = "Have a teacher reason about records, and keep what the truth confirms."
+    parser = argparse.ArgumentParser("python -m train.teacher", description=about)
+    parser.add_argument("teacher", type=Path, help="the checkpoint folder that is asked")
+    parser.add_argument("data", type=Path, help="the .jsonl of records to be asked about")
+    parser.add_argument("out", type=Path, help="the .jsonl to write, of records of mode cot")
+    samples = "answers to a record, of which the first that is right is kept; at least 2 (default: %(default)s)"
+    parser.add_argument("--samples", type=whole_number, metavar="N", default=8, help=samples)
+    heat = "how much chance is in the answers (default: %(default)s)"
+    parser.add_argument("--temperature", type=finite_number, metavar="N", default=1.0, help=heat)
+    seed = "what drawing starts from (default: %(default)s)"
+    parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
+    ray = "spread the questions over a Ray cluster: local, auto or HOST:PORT (default: this process alone)"
+    parser.add_argument("--ray", metavar="ADDRESS", help=ray)
+    workers = "teachers that are open at once there; 0: one a GPU, else one a machine (default: %(default)s)"
+    parser.add_argument("--workers", type=whole_number, metavar="N", default=0, help=workers)
+    args = parser.parse_args()
+    if args.samples < 2:
+        raise GemvgError(f"--samples {args.samples}: give at least 2, of which the truth picks one")
+    if args.workers < 0 or (args.workers and not args.ray):
+        raise GemvgError(f"--workers {args.workers}: it is at least 0, and says nothing without --ray")
+    sampling = Sampling(args.samples, args.temperature, args.seed)
+    about_whom = checkpoint_folder(args.teacher), args.data, args.out
+    write_teacher_answers(*about_whom, sampling, args.ray, args.workers, reason=True)
+
+
+if __name__ == "__main__":
+    main()
