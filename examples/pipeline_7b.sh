@@ -34,27 +34,35 @@ c["max_pixels"] = int(sys.argv[2]); c.pop("size", None); json.dump(c, open(f, "w
 
 # Data. MG-Data-240K's shares (97K / 77K / 20K / 46K) are known, its sources too; which source feeds which kind is ours.
 mkdir -p "$RUNS"
+exclude=(--exclude-mc-bench "$DATA/mc-bench")  # by name and by content, in every file that is trained on
 [ -f "$RUNS/mg240k.jsonl" ] || "$PYTHON" -m train.data.compose --d3 "$DATA/d3" --coco "$DATA/coco" --ego-exo "$DATA/ego-exo" \
-    --mvtrack "$DATA/mvtrack" --star "$DATA/star" --exclude-mc-bench "$DATA/mc-bench" --size 240000 --out "$RUNS/mg240k.jsonl"
-for name in mgrounding refcoco; do
-    [ -f "$RUNS/$name.jsonl" ] || "$PYTHON" -m train.data.convert "$name" "$DATA/$name" --out "$RUNS/$name.jsonl"
+    --mvtrack "$DATA/mvtrack" --star "$DATA/star" "${exclude[@]}" --size 240000 --out "$RUNS/mg240k.jsonl"
+for name in mgrounding refcoco llava; do
+    [ "$name" = llava ] && [ ! -d "$DATA/llava" ] && continue  # an instruction set of several pictures, if there is one
+    [ -f "$RUNS/$name.jsonl" ] || "$PYTHON" -m train.data.convert "$name" "$DATA/$name" "${exclude[@]}" --out "$RUNS/$name.jsonl"
 done
 "$PYTHON" -m train.data.inspect "$RUNS/mg240k.jsonl" --sheet "$RUNS/mg240k.html" --overwrite
 
-# Stage 1: short answers and multi-image understanding (MGrounding-630k's free-form part has that).
+# Stage 1: short answers and multi-image understanding: what MGrounding-630k answers in words, and 100K (ours) of LLaVA's JSON.
 #   learning rate 5e-6, cosine, warm-up 1.5 %, batch 2 x 3 x 8 = 48, one epoch, vision tower frozen: Migician's stage 1.
-[ -f "$RUNS/stage1.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage1.jsonl" "$RUNS/mg240k.jsonl" "$RUNS/mgrounding.jsonl"
+[ -f "$RUNS/stage1.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage1.jsonl" "$RUNS/mg240k.jsonl" "$RUNS/mgrounding.jsonl" \
+    $([ -f "$RUNS/llava.jsonl" ] && echo "$RUNS/llava.jsonl:100000") "${exclude[@]}"
 budget "$BASE"
 done_before stage1 || launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/stage1" \
     --steps 18000 --batch 2 --accumulate 3 --learning-rate 5e-6 --schedule cosine --warmup-steps 270 --weight-decay 0 \
     --freeze-vision --checkpointing --save-steps 500
 
 # Stage 2: reasoning and direct answers mixed, single-image grounding kept (RefCOCO).
-#   4e-6, cosine, warm-up 5 %, batch 48: Migician's stage 2. Where the reasoning comes from is not known; cot.jsonl is yours to
-#   bring (records of mode "cot"). MG-Thinker used 25K from a larger model, kept where reasoning raised the IoU.
-#   210K records: Migician's cap; the shares in it are ours.
-[ -f "$RUNS/stage2.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage2.jsonl" "$DATA/cot.jsonl:60000" \
-    "$RUNS/refcoco.jsonl:50000" "$RUNS/mg240k.jsonl:100000"
+#   4e-6, cosine, warm-up 5 %, batch 48: Migician's stage 2. 210K records: Migician's cap; the shares in it are ours.
+#   Where the reasoning comes from is not known: $DATA/cot.jsonl if it is there (records of mode "cot"), else what TEACHER
+#   says of 60K questions, the first of 8 answers (ours) whose boxes the truth confirms. MG-Thinker used 25K from a larger model.
+COT="$DATA/cot.jsonl"
+[ -f "$COT" ] || COT="$RUNS/cot.jsonl"
+[ -f "$COT" ] || [ -f "$RUNS/cot-questions.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/cot-questions.jsonl" \
+    "$RUNS/mg240k.jsonl:60000" "${exclude[@]}"
+[ -f "$COT" ] || "$PYTHON" -m train.teacher "${TEACHER:-$BASE}" "$RUNS/cot-questions.jsonl" "$COT" --samples 8 --ray local
+[ -f "$RUNS/stage2.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage2.jsonl" "$COT:60000" \
+    "$RUNS/refcoco.jsonl:50000" "$RUNS/mg240k.jsonl:100000" "${exclude[@]}"
 done_before stage2 || launch -m train.sft --model "$RUNS/stage1" --data "$RUNS/stage2.jsonl" --out "$RUNS/stage2" \
     --steps 4400 --batch 2 --accumulate 3 --learning-rate 4e-6 --schedule cosine --warmup-steps 220 --weight-decay 0 \
     --checkpointing --save-steps 500

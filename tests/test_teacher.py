@@ -89,6 +89,57 @@ def test_a_real_teacher_over_ray_says_what_it_says_alone(records: list[Record], 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.jsonl", "data.jsonl", "ray.jsonl"]
 
 
+def test_reasoning_as_a_command(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after its second record it goes on there, and writes what an unbroken run writes."""
+    words = replace(records[0], kind="understanding", boxes=(), words="a mug")
+    asked_about = [record for record in records if record.boxes][:4]
+    write_records([*asked_about, words], tmp_path / "data.jsonl")
+
+    def run(out: str, *flags: str) -> None:
+        about = [str(CHECKPOINT), str(tmp_path / "data.jsonl"), str(tmp_path / out)]
+        monkeypatch.setattr("sys.argv", ["teacher", *about, "--samples=3", "--temperature=0.5", "--seed=1", *flags])
+        teacher.main()
+
+    run("unbroken.jsonl")
+    assert "of 4 answers can be used" in capsys.readouterr().err
+    wanted = read_all(tmp_path / "unbroken.jsonl")
+    true = {record.query: record.boxes for record in records}
+    assert wanted
+    for record in wanted:
+        assert (record.mode, record.boxes) == ("cot", true[record.query])
+        assert len(record.thinking) > 5
+    asked: list[str] = []
+
+    def stopping(model: Any, settings: Any, record: Record, sampling: Sampling) -> Record | None:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(record.query)
+        return answer_record(model, settings, record, sampling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "answer_record", stopping)
+        with pytest.raises(SystemExit, match="130"):
+            run("cot.jsonl")
+        asked.append("not asked again")  # past the stop
+        run("cot.jsonl")
+    assert len(asked) == 2 + 1 + 2
+    assert read_all(tmp_path / "cot.jsonl") == wanted
+    for flags, message in (
+        (["--samples=1"], "--samples 1: give at least 2, of which the truth picks one"),
+        (["--workers=2"], "--workers 2: it is at least 0, and says nothing without --ray"),
+        (["--temperature=0"], "3 samples at a temperature of 0.0: give at least one, and a temperature of at least"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run("other.jsonl", *flags)
+        assert message in capsys.readouterr().err
+    write_records([words], tmp_path / "data.jsonl", overwrite=True)
+    with pytest.raises(SystemExit, match="2"):
+        run("other.jsonl")
+    assert "has no record that boxes answer; there is nothing to reason about" in capsys.readouterr().err
+
+
 def test_settings_that_cannot_work(tmp_path: Path) -> None:
     for sampling in (Sampling(0), Sampling(2, 0.0)):
         with pytest.raises(GemvgError, match="give at least one, and a temperature of at least"):

@@ -58,8 +58,8 @@ class Sampling:
         """GemvgError for what cannot be asked."""
         if self.answers < 1 or self.temperature < COLDEST:
             raise GemvgError(
-                f"--teacher-samples {self.answers}, --teacher-temperature {self.temperature}: give at least one, and a "
-                f"temperature of at least {COLDEST}"
+                f"{self.answers} samples at a temperature of {self.temperature}: give at least one, and a temperature "
+                f"of at least {COLDEST}"
             )
 
 
@@ -105,10 +105,13 @@ def write_teacher_answers(
             items = [(k, record) for k, record in enumerate(records) if str(k) not in done]
             make = partial(answering, teacher.resolve(), sampling)
             bar = tqdm(total=len(records), initial=len(done), desc="teacher's answers", disable=None)
+            usable = sum(line["kept"] for line in done.values())
             with bar:
                 for line in work_through(items, make, ray, workers):
                     append(line)
                     done[line["id"]] = line
+                    usable += line["kept"]
+                    bar.set_postfix(usable=usable, refresh=False)
                     bar.update()
         kept = [_from_line(record, done[str(k)]) for k, record in enumerate(records) if done[str(k)]["kept"]]
         if not kept:
