@@ -45,8 +45,10 @@ done
 
 # Stage 1: short answers and multi-image understanding: what MGrounding-630k answers in words, and 100K (ours) of LLaVA's JSON.
 #   learning rate 5e-6, cosine, warm-up 1.5 %, batch 2 x 3 x 8 = 48, one epoch, vision tower frozen: Migician's stage 1.
+llava=()
+[ ! -f "$RUNS/llava.jsonl" ] || llava=("$RUNS/llava.jsonl:100000")
 [ -f "$RUNS/stage1.jsonl" ] || "$PYTHON" -m train.data.mix "$RUNS/stage1.jsonl" "$RUNS/mg240k.jsonl" "$RUNS/mgrounding.jsonl" \
-    $([ -f "$RUNS/llava.jsonl" ] && echo "$RUNS/llava.jsonl:100000") "${exclude[@]}"
+    "${llava[@]}" "${exclude[@]}"
 budget "$BASE"
 done_before stage1 || launch -m train.sft --model "$BASE" --data "$RUNS/stage1.jsonl" --out "$RUNS/stage1" \
     --steps 18000 --batch 2 --accumulate 3 --learning-rate 5e-6 --schedule cosine --warmup-steps 270 --weight-decay 0 \
