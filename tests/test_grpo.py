@@ -151,7 +151,7 @@ def test_probabilities_are_those_of_the_runtimes_prompt(run: GrpoSettings) -> No
 
 def group_scores(values: list[list[float]]) -> Any:
     """Scores that go through the groups' answers in turn, whatever was said: the IoU term of each."""
-    flat = iter([value for _ in range(4) for group in values for value in group])  # TRL asks once a term
+    flat = iter([value for _ in range(5) for group in values for value in group])  # TRL asks once a term
 
     def scored(*args: Any, **kwargs: Any) -> Terms:
         return Terms(format=0.0, iou=next(flat), image=0.0, count=0.0)
@@ -256,7 +256,8 @@ def test_rewards_read_the_tokens_and_know_what_was_cut_off(run: GrpoSettings) ->
         reward.__name__: reward(ids, [record] * 3, ["direct"] * 3, log_metric=lambda name, value: logged.append(name))
         for reward in grpo.reward_functions(settings)
     }
-    assert rewards == {"format": [1, 0, 1], "iou": [1, 1, 0], "image": [1, 1, 0], "count": [1, 1, 0]}
+    wanted = {"format": [1, 0, 1], **dict.fromkeys(("iou", "image", "count"), [1, 0, 0]), "thought": [1, 0, 1]}
+    assert rewards == wanted
     assert logged == [f"{term}/direct" for term in rewards for _ in range(3)]
 
 
