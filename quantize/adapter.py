@@ -20,10 +20,11 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, is_folder
 from gemvg_edge.json_object import JsonObject, read_json_object, short
 from gemvg_edge.tokenizer import open_tokenizer
-from quantize.tensors import EMBEDDING, HEAD
+from quantize.tensors import EMBEDDING
 from train.checkpoint import (
     ADAPTER,
     CONFIG,
+    HEAD,
     PREPROCESSOR,
     PROCESSOR,
     QUANTIZED,

@@ -36,11 +36,9 @@ from quantize.adapter import (
 )
 from quantize.gptq_format import QuantizedLinear, dequantize
 from quantize.model_config import ModelConfig, read_config
-from quantize.tensors import HEAD, expected_tensors
-from train.checkpoint import CONFIG, check_floats, read_object, weight_files
+from quantize.tensors import expected_tensors
+from train.checkpoint import CONFIG, HEAD, RENAMED, check_floats, hub_name, read_object, weight_files
 
-# transformers has saved both; the right-hand names are the hub's, and the ones export/ uses.
-RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
 CHECKED = 2**18  # numbers that are looked through at a time
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # All bits but the sign's, and from which number on they are infinity or no number.
@@ -268,7 +266,7 @@ def _find_tensors(
     for path in files:
         with _open(path) as file:
             for stored in file.keys():  # noqa: SIM118  (not a dict)
-                name = _canonical(rename(stored))
+                name = hub_name(rename(stored))
                 if index and index.get(stored, path.name) != path.name:
                     continue  # a copy that the index does not mean
                 if name in places:
@@ -282,13 +280,6 @@ def open_float_checkpoint(folder: Path, base: Path | None = None) -> Checkpoint:
     checkpoint = open_checkpoint(folder, base=base)
     check_floats(checkpoint.folder)
     return checkpoint
-
-
-def _canonical(name: str) -> str:
-    for old, new in RENAMED:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
 
 
 def in_modules(name: str) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from gemvg_edge.errors import GemvgError
 from quantize.model_config import ModelConfig
+from train.checkpoint import HEAD
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING_LAYER = EMBEDDING.removesuffix(".weight")
 PLACES = "visual.pos_embed.weight"  # looked up in, like the embedding table
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from quantize.adapter import PREFIX, WEIGHTS
 from quantize.checkpoint import Checkpoint, in_modules, open_checkpoint
-from quantize.tensors import EMBEDDING, HEAD, expected_tensors
+from quantize.tensors import EMBEDDING, expected_tensors
 from quantize.torch_model import build_model, family
 from tests.adapters import edit_adapter, load_base, merge, write_adapter
 from tests.checkpoints import (
@@ -25,6 +25,7 @@ from tests.checkpoints import (
     torch_logits,
     write_checkpoint,
 )
+from train.checkpoint import HEAD
 
 DECODER = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 

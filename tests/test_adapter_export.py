@@ -24,7 +24,7 @@ from quantize.rotate import Settings as RotateSettings
 from quantize.rotate import rotate
 from quantize.smooth import Settings as SmoothSettings
 from quantize.smooth import smooth
-from quantize.tensors import EMBEDDING, HEAD
+from quantize.tensors import EMBEDDING
 from tests.adapters import write_adapter, write_base_and_adapter, write_merged
 from tests.checkpoints import (
     GROUPED,
@@ -32,7 +32,7 @@ from tests.checkpoints import (
     write_checkpoint,
 )
 from tests.test_gptq import write_prompts
-from train.checkpoint import CONFIG
+from train.checkpoint import CONFIG, HEAD
 
 
 @pytest.fixture(scope="module")

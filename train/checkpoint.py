@@ -31,6 +31,10 @@ PROCESSOR = "processor_config.json"  # transformers 5 keeps the preprocessor's s
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 QUANTIZED = ("quantization_config", "compression_config")  # the latter once was compressed-tensors'
+HEAD = "lm_head.weight"  # the same in every naming
+# transformers has saved the first two, and DeepSpeed's gathered weights come as the third; the right-hand names are the
+# hub's, and the ones that are used here.
+RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."), ("model.model.", "model."))
 OTHER_WEIGHTS = ("*.bin", "*.gguf", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -133,6 +137,14 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if not is_file(folder / name):
             raise GemvgError(f"{folder / name}: this shard of the checkpoint is missing; download the checkpoint again")
     return [folder / name for name in sorted(set(places.values()))], places
+
+
+def hub_name(name: str) -> str:
+    """A tensor's name on the hub, from any that transformers saves it under."""
+    for old, new in RENAMED:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def check_floats(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,12 +26,12 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from gemvg_edge.command import command, finite_number, one_line, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file, refuse_inputs
-from gemvg_edge.prompt import PromptTemplate
 from train.checkpoint import CONFIG
 from train.curves import draw_curves
 from train.hub import checkpoint_folder
 from train.load import DENSE_PREFIX, check_finite, load_qwen2_vl
 from train.output_folder import CONTENTS, REPLACES, WORK, check_target, fingerprint, left_work, marked, replaced_by
+from train.result import keep_grounding, write_weights
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
 LOGGED = 40  # entries of the log that training.json keeps, about
@@ -254,26 +255,17 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
     dense head, which only training needs, goes into a file of its own for the next stage.
     """
     final = work_folder(run.out) / "final"
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(final, ignore_errors=True)  # a killed run's
     trainer.save_model(str(final))  # by every process: it gathers weights that lie spread over them
     if not trainer.accelerator.is_main_process:
         return
-    if run.lora_rank:
-        from peft import PeftModel
-
-        base = load_qwen2_vl(run.model)
-        model = PeftModel.from_pretrained(base, final).merge_and_unload()
-    else:
-        model = load_qwen2_vl(final, "auto")
     log = [entry for entry in trainer.state.log_history if figure in entry]
-    head = _tensors(final, DENSE_PREFIX)
-    # Said in full, or an export would take a fine-tune of Qwen's for Qwen's own; and other pictures were seen now.
-    said = getattr(model.config, "grounding", None) or {}
-    grounding = {key: value for key, value in said.items() if key != "familiar"}
-    model.config.grounding = grounding or {"prompt": PromptTemplate().to_config()}
     with writing(run.model, run.out, overwrite=may_replace(run)) as folder:
-        model.save_pretrained(folder)
+        head = write_weights(final, run.model, folder, "float32")
+        keep_grounding(folder)
         if head:
             (folder / DENSE_HEAD).parent.mkdir(exist_ok=True)
-            save_file({name.removeprefix(DENSE_PREFIX): tensor for name, tensor in head.items()}, folder / DENSE_HEAD)
+            save_file(head, folder / DENSE_HEAD)
         write_json(folder / RECORD, {**settings_json(run), "log": log[:: max(1, len(log) // LOGGED)]})
         draw_curves(log, folder / "curves.png")
