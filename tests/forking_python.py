@@ -2,7 +2,7 @@
 
 Importing torch, transformers and trl takes 8 of the 14 seconds that a stage of two steps takes, and a script of twelve
 stages pays it twelve times. A fork starts with all that in place and is a process of its own otherwise: its own folder,
-environment, arguments, streams and exit code.
+environment, arguments, streams and exit code. Several run at once, and one whose interpreter is killed is killed too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IMPORTED = (
@@ -38,13 +40,14 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 @contextmanager
-def forking_python(folder: Path) -> Iterator[Path]:
-    """The path of such an interpreter in a new folder, of use until the end."""
+def forking_python(folder: Path, *more: str, **environment: str) -> Iterator[Path]:
+    """The path of such an interpreter in a new folder, of use until the end; `more` modules are imported too."""
     folder.mkdir()
     address, client = str(folder / "socket"), folder / "python"
     client.write_text(CLIENT.format(python=sys.executable, address=address))
     client.chmod(0o755)
-    server = subprocess.Popen([sys.executable, "-m", "tests.forking_python", address])
+    command = [sys.executable, "-m", "tests.forking_python", address, *more]
+    server = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         while not Path(address).exists():
             assert server.poll() is None, "the process to fork from has ended"
@@ -55,27 +58,44 @@ def forking_python(folder: Path) -> Iterator[Path]:
         server.wait()
 
 
-def serve(address: str) -> None:
-    """Fork for each connection, one after the other, and send back the exit code."""
-    for module in IMPORTED:
+def serve(address: str, *more: str) -> None:
+    """Fork for each connection, and send back the exit code."""
+    for module in (*IMPORTED, *more):
         importlib.import_module(module)
+    running: dict[int, socket.socket] = {}  # a fork's process id -> its connection
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
         while True:
-            connection, _ = listening.accept()
-            with connection:
+            if select.select([listening], [], [], 0.02)[0]:
+                connection, _ = listening.accept()
                 asked, streams, _, _ = socket.recv_fds(connection, LARGEST, 3)
-                while more := connection.recv(LARGEST):
-                    asked += more
+                while more_asked := connection.recv(LARGEST):
+                    asked += more_asked
                 if not (child := os.fork()):
-                    listening.close()
-                    connection.close()
+                    for other in (listening, connection, *running.values()):
+                        other.close()
                     arguments, folder, environment = json.loads(asked)
                     _become(arguments, folder, environment, streams)
                 for stream in streams:
                     os.close(stream)
-                connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+                running[child] = connection
+            _look_after(running)
+
+
+def _look_after(running: dict[int, socket.socket]) -> None:
+    """Tell the interpreters of ended forks, and end the forks of killed interpreters."""
+    for child, connection in list(running.items()):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            poll = select.poll()
+            poll.register(connection, 0)  # a peer that is gone is always told
+            if poll.poll(0):
+                os.kill(child, signal.SIGKILL)
+            continue
+        with connection, suppress(BrokenPipeError):
+            connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        del running[child]
 
 
 def _become(arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
@@ -89,6 +109,8 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], stre
     sys.path[0] = folder
     sys.argv = arguments[1:]
     code = 1
+    if arguments[0] == "-u":
+        del arguments[0], sys.argv[0]
     try:
         if arguments[0] == "-c":
             exec(arguments[1], {"__name__": "__main__"})
@@ -106,4 +128,4 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], stre
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

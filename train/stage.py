@@ -188,6 +188,9 @@ def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
     """What makes a run the same as an earlier one: settings, with whole paths, and what lies there."""
     settings = {key: value for key, value in vars(run).items() if key not in UNRECORDED}
     whole = {key: os.path.realpath(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    # Of each process's share of the weights and its place in the data no other number can make use.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    whole["num_processes"] = processes if processes > 1 else None
     return {**whole, **{f"{CONTENTS}{os.path.realpath(path)}": fingerprint(path) for path in paths}}
 
 
