@@ -86,3 +86,13 @@ def test_branch_mask_by_hand() -> None:
         [1, 1, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
+
+
+def test_one_question_a_row_needs_no_mask_of_its_own(checkpoint: Path, settings: CheckpointSettings) -> None:
+    """Padded and not, against the mask that several questions need."""
+    model = Qwen2VLForConditionalGeneration.from_pretrained(checkpoint).eval()
+    rows = [Sample([picture(k, 64 + 60 * k, 64)], TURNS[k : k + 1]) for k in range(2)]
+    batch = collate(rows, settings, pad_id=0)
+    assert batch["attention_mask"].shape == batch["input_ids"].shape
+    dense = {**batch, "attention_mask": torch.from_numpy(branch_mask(batch["attention_mask"].numpy() - 1))[:, None]}
+    torch.testing.assert_close(logits_of_answers(model, batch), logits_of_answers(model, dense), atol=2e-5, rtol=0)

@@ -13,11 +13,13 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from quantize.calibration import _file_records
-from train.collate import Turn
+from train.checkpoint import read_settings
+from train.collate import Turn, collate
 from train.data.pictures import measure
 from train.data.record import Record, write_records
-from train.data.samples import grouped_order, read_all, record_sample, record_turn
+from train.data.samples import grouped_order, read_all, read_short, record_sample, record_turn
 from train.grpo import read_wanted
+from train.small_model import write_small_model
 
 BOXES = (Box(0, 10, 0, 50, 20), Box(1, 0, 5, 10, 10))
 
@@ -80,14 +82,42 @@ def test_records_whose_pictures_are_others_are_left_out(tmp_path: Path, capsys: 
         _file_records(tmp_path / "some.jsonl", 2)
 
 
-def test_draws_pass_over_all_records_in_batches_of_one_length() -> None:
+def test_draws_pass_over_all_records_in_groups_of_one_length() -> None:
     lengths = np.random.default_rng(0).integers(10, 1000, 803).tolist()
-    order = grouped_order(lengths, batch=8, draws=1606, seed=3)
-    assert order == grouped_order(lengths, batch=8, draws=1606, seed=3) != grouped_order(lengths, 8, 1606, seed=4)
-    assert order[:1000] == grouped_order(lengths, batch=8, draws=1000, seed=3), "a longer run begins alike"
-    assert set(Counter(order[:803]).values()) == set(Counter(order[803:]).values()) == {1}
-    assert order[:803] != order[803:]
-    spread = [np.ptp([lengths[k] for k in order[start : start + 8]]) for start in range(0, 800, 8)]
+    order = grouped_order(lengths, 8, draws=1606, seed=3)
+    assert order == grouped_order(lengths, 8, draws=1606, seed=3) != grouped_order(lengths, 8, 1606, seed=4)
+    assert order[:1000] == grouped_order(lengths, 8, draws=1000, seed=3), "a longer run begins alike"
+    assert set(Counter(order[:800]).values()) == {1}
+    counts = Counter(order[:1600])  # what fills no group joins the next pass
+    assert sum(count == 2 for count in counts.values()) > 790
+    spread = [np.ptp([lengths[k] for k in order[start : start + 8]]) for start in range(0, 1600, 8)]
     assert np.median(spread) < 40
     firsts = [lengths[order[start]] for start in range(0, 800, 8)]
-    assert firsts != sorted(firsts, reverse=True), "batches themselves are shuffled"
+    assert firsts != sorted(firsts, reverse=True), "groups themselves are shuffled"
+    assert len(grouped_order([5, 6], 8, 20, seed=0)) == 20, "fewer records than a group"
+
+
+def test_grouped_over_all_devices_little_of_a_step_is_waiting() -> None:
+    """One to four pictures of 400 tokens, two records a device on eight: each waits for the one with the most."""
+    lengths = (400 * np.random.default_rng(0).integers(1, 5, 20000) + 100).tolist()
+
+    def useful(group: int) -> float:
+        taken = np.asarray([lengths[k] for k in grouped_order(lengths, group, 16000, seed=0)]).reshape(-1, 16)
+        return float(taken.sum() / (16 * taken.max(axis=1)).sum())
+
+    assert useful(2) < 0.7
+    assert useful(2 * 8) > 0.97
+
+
+def test_lengths_are_those_of_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_small_model(tmp_path / "model", seed=0)
+    settings = read_settings(tmp_path / "model")
+    records = [record(tmp_path), record(tmp_path, images=(tmp_path / "a.png",), sizes=((100, 20),), boxes=BOXES[:1])]
+    write_records(records, tmp_path / "some.jsonl")
+    kept, lengths = read_short(tmp_path / "some.jsonl", settings, None)
+    rows = [record_sample(one, settings.answer_format, settings.resized(one.sizes)) for one in kept]
+    assert lengths == [collate([row], settings, pad_id=0)["input_ids"].shape[1] for row in rows]
+    assert read_short(tmp_path / "some.jsonl", settings, min(lengths))[0] == [records[1]]
+    assert f"1 of them left out: longer than {lengths[1]} tokens, the longest {lengths[0]}" in capsys.readouterr().err
+    with pytest.raises(GemvgError, match="has no record of at most 9 tokens; raise --max-length"):
+        read_short(tmp_path / "some.jsonl", settings, 9)

@@ -1,4 +1,4 @@
-"""Training in two processes, under DeepSpeed's ZeRO-3 and plainly: what is written is whole, and is what one would write.
+"""Training in two processes, under DeepSpeed's ZeRO-3 and plainly: what is written is whole, and the same.
 
 Launched as examples/pipeline_7b.sh does it, with gloo in NCCL's place.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +34,10 @@ from train.world.records import world_records
 from train.world.render import render
 
 pytestmark = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
-ZERO3 = ("--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model")
+ACCELERATE = (
+    "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
+    "--main_process_port", "0", "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model",
+)  # fmt: skip
 # Sums over two processes round otherwise than over one; AdamW's first steps are as large for the smallest gradient.
 SAME = {"atol": 2e-4, "rtol": 1e-3}
 SFT = (
@@ -72,8 +73,7 @@ def python(folder: Path) -> Iterator[Path]:
 
 def start(python: Path, module: str, *arguments: object, launcher: Sequence[str] | None = None) -> subprocess.Popen:
     """`accelerate launch` with two processes of a module, all of them forks."""
-    launcher = launcher or ("accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no",
-                            "--mixed_precision", "no", "--main_process_port", "0", *ZERO3, "true")  # fmt: skip
+    launcher = launcher or (*ACCELERATE, "true")
     name = "--nproc_per_node" if launcher[0].startswith("torch") else "--num_processes"
     command = [python, "-m", launcher[0], name, "2", *launcher[1:], "-m", module, *arguments]
     return subprocess.Popen(
@@ -178,14 +178,15 @@ def test_killed_it_goes_on_and_ends_alike(folder: Path, python: Path, tuned: Pat
 
 def alone(python: Path, *arguments: object) -> str:
     """What the same says in one process, which cannot go on with two processes' work."""
-    done = subprocess.run(list(map(str, (python, "-m", *arguments))), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        list(map(str, (python, "-m", *arguments))), cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     return done.stderr
 
 
 def test_weights_that_were_not_gathered_are_refused(folder: Path, python: Path) -> None:
-    launcher = ("accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
-                "--main_process_port", "0", *ZERO3, "false")  # fmt: skip
+    launcher = (*ACCELERATE, "false")
     said = launch(python, *sft(folder, "spread"), launcher=launcher, fails=True)
     assert "start again with accelerate's --zero3_save_16bit_model true" in said
     assert not (folder / "spread").exists()

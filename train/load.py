@@ -21,11 +21,16 @@ from train.rewrite import finite
 DENSE_PREFIX = "dense_head."
 
 
-def load_qwen2_vl(folder: Path, dtype: torch.dtype | str = torch.float32) -> Qwen2VLForConditionalGeneration:
-    """The model in one number format (`"auto"`: as it is stored); GemvgError where the folder is not all of a model."""
+def load_qwen2_vl(
+    folder: Path, dtype: torch.dtype | str = torch.float32, **loading: Any
+) -> Qwen2VLForConditionalGeneration:
+    """The model in one number format (`"auto"`: as it is stored); GemvgError where the folder is not all of a model.
+
+    `loading` is transformers' own.
+    """
     weight_files(folder)  # its errors name what is missing
     check_floats(folder)
-    model, told = from_folder(Qwen2VLForConditionalGeneration, folder, dtype)
+    model, told = from_folder(Qwen2VLForConditionalGeneration, folder, dtype, **loading)
     wrong = {
         "lacks": sorted(told["missing_keys"]),
         "has, beside what its config describes,": sorted(
@@ -41,10 +46,12 @@ def load_qwen2_vl(folder: Path, dtype: torch.dtype | str = torch.float32) -> Qwe
     return model
 
 
-def from_folder(kind: type[Any], folder: Path, dtype: torch.dtype | str) -> tuple[Any, dict[str, Any]]:
+def from_folder(kind: type[Any], folder: Path, dtype: torch.dtype | str, **loading: Any) -> tuple[Any, dict[str, Any]]:
     """A model of one of transformers' classes, of finite weights, and what it said of loading; GemvgError otherwise."""
     try:
-        model, told = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        model, told = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, **loading
+        )
     except Exception as error:  # transformers answers a stranger's config with whatever it stumbles over
         raise GemvgError(
             f"{folder} cannot be loaded ({one_line(error)[:200]}); take {CONFIG} and the weights from one checkpoint"

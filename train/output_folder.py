@@ -151,6 +151,7 @@ def claim(folder: Path, content: dict[str, Any], *, keep: bool = False) -> IO[st
             lock.close()
             raise GemvgError(f"{printable(folder)} is used by another run; wait for it or stop it") from None
         # A file system without locks: two runs at once are the user's to avoid.
+    os.register_at_fork(after_in_child=lock.close)  # or a data loader's process that outlives a kill would hold it
     if not goes_on:
         _empty(folder)
         lock.truncate(0)  # in place, since the lock is on this very file

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
+from gemvg_edge.images import Preprocessing
 from gemvg_edge.prompt import PromptTemplate
-from train.checkpoint import ADAPTER, CONFIG, HEAD, hub_name, read_json, weight_files
+from train.checkpoint import ADAPTER, CONFIG, HEAD, PREPROCESSOR, PROCESSOR, hub_name, read_json, weight_files
 from train.load import DENSE_PREFIX
 from train.rewrite import DTYPES, GENERATION, finite, open_shard, rewrite_weights, write_json
 
@@ -119,6 +120,20 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 if index.get(name, file.name) == file.name and not name.endswith(".inv_freq"):
                     found[hub_name(name)] = tuple(shard.get_slice(name).get_shape())
     return found
+
+
+def set_budget(folder: Path, max_pixels: int | None) -> None:
+    """Have a checkpoint's preprocessor say another budget of pixels a picture, in the words that it has; None: no."""
+    for name in (PREPROCESSOR, PROCESSOR) if max_pixels is not None else ():
+        if not is_file(file := folder / name):
+            continue
+        whole = read_json(file)
+        part = whole.get("image_processor") if name == PROCESSOR else whole
+        if isinstance(part, dict):
+            least = Preprocessing.from_config(part).within(max_pixels).min_pixels
+            part.pop("size", None)
+            part |= {"min_pixels": least, "max_pixels": max_pixels}
+            write_json(file, whole)
 
 
 def keep_grounding(folder: Path) -> None:

@@ -13,7 +13,7 @@ From random weights it needs `--dense-weight`: see train/world/dense_head.py. Se
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,19 +21,23 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import get_worker_info
 from trl import SFTConfig
 
 from gemvg_edge.errors import GemvgError
 from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import collate
-from train.data.samples import grouped_order, read_all, record_lengths, record_sample
+from train.data.samples import grouped_order, read_short, record_sample
 from train.load import load_qwen2_vl
+from train.precision import check_memory, in_4bit
 from train.processor import load_processor
+from train.rewrite import DTYPES
 from train.stage import (
     Seed,
     Switch,
     bfloat16_pays,
     check_out,
+    end_with_parent,
     finish,
     last_checkpoint,
     lora,
@@ -71,6 +75,11 @@ class SftSettings:
     muon: bool = False  # train matrices with Muon, all else with AdamW; off: AdamW alone
     dense_weight: float = 0.0  # weight of the dense head's loss, which random weights need; 0: no dense head
     lora_rank: int = 0  # rank of the adapters that are trained; 0 trains the weights themselves
+    dtype: Literal["float32", "bfloat16"] = "float32"  # what weights are held in; bfloat16 halves their memory
+    load_in_4bit: bool = False  # hold the weights in 4 bits (QLoRA); needs --lora-rank, a GPU and bitsandbytes
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # whose attention; flash_attention_2 is a package
+    max_pixels: int | None = None  # of a picture, after resizing; as the result will have it (default: the model's)
+    max_length: int | None = None  # leave out records of more tokens than this (default: none)
     freeze_vision: bool = False  # leave the vision tower as it is
     checkpointing: bool = False  # compute activations again rather than keep them: less memory, more time
     save_steps: int = 250  # steps from one checkpoint to the next, which is what a kill may cost
@@ -85,6 +94,7 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     """
     check(run)
     settings = read_trainable(run.model)
+    settings = replace(settings, preprocessing=settings.preprocessing.within(run.max_pixels))
     dataset = load_data(run, settings)
     with working(run) as work:
         processor = load_processor(run.model)
@@ -108,7 +118,7 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
             peft_config=lora(run.lora_rank),
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        finish(trainer, run, "answer_loss")
+        finish(trainer, run, "answer_loss", run.dtype, run.max_pixels)
 
 
 def check(run: SftSettings) -> None:
@@ -124,14 +134,16 @@ def check(run: SftSettings) -> None:
         raise GemvgError(f"--schedule must be one of {', '.join(SCHEDULES)}, not {run.schedule}")
     if run.conclusion_weight <= 0:
         raise GemvgError(f"--conclusion-weight must be more than 0, not {run.conclusion_weight}")
+    check_memory(run)
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
         raise GemvgError("--dense-weight needs rendered scenes as --data and no --lora-rank")
 
 
 def load_model(run: SftSettings) -> Any:
-    """The checkpoint in float32 (autocast computes in bfloat16)."""
+    """The checkpoint in the run's format; of float32, autocast computes in bfloat16."""
     torch.manual_seed(run.seed)  # a new dense head, which comes next, is random
-    model = load_qwen2_vl(run.model)
+    quantized = {"quantization_config": in_4bit(), "device_map": {"": 0}} if run.load_in_4bit else {}
+    model = load_qwen2_vl(run.model, DTYPES[run.dtype], attn_implementation=run.attention, **quantized)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
     return model
@@ -140,10 +152,11 @@ def load_model(run: SftSettings) -> Any:
 def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
     """One row a draw; a row becomes a sample (pictures and all) when it is asked for."""
     # Each device takes its batches in turn from this one list, in the order it has.
-    draws = run.steps * run.batch * run.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    draws = run.steps * run.batch * run.accumulate * world
     if run.data.suffix == ".jsonl":
-        records = read_all(run.data)
-        order = grouped_order(record_lengths(records, settings), run.batch, draws, run.seed)
+        records, lengths = read_short(run.data, settings, run.max_length)
+        order = grouped_order(lengths, run.batch * world, draws, run.seed)
 
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
             drawn = [records[order[k]] for k in rows["draw"]]
@@ -169,6 +182,8 @@ def collate_rows(
     rows: list[dict[str, Any]], settings: CheckpointSettings, pad_id: int, conclusion_weight: float = 1.0
 ) -> dict[str, Any]:
     """A batch of the dataset's rows; the samples ride along for losses that a stage adds."""
+    if get_worker_info():
+        end_with_parent()
     samples = [row["sample"] for row in rows]
     return {**collate(samples, settings, pad_id, conclusion_weight), "samples": samples}
 
@@ -186,7 +201,6 @@ def trainer_config(run: SftSettings) -> SFTConfig:
         lr_scheduler_kwargs=decay if run.schedule == "wsd" else {},
         warmup_steps=run.warmup_steps,
         weight_decay=run.weight_decay,
-        adam_beta2=0.98,
         max_grad_norm=1.0,
         bf16=run.bf16 and bfloat16_pays(),
         use_cpu=not torch.cuda.is_available(),

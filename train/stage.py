@@ -8,9 +8,12 @@ line, since it reads meaning, type, choices and default of a flag from the one p
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,9 +34,10 @@ from train.curves import draw_curves
 from train.hub import checkpoint_folder
 from train.load import DENSE_PREFIX, check_finite, load_qwen2_vl
 from train.output_folder import CONTENTS, REPLACES, WORK, check_target, fingerprint, left_work, marked, replaced_by
-from train.result import keep_grounding, write_weights
+from train.result import keep_grounding, set_budget, write_weights
 from train.rewrite import DENSE_HEAD, RECORD, write_json, writing
 
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LOGGED = 40  # entries of the log that training.json keeps, about
 CHECKPOINTS = ("model", "teacher", "base")  # the settings that may name a checkpoint by its hub id
 UNRECORDED = ("overwrite", "ray", "workers")  # the settings that say nothing of the result
@@ -194,6 +198,15 @@ def _identity(run: Any, paths: Sequence[Path]) -> dict[str, Any]:
     return {**whole, **{f"{CONTENTS}{os.path.realpath(path)}": fingerprint(path) for path in paths}}
 
 
+def end_with_parent() -> None:
+    """Have a data loader's process end when the one that it works for is killed.
+
+    By itself it would wait for ever to hand over a batch that nobody takes, and keep the run's folder and memory.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def last_checkpoint(work: Path) -> str | None:
     """The newest checkpoint that was written to its end: Trainer writes trainer_state.json last.
 
@@ -251,11 +264,12 @@ def load_dense_head(head: torch.nn.Module, checkpoint: Path) -> None:
         check_finite(head, file)
 
 
-def finish(trainer: Any, run: Any, figure: str) -> None:
+def finish(trainer: Any, run: Any, figure: str, dtype: str = "float32", max_pixels: int | None = None) -> None:
     """Write the stage's checkpoint folder with its learning curves, all or nothing.
 
-    `figure` is what the log's entries of training have. Adapters are merged into the weights that they belong to; a
-    dense head, which only training needs, goes into a file of its own for the next stage.
+    `figure` is what the log's entries of training have, `dtype` that of weights that adapters are merged into,
+    `max_pixels` the budget of a picture that was trained with, if not the model's. A dense head, which only training
+    needs, goes into a file of its own for the next stage.
     """
     final = work_folder(run.out) / "final"
     if trainer.accelerator.is_main_process:
@@ -265,8 +279,9 @@ def finish(trainer: Any, run: Any, figure: str) -> None:
         return
     log = [entry for entry in trainer.state.log_history if figure in entry]
     with writing(run.model, run.out, overwrite=may_replace(run)) as folder:
-        head = write_weights(final, run.model, folder, "float32")
+        head = write_weights(final, run.model, folder, dtype)
         keep_grounding(folder)
+        set_budget(folder, max_pixels)
         if head:
             (folder / DENSE_HEAD).parent.mkdir(exist_ok=True)
             save_file(head, folder / DENSE_HEAD)

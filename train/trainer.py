@@ -16,7 +16,7 @@ from gemvg_edge.prompt import token_id
 from train.checkpoint import CheckpointSettings
 from train.collate import IGNORED
 from train.losses import answer_loss
-from train.muon import Muon, parameter_groups
+from train.muon import MuonAndAdamW, parameter_groups
 from train.stage import load_weights
 
 # Further losses of a batch that the model has just seen, by name: (model, inputs, labels, samples).
@@ -45,7 +45,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         """Trainer's own, or Muon."""
         if self.muon and self.optimizer is None:
             groups = parameter_groups(self.model)
-            self.optimizer = Muon(groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+            self.optimizer = MuonAndAdamW(groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args)
         return optimizer
 
@@ -60,12 +60,13 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
     ) -> Any:
         """The answers' loss plus those that the stage adds."""
         samples, labels, weights = (inputs.pop(name, None) for name in ("samples", "labels", "loss_weights"))
-        outputs = model(**inputs, use_cache=False)
-        logits, targets = outputs.logits[:, :-1], labels[:, 1:]
-        kept = targets != IGNORED
-        losses = {
-            "answer_loss": self.answer_loss(logits[kept].float(), targets[kept], weights[:, 1:][kept], inputs, kept)
-        }
+        targets = labels[:, 1:]
+        kept = targets != IGNORED  # (batch, tokens - 1)
+        # The head sees only these places of the rows: over whole rows its logits were the largest tensor of a step.
+        places = kept.any(dim=0).nonzero()[:, 0]
+        outputs = model(**inputs, use_cache=False, logits_to_keep=places)
+        logits = outputs.logits[kept[:, places]].float()  # (answer tokens, vocabulary)
+        losses = {"answer_loss": self.answer_loss(logits, targets[kept], weights[:, 1:][kept], inputs, kept)}
         if self.side_losses:
             losses |= self.side_losses(model, inputs, labels, samples)
         for name, value in losses.items():

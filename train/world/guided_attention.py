@@ -50,7 +50,7 @@ def attention_loss(
     """Cross-entropy of one head of a Qwen2-VL attention module against where it should look.
 
     `hidden` (batch, sequence, width) and `rotary` are what the module was given, `mask` (batch, 1, sequence, sequence)
-    is true where a query may see a key.
+    is true where a query may see a key, or (batch, sequence) where there is a token, which then sees those before it.
     """
     if not len(looks.rows):
         return hidden.new_zeros(())
@@ -62,7 +62,10 @@ def attention_loss(
     queries, _ = apply_rotary_pos_emb(queries, queries, cos[at][:, None], sin[at][:, None], unsqueeze_dim=0)
     keys, _ = apply_rotary_pos_emb(keys, keys, cos, sin, unsqueeze_dim=0)
     scores = (queries[0] @ keys[0][looks.rows].mT)[:, 0].float() * attention.scaling  # (m, sequence)
-    seen = mask[looks.rows, 0, looks.places]
+    if mask.dim() == 2:
+        seen = mask[looks.rows].bool() & (torch.arange(mask.shape[1], device=mask.device) <= looks.places[:, None])
+    else:
+        seen = mask[looks.rows, 0, looks.places]
     return functional.cross_entropy(scores.masked_fill(~seen, -1e4), looks.wanted)
 
 
