@@ -40,8 +40,9 @@ def run(make: Callable[[Net], list[torch.optim.Optimizer]], steps: int = 5) -> d
     for _ in range(steps):
         for p in net.parameters():
             p.grad = torch.randn_like(p)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
     return {name: p.detach() for name, p in net.named_parameters()}
 
 

@@ -39,7 +39,7 @@ ACCELERATE = (
     "--main_process_port", "0", "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model",
 )  # fmt: skip
 # Sums over two processes round otherwise than over one; AdamW's first steps are as large for the smallest gradient.
-SAME = {"atol": 2e-4, "rtol": 1e-3}
+ATOL, RTOL = 2e-4, 1e-3
 SFT = (
     "--batch", "1", "--steps", "8", "--save-steps", "2", "--warmup-steps", "1", "--schedule", "cosine",
     "--learning-rate", "1e-3", "--no-bf16",
@@ -71,20 +71,21 @@ def python(folder: Path) -> Iterator[Path]:
         yield python
 
 
-def start(python: Path, module: str, *arguments: object, launcher: Sequence[str] | None = None) -> subprocess.Popen:
-    """`accelerate launch` with two processes of a module, all of them forks."""
+def start(python: Path, *arguments: object, launcher: Sequence[str] | None = None) -> subprocess.Popen[str]:
+    """`accelerate launch` with two processes of a module and its arguments, all of them forks."""
     launcher = launcher or (*ACCELERATE, "true")
-    name = "--nproc_per_node" if launcher[0].startswith("torch") else "--num_processes"
-    command = [python, "-m", launcher[0], name, "2", *launcher[1:], "-m", module, *arguments]
+    number = "--nproc_per_node" if launcher[0].startswith("torch") else "--num_processes"
+    command = [python, "-m", launcher[0], number, "2", *launcher[1:], "-m", *arguments]
     return subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHON_EXEC": str(python), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
 
 
-def launch(*arguments: object, launcher: Sequence[str] | None = None, fails: bool = False) -> str:
+def launch(python: Path, *arguments: object, launcher: Sequence[str] | None = None, fails: bool = False) -> str:
     """The same to its end; what it said."""
-    said, _ = (process := start(*arguments, launcher=launcher)).communicate(timeout=120)  # type: ignore[arg-type]
+    process = start(python, *arguments, launcher=launcher)
+    said, _ = process.communicate(timeout=300)
     assert bool(process.returncode) == fails, said[-4000:]
     return said
 
@@ -104,7 +105,7 @@ def difference(one: Path, other: Path) -> None:
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
-        torch.testing.assert_close(tensor, theirs[name], msg=lambda text, name=name: f"{name}: {text}", **SAME)
+        torch.testing.assert_close(tensor, theirs[name], atol=ATOL, rtol=RTOL, msg=name)
 
 
 def check_whole(start: Path, out: Path, tmp_path: Path) -> None:
