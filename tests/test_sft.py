@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import Qwen2VLForConditionalGeneration, TrainerCallback
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.prompt import PromptTemplate
@@ -101,6 +101,29 @@ def test_lora_trains_adapters_and_writes_a_plain_checkpoint(run: SftSettings) ->
     assert all("_proj" in name and "language_model" in name for name in changed), changed
 
 
+def test_the_head_sees_the_answers_alone_and_the_loss_is_that_of_whole_rows(
+    run: SftSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    forward = Qwen2VLForConditionalGeneration.forward
+
+    def whole(self: Any, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)  # the logits of every place, of which the same are taken
+        seen.append(tuple(output.logits.shape))
+        output.logits = output.logits[:, logits_to_keep]
+        return output
+
+    short = replace(run, dense_weight=0.0, steps=1, lora_rank=2)
+    train(replace(short, out=run.out.with_name("kept")))
+    with monkeypatch.context() as patch:
+        patch.setattr(Qwen2VLForConditionalGeneration, "forward", whole)
+        train(replace(short, out=run.out.with_name("whole")))
+    kept, rows = (weights(run.out.with_name(name)) for name in ("kept", "whole"))
+    assert seen[0][1] > 50
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, rows[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
 def test_a_frozen_vision_tower_stays(run: SftSettings) -> None:
     frozen = replace(run, out=run.out.with_name("frozen"), dense_weight=0.0, freeze_vision=True, steps=2)
     train(frozen)
@@ -146,6 +169,18 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
         "--schedule must be one of wsd, cosine, not linear",
     ),
     (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
+    (lambda run: replace(run, load_in_4bit=True), "--load-in-4bit needs --lora-rank"),
+    (
+        lambda run: replace(run, load_in_4bit=True, lora_rank=4, dense_weight=0.0),
+        "--load-in-4bit needs a CUDA GPU and `pip install bitsandbytes`; leave it out, with --dtype bfloat16",
+    ),
+    (lambda run: replace(run, attention="flash_attention_2"), "--attention flash_attention_2 needs a GPU"),
+    (
+        lambda run: replace(run, dtype="float16"),  # type: ignore[arg-type]
+        "--dtype must be one of float32, bfloat16, not float16",
+    ),
+    (lambda run: replace(run, max_length=0), "--max-length must be at least 1, not 0"),
+    (lambda run: replace(run, max_pixels=3), "max_pixels=3; give a whole number of pixels"),
     (lambda run: replace(run, model=run.data), "data is not a checkpoint in the Hugging Face"),
     (lambda run: replace(run, data=run.model), "start has no scenes"),
     (lambda run: replace(run, data=run.data / "none.jsonl", dense_weight=0.0), "none.jsonl: no such file"),

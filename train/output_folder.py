@@ -263,7 +263,7 @@ def _files_in(folder: Path) -> Iterator[str]:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two contents of a mark, such as `--bits was 4, now 8`."""
     said = []
-    for name in _given(before | now):
+    for name in _given(before) | _given(now):
         if before.get(name) == now.get(name):
             continue
         if not name.startswith(CONTENTS):
