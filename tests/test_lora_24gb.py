@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from bench.readme import ROOT
@@ -39,6 +40,7 @@ def write_pictures(folder: Path) -> None:
     write_json(folder / "annotations" / "instances_train2017.json", labels)
 
 
+@pytest.mark.slow
 def test_from_photographs_to_a_bundle(tmp_path: Path) -> None:
     write_pictures(tmp_path / "shop")
     write_checkpoint(tmp_path / "model", TWO_LAYERS)

@@ -33,7 +33,10 @@ from train.student import make_student
 from train.world.records import world_records
 from train.world.render import render
 
-pytestmark = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed"),
+]
 ACCELERATE = (
     "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
     "--main_process_port", "0", "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model",
