@@ -25,10 +25,11 @@ from bench.boxes.scoring import f1_gain, gain_text
 from bench.boxes.tabletop import evaluate
 from bench.results import result_file, save_result
 from export.to_onnx import main as export
+from gemvg_edge.answer import write_box
+from gemvg_edge.boxes import to_steps
 from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
-from gemvg_edge.marks import localise, mark
 from gemvg_edge.prompt import encode
 from train.checkpoint import read_settings
 from train.data.record import MODES, Record
@@ -80,7 +81,8 @@ def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
     """How many tokens, each a decode step, a true box takes in the checkpoint's own format, on average."""
     settings = read_settings(folder)
     places = [(box, record.sizes[box.image]) for record in records for box in record.boxes]
-    texts = [localise(mark(box, size), settings.answer_format, settings.resized([size])) for box, size in places]
+    form = settings.answer_format
+    texts = [write_box(to_steps(box, size, form.steps(settings.resized([size])[0])), form) for box, size in places]
     return sum(len(encode(settings.tokenizer, text)) for text in texts) / max(1, len(texts))
 
 

@@ -184,7 +184,7 @@ def _manifest(checkpoint: Checkpoint, name: str, recipe: Recipe) -> dict[str, An
     settings, precision = checkpoint.config.settings, recipe.precision
     return {
         "format": bundle.FORMAT,
-        "format_version": bundle.FORMAT_VERSION,
+        "format_version": bundle.format_version(settings.answer_format),
         "name": name,
         "model": asdict(checkpoint.config.shape),
         "preprocessing": settings.preprocessing.to_config(),

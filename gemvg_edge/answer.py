@@ -5,6 +5,7 @@ Written: one line an image with targets, boxes sorted by (image, x1, y1); no tar
     Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     digits, 0..1000 of the image's own size
     Image-2: <|box_start|>(x1,y1),(x2,y2)<|box_end|><|box_start|>...     pixels of the image as it was resized
     Image-2: <|box_start|><loc_3><loc_40><loc_64><loc_90><|box_end|>     location tokens, 0..N-1 of the image's own size
+    Image-2: <loc_3><loc_40><loc_64><loc_90><loc_5>...                   the same without `marks`: every four are a box
 
 With reasoning: `<think>...</think><answer>the same</answer>`. Boxes in a query are marks.py's.
 
@@ -56,6 +57,9 @@ class AnswerFormat:
     # Which of several pictures an answer is about that names none: no box is read; or the one that the query names; or
     # that one, and where the query names none each picture is asked alone.
     unnamed: Literal["refuse", "query", "each"] = "refuse"
+    # Whether <|box_start|> and <|box_end|> stand around each box of an answer; without them one of locations has two
+    # tokens less. Boxes in a query have them anyway.
+    marks: bool = True
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> AnswerFormat:
@@ -72,11 +76,15 @@ class AnswerFormat:
             raise GemvgError(f"locations is {short(answer.locations)}, not 0 to {MOST_LOCATIONS}")
         if answer.coordinates == "locations" and answer.locations < 2:
             raise GemvgError(f"grounding.answer.locations is {answer.locations}; location tokens need at least 2")
+        if not answer.marks and (answer.coordinates != "locations" or answer.unnamed != "refuse"):
+            raise GemvgError(
+                "marks is false, which only answers in locations that name their pictures ('unnamed': 'refuse') can do"
+            )
         return answer
 
     def to_config(self) -> dict[str, Any]:
-        """The same fields as plain JSON values."""
-        return asdict(self)
+        """The same fields as plain JSON values; `marks` only where it is false, since older readers do not know it."""
+        return {name: value for name, value in asdict(self).items() if name != "marks" or not value}
 
     def about(self, named: Sequence[int]) -> int | None:
         """The picture (from 0) that an answer is about which names none, of those that its query names in turn."""
@@ -131,12 +139,12 @@ def write_answer(
 
 
 def write_box(values: Sequence[int], answer_format: AnswerFormat) -> str:
-    """One box, x1 y1 x2 y2 in steps, as an answer or a query has it."""
+    """One box, x1 y1 x2 y2 in steps, as an answer has it."""
     if answer_format.coordinates == "locations":
         text = "".join(f"<loc_{v}>" for v in values)
     else:
         text = "({},{}),({},{})".format(*values)
-    return f"{BOX_START}{text}{BOX_END}"
+    return f"{BOX_START}{text}{BOX_END}" if answer_format.marks else text
 
 
 def read_answer(

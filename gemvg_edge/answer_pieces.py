@@ -25,6 +25,7 @@ _PIECES = re.compile(
     rf"|(?P<quad><\|quad_start\|>[^<]*)"
     rf"|(?P<digits>{_CORNER}\s*,\s*{_CORNER}|\(\s*{_FOUR}\s*\)|\[\s*{_FOUR}\s*\])"
     rf"|(?P<locations>(?:<loc_{NUMBER}>){{4}})"
+    rf"|(?P<few>(?:<loc_{NUMBER}>){{1,3}})"
     rf"|(?P<broken>{re.escape(BOX_START)}\s*|\"bbox_2d\"(?:\s*:\s*\[[^][{{}}]*]?)?)"
     r"|(?P<brace>\{(?=\s*\"))",
     re.IGNORECASE | re.ASCII,
@@ -83,6 +84,8 @@ def scan(body: str) -> Iterator[NamedImage | NamedObject | BrokenBox | WrittenBo
             yield WrittenBox("digits", values, spans=spans)
         elif piece["locations"]:
             yield WrittenBox("locations", [int(v) for v in re.findall(r"\d+", piece[0])], spans=spans)
+        elif piece["few"]:
+            yield BrokenBox("a box has fewer than four locations")
         elif piece["broken"]:
             following = _PIECES.match(body, at)
             if following and (following["digits"] or following["locations"]):

@@ -27,6 +27,7 @@ from gemvg_edge.scores import Calibration
 
 FORMAT = "gemvg-edge-bundle"
 FORMAT_VERSION = 6
+BARE_VERSION = 7  # of bundles whose boxes have no marks, for which runtimes of version 6 would wait; else the same
 MANIFEST = "manifest.json"
 VISION_GRAPH, VISION_DATA = "vision.onnx", "vision.data"
 DECODER_GRAPH, DECODER_DATA = "decoder.onnx", "decoder.data"
@@ -166,6 +167,11 @@ def is_incidental(name: str) -> bool:
     return name.startswith((".", *papers)) or name in ("lost+found", "Thumbs.db", "desktop.ini", "__MACOSX")
 
 
+def format_version(answer: AnswerFormat) -> int:
+    """That of a bundle whose answers are so written."""
+    return FORMAT_VERSION if answer.marks else BARE_VERSION
+
+
 def seal(manifest: Mapping[str, Any]) -> str:
     """The digest of a manifest's fields, whatever their order and the spaces between them."""
     others = {key: value for key, value in manifest.items() if key != SEAL}
@@ -182,9 +188,10 @@ def read_manifest(path: Path) -> Manifest:
     if manifest.content.get("format") != FORMAT:
         raise GemvgError(f"{path} is not the manifest of a {FORMAT}; give one that `python -m export.to_onnx` wrote")
     version = manifest.value("format_version", int)
-    if version != FORMAT_VERSION:
-        fix = "update gemvg-edge" if version > FORMAT_VERSION else "export the bundle again"
-        raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {FORMAT_VERSION}; {fix}")
+    if version not in (FORMAT_VERSION, BARE_VERSION):
+        fix = "update gemvg-edge" if version > BARE_VERSION else "export the bundle again"
+        known = f"{FORMAT_VERSION} and {BARE_VERSION}"
+        raise GemvgError(f"{path} has format version {version}, this gemvg-edge reads {known}; {fix}")
     tensorrt = _read_build(manifest.object("tensorrt")) if "tensorrt" in manifest.content else None
     answer, fit = manifest.object("answer").settings(AnswerFormat), manifest.content.get("calibration")
     read = Manifest(

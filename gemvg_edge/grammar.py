@@ -37,7 +37,7 @@ class Words:
     heads: list[list[int]]  # "Image-1: " and so on, one a picture
     next_heads: list[list[int]]  # the same after a line break
     none: list[int]
-    open: list[int]  # a box, up to its first number
+    open: list[int]  # a box, up to its first number; nothing where boxes have no marks
     after: list[list[int]]  # what follows x1, y1, x2 and y2
     numbers: list[int]  # location tokens, or the digits
     by_digits: bool
@@ -45,7 +45,8 @@ class Words:
 
     @staticmethod
     def of(tokenizer: Tokenizer, answer_format: AnswerFormat, pictures: int, stops: Iterable[int]) -> Words | None:
-        """Those of one tokenizer; None where it writes numbers otherwise than digit by digit, or has no box tokens."""
+        """Those of one tokenizer; None where it writes numbers otherwise than digit by digit, or lacks box tokens."""
+        start, end = (BOX_START, BOX_END) if answer_format.marks else ("", "")
         by_digits = answer_format.coordinates != "locations"
         names = [str(k) for k in range(10)] if by_digits else [f"<loc_{k}>" for k in range(answer_format.locations)]
         before, *after = ["(", ",", "),(", ",", ")"] if by_digits else [""] * 5
@@ -54,12 +55,14 @@ class Words:
             heads=[encode(tokenizer, head) for head in heads],
             next_heads=[encode(tokenizer, f"\n{head}") for head in heads],
             none=encode(tokenizer, NO_TARGET),
-            open=encode(tokenizer, BOX_START + before),
-            after=[encode(tokenizer, piece) for piece in (*after[:3], after[3] + BOX_END)],
+            open=encode(tokenizer, start + before),
+            after=[encode(tokenizer, piece) for piece in (*after[:3], after[3] + end)],
             numbers=[encode(tokenizer, name)[0] if by_digits else token_id(tokenizer, name) for name in names],
             by_digits=by_digits,
             stops=tuple(stops),
         )
+        if not answer_format.marks:  # locations alone, each of which is a token
+            return words
         # Nothing can be known token by token where a tokenizer joins digits, or digits and commas.
         box = (120, 45, 1000, 678) if by_digits else (0, 0, 1, 1)
         sample = BOX_START + ("({},{}),({},{})".format(*box) if by_digits else "<loc_0><loc_0><loc_1><loc_1>") + BOX_END
@@ -149,18 +152,23 @@ def _in_boxes(words: Words, steps: Steps, most: Steps) -> Walk:
 def _lines(words: Words, steps: Sequence[Steps], picture: int, ends: Sequence[Sequence[int]]) -> Walk:
     """The rest of an answer, from the head of a picture's line on; a `picture` past the last was no picture."""
     opened = False
+    x1: int | None = None  # where boxes have no marks, another one starts with its first number
     while picture < len(steps):
         if not opened:
             yield from _literal(words.open)
-        yield from _corners(words, steps[picture], steps[picture])
+        yield from _corners(words, steps[picture], steps[picture], x1)
         # The same line, a later picture's, or the end.
-        further = yield from _either([words.open, *words.next_heads[picture + 1 :], *ends])
-        opened, picture = further == 0, picture + further
+        boxes = [words.open] if words.open else [[number] for number in words.numbers[: steps[picture][0]]]
+        chosen = yield from _either([*boxes, *words.next_heads[picture + 1 :], *ends])
+        opened = chosen < len(boxes)
+        x1 = chosen if opened and not words.open else None
+        picture += 0 if opened else chosen - len(boxes) + 1
 
 
-def _corners(words: Words, steps: Steps, most: Steps) -> Walk:
-    """Four numbers with x1 < x2 and y1 < y2, and what follows each."""
-    x1 = yield from _number(words, 0, steps[0] - 1, words.after[0])
+def _corners(words: Words, steps: Steps, most: Steps, x1: int | None = None) -> Walk:
+    """Four numbers with x1 < x2 and y1 < y2, and what follows each; the first may be there already."""
+    if x1 is None:
+        x1 = yield from _number(words, 0, steps[0] - 1, words.after[0])
     y1 = yield from _number(words, 0, steps[1] - 1, words.after[1])
     yield from _number(words, x1 + 1, most[0], words.after[2])
     yield from _number(words, y1 + 1, most[1], words.after[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gemvg_edge.answer import AnswerFormat, write_box
 from gemvg_edge.answer_pieces import BOX_END, BOX_START
@@ -63,9 +64,10 @@ def localise(query: str, answer_format: AnswerFormat, resized: Sequence[Size] | 
             "after resizing), so that the box could lie in any; give pictures of one size or leave the box out"
         )
     steps = answer_format.steps(resized[0] if resized else None)
+    marked = replace(answer_format, marks=True)  # whatever answers do, or a query's words could run into its boxes
 
     def write(piece: re.Match[str]) -> str:
         values = [int(v) for v in re.findall(r"\d+", piece[1])]
-        return write_box(change_steps(values, RELATIVE_STEPS, steps), answer_format)
+        return write_box(change_steps(values, RELATIVE_STEPS, steps), marked)
 
     return _MARK.sub(write, query)

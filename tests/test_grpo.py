@@ -228,6 +228,19 @@ def test_what_lies_in_boxes() -> None:
         assert found == wanted
 
 
+def test_boxes_without_marks_are_left_out_of_the_loss_by_their_locations(
+    run: GrpoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo, "score", by_letters)
+    trainer = trainer_of(changed(run, seed=8, learn_boxes=False))
+    trainer._locations = range(40, 300)  # of the random model's words
+    _, words = one_batch(trainer)
+    inside = (words["completion_ids"] >= 40) & (words["completion_ids"] < 300)
+    assert inside.any()
+    assert not inside.all()
+    assert torch.equal(words["tool_mask"].bool(), ~inside)
+
+
 def test_answers_are_sampled_with_the_adapters_folded_in(run: GrpoSettings) -> None:
     trainer = trainer_of(changed(run, lora_rank=2, seed=7))
     for name, weight in trainer.model.named_parameters():

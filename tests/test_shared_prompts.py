@@ -201,3 +201,23 @@ def test_between_two_tokens_the_likeliest_is_taken(
         assert {text[1] for text in texts} == {second}
         thirds = {text[2] for text in texts}
         assert thirds == wanted if wanted else len(thirds) > 5, "after the second token it is sampled again"
+
+
+def test_of_some_tokens_the_likeliest_is_taken(
+    model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
+) -> None:
+    layout = settings.image_token_id, settings.preprocessing.merge_size, PAD
+    many = [Prompt(prompts[0].ids, prompts[0].pixels, prompts[0].grids, range(2000))]
+    torch.manual_seed(3)
+    free = [text[0] for text in sample_answers(model, many, *layout, [-1], 1, 1.0)]
+    among = range(100, 200)
+    torch.manual_seed(3)
+    held = [text[0] for text in sample_answers(model, many, *layout, [-1], 1, 1.0, None, among)]
+    ids = prompts[0].ids[None]
+    logits = model(
+        input_ids=ids, pixel_values=prompts[0].pixels, image_grid_thw=prompts[0].grids,
+        mm_token_type_ids=(ids == settings.image_token_id).int(),
+    ).logits[0, -1]  # fmt: skip
+    best = 100 + int(logits[100:200].argmax())
+    assert len(set(free) & set(among)) > 5
+    assert held == [best if token in among else token for token in free], "whether one of them comes is left to chance"

@@ -15,8 +15,8 @@ one of the two (`--cot-share`), never for both, so that a group's rewards compar
     takes the mean over all that a device holds; ours is each group's own, so it does not depend on the batch's layout.
   * `--reward-scale batch` divides advantages by the whole batch's standard deviation (PPO Lite). With `group`, answers
     that differ by a pixel weigh as much as answers that differ by the object;
-  * `--no-learn-boxes` leaves what stands between a box's two tokens out of the loss and, where this process samples
-    itself, takes the likeliest coordinates. Chance in coordinates says little about which thing is right, and it is
+  * `--no-learn-boxes` leaves what stands between a box's two tokens (without marks: its locations) out of the loss and,
+    where this process samples itself, takes the likeliest coordinates. Chance in coordinates says little about which thing is right, and it is
     most of the chance in a small model's answers, and so of the gradient's noise.
 """
 
@@ -167,6 +167,7 @@ def make_trainer(
         difficulty=run.difficulty,
         min_spread=run.min_spread,
         learn_boxes=run.learn_boxes,
+        answer_format=settings.answer_format,
         model=model,
         reward_funcs=reward_functions(settings),
         args=config,

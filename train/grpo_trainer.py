@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.images import load_image
 from train.rewards import Terms
@@ -26,11 +27,17 @@ TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWe
 class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer that opens pictures when they are asked about and weighs whole groups."""
 
-    def __init__(self, *, difficulty: bool, min_spread: float, learn_boxes: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *, difficulty: bool, min_spread: float, learn_boxes: bool, answer_format: AnswerFormat, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.difficulty, self.min_spread, self.learn_boxes = difficulty, min_spread, learn_boxes
         find = self.processing_class.tokenizer.convert_tokens_to_ids
         self._box_ids = find(BOX_START), find(BOX_END)
+        # Where boxes have no marks, they are all that is written in locations.
+        self._locations = range(0)
+        if not answer_format.marks:
+            self._locations = range(first := find("<loc_0>"), first + answer_format.locations)
         self._scores = torch.empty(0)
         self._parts: list[dict[str, Any]] = []  # of the last generation, one a device batch
 
@@ -101,8 +108,8 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         ) as model:
             limits = self.eos_token_ids, self.max_completion_length, self.temperature
             with merged(model):
-                greedy_between = None if self.learn_boxes else self._box_ids
-                return sample_answers(model, prompts, *self._layout, *limits, greedy_between), None
+                greedy = (None, range(0)) if self.learn_boxes else (self._box_ids, self._locations)
+                return sample_answers(model, prompts, *self._layout, *limits, *greedy), None
 
     @property
     def _layout(self) -> tuple[int, int, int]:
@@ -131,7 +138,7 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mask = output["completion_mask"] * kept.repeat_interleave(self.num_generations)[mine, None]
         output["completion_mask"] = mask
         if not self.learn_boxes:
-            output["tool_mask"] = (~in_boxes(output["completion_ids"], *self._box_ids)).int()
+            output["tool_mask"] = (~in_boxes(output["completion_ids"], *self._box_ids, self._locations)).int()
             mask = mask * output["tool_mask"]  # TRL leaves these tokens out of the loss
         output["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
         self._metrics["train"]["groups/dropped"].append(1 - kept.float().mean().item())
@@ -165,9 +172,13 @@ def has_spread(rewards: torch.Tensor, least: float = 0.0) -> torch.Tensor:
     return rewards.amax(dim=1) - rewards.amin(dim=1) > max(least, 1e-6)
 
 
-def in_boxes(ids: torch.Tensor, start: int, end: int) -> torch.Tensor:
-    """Which tokens (answers, tokens) come after a box's first token, up to and with its last one."""
+def in_boxes(ids: torch.Tensor, start: int, end: int, locations: range = range(0)) -> torch.Tensor:
+    """Which tokens (answers, tokens) come after a box's first token, up to and with its last one, or are `locations`.
+
+    Without marks how many boxes there are is still learned, by what ends their line.
+    """
     number = torch.arange(ids.shape[1], device=ids.device)
     started = torch.where(ids == start, number, -1).cummax(dim=1).values
     ended = torch.where(ids == end, number, -1).cummax(dim=1).values
-    return torch.nn.functional.pad((started > ended)[:, :-1], (1, 0))
+    between = torch.nn.functional.pad((started > ended)[:, :-1], (1, 0))
+    return between | (ids >= locations.start) & (ids < locations.stop)

@@ -28,6 +28,7 @@ BAND = (0.1, 0.9)  # MG-Thinker's
 _TAGS = re.compile(r"</?(?:think|answer)>")
 _COT = re.compile(r"\s*<think>(?P<thinking>.*)</think>\s*<answer>(?P<body>.*)</answer>\s*", re.DOTALL)
 _WORDS, _BOXES = re.compile(r"[\w-]+"), re.compile(r"<\|box_start\|>.*?<\|box_end\|>|<loc_\d+>")
+_BOX = re.compile(rf"(?:<loc_\d+>){{4}}|.+?(?:{re.escape(BOX_END)}|$)")  # the first without marks
 _END = re.compile(r"<\|im_end\|>(?:<\|endoftext\|>)*$")
 
 
@@ -137,7 +138,7 @@ def _is_written(body: str, written: str) -> bool:
 def _pieces(body: str) -> list[tuple[str, str]]:
     """(image's name, box) of every box in the text, sorted."""
     lines = [line.partition(": ") for line in body.split("\n")]
-    return sorted((name, box) for name, _, boxes in lines for box in boxes.removesuffix(BOX_END).split(BOX_END))
+    return sorted((name, box) for name, _, boxes in lines for box in _BOX.findall(boxes) or [""])
 
 
 def iou_reward(answer: Answer, truth: Sequence[Box]) -> float:

@@ -124,12 +124,14 @@ def sample_answers(
     max_new_tokens: int,
     temperature: float,
     greedy_between: tuple[int, int] | None = None,
+    greedy_among: range = range(0),
 ) -> list[list[int]]:
     """One sampled answer a row, in the rows' order.
 
     A prompt's answers grow side by side as branches over its one set of keys and values, where a copy for each would be
     read at every token; a prompt whose answers have all ended leaves the batch. `greedy_between` are two tokens: after
-    the first and up to the second the likeliest token is taken instead of a sampled one.
+    the first and up to the second the likeliest token is taken instead of a sampled one. Of neighbouring ids
+    `greedy_among` the likeliest is taken wherever one of them is sampled.
     """
     device = model.device
     width, branches = max(len(prompt.ids) for prompt in prompts), max(len(prompt.rows) for prompt in prompts)
@@ -168,6 +170,9 @@ def sample_answers(
             ).logits
         drawn = torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1).flatten(0, 1), 1)
         drawn = logits.argmax(dim=-1).where(greedy, drawn.view(running.shape)).where(running, pad_id)
+        if greedy_among:
+            best = logits[..., greedy_among.start : greedy_among.stop].argmax(dim=-1) + greedy_among.start
+            drawn = best.where((drawn >= greedy_among.start) & (drawn < greedy_among.stop), drawn)
         said.append(torch.full((len(prompts), branches), pad_id, device=device))
         said[-1][left] = drawn
         running = running & ~torch.isin(drawn, ends)

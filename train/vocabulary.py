@@ -1,7 +1,8 @@
-"""Change what a checkpoint can read and write: another tokenizer, location tokens, or digits again.
+"""Change what a checkpoint can read and write: another tokenizer, location tokens, those without marks, digits again.
 
     python -m train.vocabulary runs/start runs/moved --tokenizer runs/grown_tokenizer
     python -m train.vocabulary Qwen2-VL-7B runs/7b-locations --locations 1000
+    python -m train.vocabulary checkpoints/tabletop runs/start-bare --bare-boxes
     python -m train.vocabulary checkpoints/tabletop runs/start-digits --digits
 
 Folder in, folder out. Works on the safetensors files one shard at a time and changes only the rows of the embedding
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +148,19 @@ def answer_in_digits(checkpoint: Path, out: Path, *, overwrite: bool = False) ->
         _finish(checkpoint, folder, config, lambda table: table, {"digits": True})
 
 
+def drop_marks(checkpoint: Path, out: Path, *, overwrite: bool = False) -> None:
+    """The checkpoint of locations told to answer without marks around its boxes, which fine-tuning teaches it.
+
+    Weights and tokenizer stay: a question still shows boxes with their marks.
+    """
+    answer, config = read_settings(checkpoint).answer_format, read_json(checkpoint / CONFIG)
+    if answer.coordinates != "locations":
+        raise GemvgError(f"{checkpoint} answers in {answer.coordinates}; give it locations first, with --locations N")
+    _set_answer(config, replace(answer, marks=False))
+    with writing(checkpoint, out, overwrite=overwrite) as folder:
+        _finish(checkpoint, folder, config, lambda table: table, {"bare_boxes": True})
+
+
 def waves(count: int, width: int) -> torch.Tensor:
     """Waves of k (count, width), from half a wave to sixteen over all of them, with a root mean square of 1."""
     k = torch.arange(count, dtype=torch.float32)[:, None] / (count - 1)  # (count, 1)
@@ -201,16 +216,20 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="the checkpoint folder to read")
     parser.add_argument("out", type=Path, help="the checkpoint folder to write")
     what = parser.add_mutually_exclusive_group(required=True)
-    locations = "answer in N location tokens, 1000 is usual (this, --digits or --tokenizer is required)"
+    locations = "answer in N location tokens, 1000 is usual (one of these four is required)"
     what.add_argument("--locations", type=whole_number, metavar="N", help=locations)
+    bare = "answer in the locations that it has, without marks around boxes: four tokens a box and not six"
+    what.add_argument("--bare-boxes", action="store_true", help=bare)
     what.add_argument("--digits", action="store_true", help="answer in digits, 0 to 1000")
-    tokenizer = "move to the tokenizer.json of this folder (this, --locations or --digits is required)"
+    tokenizer = "move to the tokenizer.json of this folder (one of these four is required)"
     what.add_argument("--tokenizer", type=Path, metavar="FOLDER", help=tokenizer)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
     checkpoint = checkpoint_folder(args.checkpoint)
     if args.digits:
         answer_in_digits(checkpoint, args.out, overwrite=args.overwrite)
+    elif args.bare_boxes:
+        drop_marks(checkpoint, args.out, overwrite=args.overwrite)
     elif args.tokenizer:
         move_to_tokenizer(checkpoint, args.tokenizer, args.out, overwrite=args.overwrite)
     else:
