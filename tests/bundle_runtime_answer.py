@@ -52,7 +52,8 @@ class Grammar:
     def __init__(self, tokenizer: Tokenizer, manifest: dict[str, Any], steps: Sequence[Steps]) -> None:
         self.digits = manifest["answer"]["coordinates"] != "locations"
         pieces = ["(", ",", "),(", ",", ")"] if self.digits else [""] * 5
-        pieces = [f"<|box_start|>{pieces[0]}", *pieces[1:4], f"{pieces[4]}<|box_end|>"]
+        start, end = ("<|box_start|>", "<|box_end|>") if manifest["answer"].get("marks", True) else ("", "")
+        pieces = [f"{start}{pieces[0]}", *pieces[1:4], f"{pieces[4]}{end}"]
         names = range(10) if self.digits else [f"<loc_{k}>" for k in range(manifest["answer"]["locations"])]
         self.pieces = [tokens_of(tokenizer, piece) for piece in pieces]
         self.numbers = [tokens_of(tokenizer, str(name))[0] for name in names]

@@ -62,7 +62,13 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.fixture(scope="session")
 def fixed_answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a model that answers every question with the box <loc_8><loc_16><loc_24><loc_40> in Image-2.
+    """The bundle of a model that answers every question with the box <loc_8><loc_16><loc_24><loc_40> in Image-2."""
+    answer = "Image-2: <|box_start|><loc_8><loc_16><loc_24><loc_40><|box_end|>"
+    return write_fixed_answer(tmp_path_factory.mktemp("fixed"), answer)
+
+
+def write_fixed_answer(folder: Path, answer: str, **answer_format: Any) -> Path:
+    """The bundle of a model that answers every question so, in 41 locations; no token may come twice.
 
     Attention and feed-forward parts are switched off, and the head follows each token by the next one of the answer.
     """
@@ -71,12 +77,11 @@ def fixed_answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.checkpoints import edit_json, write_checkpoint
     from tests.tokenizers_small import small_tokenizer
 
-    folder = tmp_path_factory.mktemp("fixed")
     checkpoint = folder / "checkpoint"
     model = write_checkpoint(checkpoint)
     tokenizer = small_tokenizer(locations=41)
-    answer = "Image-2: <|box_start|><loc_8><loc_16><loc_24><loc_40><|box_end|><|im_end|>"
-    chain = tokenizer.encode("\n" + answer, add_special_tokens=False).ids  # the prompt ends with a new line
+    # The prompt ends with a new line.
+    chain = tokenizer.encode(f"\n{answer}<|im_end|>", add_special_tokens=False).ids
     assert len(set(chain)) == len(chain)
     with torch.no_grad():
         for layer in model.model.language_model.layers:
@@ -89,7 +94,8 @@ def fixed_answer(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.lm_head.weight[following] = embeddings[token]
     model.save_pretrained(checkpoint)
     tokenizer.save(str(checkpoint / "tokenizer.json"))
-    edit_json(checkpoint / "config.json", grounding={"answer": {"coordinates": "locations", "locations": 41}})
+    written = {"coordinates": "locations", "locations": 41, **answer_format}
+    edit_json(checkpoint / "config.json", grounding={"answer": written})
     return export_bundle(folder)
 
 

@@ -26,6 +26,7 @@ from quantize.checkpoint import open_checkpoint
 from quantize.gptq_format import dequantize
 from quantize.solver import Grid, round_to_nearest
 from train.data.record import MODES, Record
+from train.vocabulary import drop_marks
 
 CHECKPOINT = ROOT / "checkpoints" / "tabletop"
 EXAMPLES = ROOT / "examples" / "images"
@@ -76,8 +77,10 @@ def test_the_coldest_samples_are_the_greedy_answers(questions: list) -> None:
     assert warm.mean() < rewards.mean()
 
 
-def test_a_box_in_locations_takes_six_tokens(questions: list) -> None:
+def test_a_box_in_locations_takes_six_tokens_and_four_without_marks(questions: list, tmp_path: Path) -> None:
     assert tokens_a_box(CHECKPOINT, questions) == 6  # four of them, and where it starts and ends
+    drop_marks(CHECKPOINT, tmp_path / "bare")
+    assert tokens_a_box(tmp_path / "bare", questions) == 4
 
 
 def test_stages_are_named_with_mode_and_split() -> None:

@@ -15,15 +15,17 @@ from gemvg_edge.errors import GemvgError
 
 DIGITS = AnswerFormat()
 LOCATIONS = AnswerFormat("locations", 101)
+BARE = AnswerFormat("locations", 101, marks=False)
 PIXELS = AnswerFormat("pixels")
 IN_JSON = AnswerFormat("json")
-FORMATS = {"digits": DIGITS, "locations": LOCATIONS, "pixels": PIXELS, "json": IN_JSON}
+FORMATS = {"digits": DIGITS, "locations": LOCATIONS, "bare": BARE, "pixels": PIXELS, "json": IN_JSON}
 ONE = [(1000, 1000)]
 TWO = [(1000, 1000), (200, 100)]  # the second is smaller, so a box in the wrong picture shows
 ELEVEN = [(1000, 1000)] * 11
 A, B = Box(0, 100, 200, 300, 400), Box(1, 20, 20, 60, 40)  # B is (100,200),(300,400) in the second picture
 A_TEXT = "<|box_start|>(100,200),(300,400)<|box_end|>"
-A_LOCATIONS = "<|box_start|><loc_10><loc_20><loc_30><loc_40><|box_end|>"
+A_BARE = "<loc_10><loc_20><loc_30><loc_40>"
+A_LOCATIONS = f"<|box_start|>{A_BARE}<|box_end|>"
 
 GOOD = [
     # label, text, sizes, format, boxes
@@ -39,6 +41,11 @@ GOOD = [
     ("locations", f"Image-1: {A_LOCATIONS}", ONE, LOCATIONS, [A]),
     ("locations, both pictures", f"Image-1: {A_LOCATIONS}\nImage-2: {A_LOCATIONS}", TWO, LOCATIONS, [A, B]),
     ("locations without box tokens", "Image-1: <loc_10><loc_20><loc_30><loc_40>", ONE, LOCATIONS, [A]),
+    ("without marks, both pictures", f"Image-1: {A_BARE}\nImage-2: {A_BARE}", TWO, BARE, [A, B]),
+    ("without marks, two boxes", f"Image-1: <loc_0><loc_0><loc_1><loc_1>{A_BARE}", ONE, BARE,
+     [Box(0, 0, 0, 10, 10), A]),
+    ("without marks, with reasoning", f"<think>{A_BARE}</think><answer>Image-2: {A_BARE}</answer>", TWO, BARE, [B]),
+    ("marks from a model without them", f"Image-1: {A_LOCATIONS}{A_LOCATIONS}", ONE, BARE, [A, A]),
     ("digits from a model of locations", f"Image-1: {A_TEXT}", ONE, LOCATIONS, [A]),
     ("Qwen3-VL's JSON", '[{"bbox_2d": [100, 200, 300, 400], "label": "mug"}]', ONE, IN_JSON, [A]),
     ("Qwen3-VL's JSON, fenced, two boxes",
@@ -126,6 +133,17 @@ BAD = [
     ("cut inside the second box", f"Image-1: {A_TEXT}<|box_start|>(1,2),(3", ONE, DIGITS, [A], "not finished"),
     ("cut inside the locations", "Image-1: <|box_start|><loc_10><loc_20>", ONE, LOCATIONS, [], "not finished"),
     ("three locations", "Image-1: <|box_start|><loc_1><loc_2><loc_3><|box_end|>", ONE, LOCATIONS, [], "not finished"),
+    ("five locations", "Image-1: <|box_start|><loc_10><loc_20><loc_30><loc_40><loc_9><|box_end|>", ONE, LOCATIONS, [A],
+     "fewer than four locations"),
+    ("three without marks", "Image-1: <loc_1><loc_2><loc_3>", ONE, BARE, [], "fewer than four locations"),
+    ("three without marks, then a line", f"Image-1: <loc_1><loc_2><loc_3>\nImage-2: {A_BARE}", TWO, BARE, [B],
+     "fewer than four locations"),
+    ("five without marks", f"Image-1: {A_BARE}<loc_9>", ONE, BARE, [A], "fewer than four locations"),
+    ("cut inside the second without marks", f"Image-1: {A_BARE}<loc_1><loc_2><loc_3><loc", ONE, BARE, [A],
+     "fewer than four locations"),
+    ("without marks, a space inside", "Image-1: <loc_1><loc_2> <loc_3><loc_4>", ONE, BARE, [], "fewer than four"),
+    ("without marks, no picture named", A_BARE, TWO, BARE, [], "names none of the pictures"),
+    ("without marks, from a model of digits", f"Image-1: {A_BARE}", ONE, DIGITS, [], "location tokens"),
     ("one corner", "Image-1: <|box_start|>(100,200)<|box_end|>", ONE, DIGITS, [], "not finished"),
     ("the box of Qwen2.5-VL", '{"bbox_2d": [100, 200, 300, 400]}', ONE, DIGITS, [], "has a bbox_2d, whose pixels"),
     ("the box of Qwen2.5-VL, locations", '{"bbox_2d": [1, 2, 3, 4]}', ONE, LOCATIONS, [], "has a bbox_2d, whose pix"),
@@ -269,6 +287,7 @@ WRITTEN = [
     ("no box, locations", [], LOCATIONS, "None"),
     ("digits", [B], DIGITS, f"Image-2: {A_TEXT}"),
     ("locations", [B], LOCATIONS, f"Image-2: {A_LOCATIONS}"),
+    ("without marks", [B, A, A], BARE, f"Image-1: {A_BARE}{A_BARE}\nImage-2: {A_BARE}"),
     ("sorted by picture", [B, A], DIGITS, f"Image-1: {A_TEXT}\nImage-2: {A_TEXT}"),
     ("sorted by left edge, one line a picture", [A, Box(0, 0, 500, 9, 509)], DIGITS,
      f"Image-1: <|box_start|>(0,500),(9,509)<|box_end|>{A_TEXT}"),
@@ -286,7 +305,7 @@ def test_writes(boxes: list[Box], answer_format: AnswerFormat, text: str) -> Non
     assert write_answer(boxes, TWO, answer_format, resized=[(140, 140), (100, 200)]) == text
 
 
-formats = st.sampled_from([DIGITS, LOCATIONS, AnswerFormat("locations", 1025), PIXELS, IN_JSON])
+formats = st.sampled_from([DIGITS, LOCATIONS, BARE, AnswerFormat("locations", 1025), PIXELS, IN_JSON])
 picture_sizes = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=12)
 resized_sides = st.integers(1, 40).map(lambda cells: cells * 28)
 
@@ -349,6 +368,8 @@ def test_reading_never_raises_and_boxes_lie_in_the_pictures(
         ({"coordinates": "words"}, "'words'"),
         ({"coordinates": "locations"}, "location tokens need at least 2"),
         ({"coordinates": "locations", "locations": 1}, "is 1"),
+        ({"marks": False}, "marks is false, which only answers in locations"),
+        ({"coordinates": "locations", "locations": 9, "marks": False, "unnamed": "each"}, "marks is false, which only"),
     ],
 )
 def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
@@ -356,11 +377,10 @@ def test_refuses_a_wrong_format(config: dict[str, Any], message: str) -> None:
         AnswerFormat.from_config(config)
 
 
-@pytest.mark.parametrize(
-    "answer_format", [DIGITS, LOCATIONS, PIXELS, IN_JSON], ids=["digits", "locations", "pixels", "json"]
-)
+@pytest.mark.parametrize("answer_format", FORMATS.values(), ids=FORMATS)
 def test_format_survives_its_config(answer_format: AnswerFormat) -> None:
     assert AnswerFormat.from_config(answer_format.to_config()) == answer_format
+    assert ("marks" in answer_format.to_config()) == (answer_format == BARE), "readers of old do not know the field"
 
 
 def test_reasoning_is_written_before_the_answer_and_read_back() -> None:
@@ -380,14 +400,13 @@ HOSTILE = {
     "lists": "[", "parentheses": "(", "corners": "(1,1)", "commas": "(1,1),", "numbers": "[1,", "quotes": '"',
     "thinking": "<think>", "answers": "<answer>", "box tokens": "<|box_start|>", "names": "image-",
     "numbers of names": "1th ", "digits": "9", "spaces after a corner": "(1,1)" + " " * 20, "dots": "1.",
+    "locations": "<loc_1>", "threes of locations": "<loc_1><loc_2><loc_3> ",
     "whole boxes": '{"bbox_2d":[1,2,3,4]}', "escapes": '{"\\\\',
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-@pytest.mark.parametrize(
-    "answer_format", [DIGITS, LOCATIONS, PIXELS, IN_JSON], ids=["digits", "locations", "pixels", "json"]
-)
+@pytest.mark.parametrize("answer_format", FORMATS.values(), ids=FORMATS)
 def test_a_long_text_takes_no_longer_than_its_length(case: str, answer_format: AnswerFormat) -> None:
     """300,000 characters in a second on a slow machine; a quadratic reader took 45."""
     text = HOSTILE[case] * (300_000 // len(HOSTILE[case]))

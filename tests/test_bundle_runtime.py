@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ FORMATS = {
     "json": AnswerFormat("json"),
     "pixels": AnswerFormat("pixels"),
     "locations": AnswerFormat("locations", 50),
+    "bare": AnswerFormat("locations", 50, marks=False),
 }
 
 
@@ -139,7 +141,11 @@ def test_a_trace_whose_question_shows_a_box_is_reproduced(kind: str, tmp_path: P
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_tokens_are_legal(name: str, count: int, unnamed: Any) -> None:
     """Along random answers, in which boxes are opened often."""
-    form = AnswerFormat(FORMATS[name].coordinates, FORMATS[name].locations, unnamed)
+    form = replace(FORMATS[name], unnamed=unnamed)
+    if not form.marks and unnamed != "refuse":
+        with pytest.raises(GemvgError, match="marks is false"):
+            AnswerFormat.from_config(form.to_config())
+        return
     tokenizer, answer = small_tokenizer(form.locations), form.to_config()
     vocab = tokenizer.get_vocab_size()
     stop, opened = (token_id(tokenizer, token) for token in ("<|im_end|>", "<|box_start|>"))
@@ -185,6 +191,26 @@ def test_answers_are_read_alike(case: str, name: str, count: int) -> None:
     sizes, steps = [(120, 90), (64, 200)][:count], [most_steps(form.to_config(), size) for size in seen]
     found = sorted(to_boxes(ANSWERS[case], sizes, steps, form.to_config()))
     theirs = read_answer(ANSWERS[case], sizes, form, seen).boxes
+    assert found == [(box.image, *box) for box in theirs]
+
+
+LOCATED = {
+    "lines": "Image-1: {0}{1}\nImage-2: {1}",
+    "cut in a box": "Image-2: {0}<loc_1><loc_2><loc_3>",
+    "one too many": "Image-1: {0}{1}<loc_9>\nImage-2: {1}",
+    "without an area": "Image-1: <loc_5><loc_6><loc_5><loc_8>{0}",
+}
+
+
+@pytest.mark.parametrize("name", ["locations", "bare"])
+@pytest.mark.parametrize("case", LOCATED)
+def test_answers_in_locations_are_read_alike(case: str, name: str) -> None:
+    form, sizes = FORMATS[name], [(120, 90), (64, 200)]
+    marked = ("<|box_start|>{}<|box_end|>" if form.marks else "{}").format
+    text = LOCATED[case].format(marked("<loc_1><loc_2><loc_30><loc_40>"), marked("<loc_0><loc_3><loc_49><loc_4>"))
+    found = sorted(to_boxes(text, sizes, [(49, 49)] * 2, form.to_config()))
+    theirs = read_answer(text, sizes, form).boxes
+    assert len(theirs) >= 1
     assert found == [(box.image, *box) for box in theirs]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def case(name: str) -> tuple[Tokenizer, AnswerFormat]:
     match name.split():
         case ["tabletop", "locations"]:
             return tabletop()
+        case [_, "bare"]:
+            tokenizer, form = case(f"{name.split()[0]} locations")
+            return tokenizer, replace(form, marks=False)
         case ["tabletop", _]:
             return tabletop()[0], DIGITS
         case ["small", "locations"]:
@@ -55,6 +59,7 @@ def case(name: str) -> tuple[Tokenizer, AnswerFormat]:
 
 
 CASES = ["tabletop locations", "tabletop digits", "small locations", "small digits", "qwen digits", "qwen pixels"]
+CASES += ["tabletop bare", "small bare"]
 
 
 def walk(tokenizer: Tokenizer, form: AnswerFormat, pictures: int, think: bool = False) -> Walk:
@@ -105,7 +110,7 @@ def test_whatever_is_chosen_can_be_read(name: str, think: bool, seed: int, pictu
         assert legal is not None
         assert list(legal) == sorted(set(legal)), "of equal logits the first must win, as in the whole vocabulary"
         if (stop in legal and random.random() < stop_bias) or len(tokens) > 300:
-            tokens.append(stop if stop in legal else int(legal[-1]))
+            tokens.append(stop if stop in legal else int(legal[0]))  # of another box the ids are the highest
         else:
             tokens.append(int(random.choice(legal)))
         if tokens[-1] == stop:
@@ -114,7 +119,7 @@ def test_whatever_is_chosen_can_be_read(name: str, think: bool, seed: int, pictu
     text = tokenizer.decode(tokens[:-1], skip_special_tokens=False)
     answer = read_answer(text, SIZES[:pictures], form, RESIZED[:pictures])
     assert answer.problem is None, text
-    assert len(answer.boxes) == text.count(BOX_START)
+    assert len(answer.boxes) == (text.count(BOX_START) if form.marks else text.count("<loc_") / 4)
     if not think:
         assert encode(tokenizer, text) == tokens[:-1], "the tokens are those that training has"
 
@@ -149,6 +154,41 @@ def test_what_cannot_be_read_is_refused(name: str, label: str, text: str) -> Non
     assert not accepts(walk(tokenizer, form, 2), encode(tokenizer, text + END_OF_TURN)), label
 
 
+REFUSED_BARE = {  # answers about two pictures
+    "marks": f"Image-1: {BOX_START}<loc_1><loc_2><loc_3><loc_4>{BOX_END}",
+    "an end without a start": f"Image-1: <loc_1><loc_2><loc_3><loc_4>{BOX_END}",
+    "a line without a box": "Image-1: ",
+    "three locations": "Image-1: <loc_1><loc_2><loc_3>",
+    "three, and another line": "Image-1: <loc_1><loc_2><loc_3>\nImage-2: <loc_1><loc_2><loc_3><loc_4>",
+    "five locations": "Image-1: <loc_1><loc_2><loc_3><loc_4><loc_5>",
+    "lines out of order": "Image-2: <loc_1><loc_2><loc_3><loc_4>\nImage-1: <loc_1><loc_2><loc_3><loc_4>",
+    "no width": "Image-1: <loc_3><loc_2><loc_3><loc_4>",
+    "no height in the second box": "Image-1: <loc_1><loc_2><loc_3><loc_4><loc_1><loc_4><loc_3><loc_2>",
+    "no room for a width": "Image-1: <loc_49><loc_2><loc_49><loc_4>",
+    "no room in the second box": "Image-1: <loc_1><loc_2><loc_3><loc_4><loc_49><loc_2><loc_49><loc_4>",
+    "digits": "Image-1: (1,2),(3,4)",
+    "a space": "Image-1: <loc_1><loc_2><loc_3><loc_4> <loc_1><loc_2><loc_3><loc_4>",
+}
+
+
+@pytest.mark.parametrize("label", REFUSED_BARE)
+def test_what_cannot_be_read_without_marks_is_refused(label: str) -> None:
+    tokenizer, form = case("small bare")
+    assert not accepts(walk(tokenizer, form, 2), encode(tokenizer, REFUSED_BARE[label] + END_OF_TURN))
+
+
+def test_after_a_box_without_marks_comes_another_or_a_line_or_the_end() -> None:
+    tokenizer, form = case("tabletop bare")
+    going = walk(tokenizer, form, 3)
+    next(going)
+    for token in encode(tokenizer, "Image-2: <loc_3><loc_7><loc_128>"):
+        going.send(token)
+    legal = going.send(token_id(tokenizer, "<loc_9>"))
+    assert legal is not None
+    firsts = {token_id(tokenizer, f"<loc_{k}>") for k in range(128)}  # at 128 nothing would be to the right
+    assert set(legal) == firsts | {encode(tokenizer, "\n")[0], token_id(tokenizer, END_OF_TURN)}
+
+
 def choices(tokenizer: Tokenizer, form: AnswerFormat, pictures: int, text: str) -> list[str]:
     """The tokens of a text that had an alternative."""
     going, had = walk(tokenizer, form, pictures), []
@@ -172,6 +212,10 @@ def test_what_is_certain_is_no_choice() -> None:
     text = f"Image-2: {BOX_START}<loc_3><loc_7><loc_128><loc_9>{BOX_END}{END_OF_TURN}"
     expected = ["Image-2: ", "<loc_3>", "<loc_7>", "<loc_128>", "<loc_9>", END_OF_TURN]
     assert choices(tokenizer, form, 2, text) == expected
+    tokenizer, form = case("tabletop bare")
+    text = f"Image-2: <loc_3><loc_7><loc_128><loc_9><loc_127><loc_0><loc_128><loc_1>{END_OF_TURN}"
+    expected = ["Image-2: ", "<loc_3>", "<loc_7>", "<loc_128>", "<loc_9>", "<loc_127>", "<loc_0>", "<loc_1>"]
+    assert choices(tokenizer, form, 2, text) == [*expected, END_OF_TURN], "after 127 only 128 is left"
 
 
 @pytest.mark.parametrize("unnamed", ["query", "each"])

@@ -16,6 +16,7 @@ from train.data.record import MODES, Mode
 from train.rewards import RewardWeights, Terms, score, total_reward
 
 DIGITS, LOCATIONS = AnswerFormat(), AnswerFormat("locations", 101)
+BARE = AnswerFormat("locations", 101, marks=False)
 SIZES = ((1000, 1000), (500, 2000), (1000, 1000))  # of three pictures; the first and last are 1 pixel a step
 A = Box(0, 100, 100, 300, 300)
 A2 = Box(0, 600, 600, 800, 900)
@@ -118,6 +119,26 @@ def test_location_tokens() -> None:
     text = f"Image-1: {BOX_START}<loc_10><loc_10><loc_30><loc_30>{BOX_END}"
     assert score(text, [A], SIZES, LOCATIONS, "direct") == Terms(1, 1, 1, 1)
     assert score(f"Image-1: {SAY_A}", [A], SIZES, LOCATIONS, "direct") == Terms(0, 1, 1, 1)  # readable, not its grammar
+
+
+BARE_A, BARE_A2 = "<loc_10><loc_10><loc_30><loc_30>", "<loc_60><loc_60><loc_80><loc_90>"
+WITHOUT_MARKS = {  # text about A and A2 -> the rewards of format and count
+    "right": (f"Image-1: {BARE_A}{BARE_A2}", 1, 1),
+    "in the other order": (f"Image-1: {BARE_A2}{BARE_A}", 1, 1),
+    "the picture named twice": (f"Image-1: {BARE_A2}\nImage-1: {BARE_A}", 1, 1),
+    "one of two": (f"Image-1: {BARE_A}", 1, 2 / 3),
+    "with marks": (f"Image-1: {BOX_START}{BARE_A}{BOX_END}{BOX_START}{BARE_A2}{BOX_END}", 0, 1),
+    "a location more": (f"Image-1: {BARE_A}{BARE_A2}<loc_9>", 0, 1),
+    "a location less": (f"Image-1: {BARE_A}<loc_60><loc_60><loc_80>", 0, 2 / 3),
+    "a space between": (f"Image-1: {BARE_A} {BARE_A2}", 0, 1),
+}
+
+
+@pytest.mark.parametrize("label", WITHOUT_MARKS)
+def test_location_tokens_without_marks(label: str) -> None:
+    text, form, count = WITHOUT_MARKS[label]
+    terms = score(text, [A, A2], SIZES, BARE, "direct")
+    assert (terms.format, terms.count) == pytest.approx((form, count))
 
 
 def test_a_text_that_was_cut_off_earns_nothing() -> None:

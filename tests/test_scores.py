@@ -30,7 +30,7 @@ SIZES = [(100, 100), (100, 100)]
 
 def tokens_of_boxes(text: str, form: AnswerFormat | None = None) -> list[list[str]]:
     """The tokens that each box's score is of, in the order of the text."""
-    tokenizer, found = small_tokenizer(), []
+    tokenizer, found = small_tokenizer(form.locations if form else 0), []
     tokens = encode(tokenizer, text)
     ends = token_ends(tokenizer, tokens, text)
     assert ends[-1] == len(text)
@@ -57,6 +57,15 @@ def test_a_score_is_of_what_opened_a_box_and_of_its_numbers() -> None:
     assert first == f"Image-1{BOX_START}(7,2),(30,40)"
     assert second == f"{BOX_START}(8,2),(30,40)"
     assert third == f"\nImage-2{BOX_START}(9,2),(30,40)"
+
+
+def test_a_score_without_marks_is_of_the_four_locations() -> None:
+    first_box, second_box = "<loc_7><loc_2><loc_30><loc_40>", "<loc_8><loc_2><loc_30><loc_40>"
+    text = f"Image-1: {first_box}{second_box}\nImage-2: {first_box}"
+    first, second, third = map("".join, tokens_of_boxes(text, AnswerFormat("locations", 50, marks=False)))
+    assert first == f"Image-1{first_box}"
+    assert second == second_box
+    assert third == f"\nImage-2{first_box}"
 
 
 def test_reasoning_and_prose_are_no_part_of_a_score() -> None:

@@ -26,6 +26,7 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.models import DEFAULT_BUNDLE
 from tests import bundle_runtime, bundle_runtime_answer, bundle_runtime_pictures, bundle_runtime_seal
 from tests.checkpoints import TINY, TINY_2_5, TINY_3, TOKENIZER, edit_json, write_checkpoint
+from train.vocabulary import add_locations, drop_marks
 
 PAGE = Path(__file__).parents[1] / "BUNDLE.md"
 # Of the runtime in the tests, which runs the same graphs on the same ONNX Runtime: in standard deviations of an array.
@@ -38,6 +39,7 @@ BUNDLES: dict[str, list[str]] = {  # how each is exported
     "plain": ["--dialect", "plain", "--precision", "float32"],
     "float16": ["--dialect", "standard", "--precision", "float16"],
     "int4": ["--weights", "int4"],
+    "bare": ["--weights", "int4"],  # in locations without marks
     "windows": [],  # of Qwen2.5-VL, and its answers in pixels
     **{
         f"qwen3 {dialect}": ["--dialect", dialect, "--precision", "float32"]
@@ -74,6 +76,10 @@ def write_random(folder: Path, kind: str) -> Path:
         with torch.no_grad():
             model.lm_head.weight[[none, image]] = model.lm_head.weight[[image, none]]
         model.save_pretrained(checkpoint)
+    if kind == "bare":
+        add_locations(checkpoint, folder / "locations", 30)
+        checkpoint = folder / "bare"
+        drop_marks(folder / "locations", checkpoint)
     if kind == "qwen3 stock":
         edit_json(checkpoint / "config.json", grounding=PROFILE)
     if kind == "windows":

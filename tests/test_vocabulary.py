@@ -16,10 +16,11 @@ from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 from gemvg_edge.answer import AnswerFormat, read_answer, write_answer
 from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
+from gemvg_edge.marks import localise
 from gemvg_edge.prompt import END_OF_TURN, IMAGE_TOKEN, encode
 from tests.checkpoints import TINY, TOKENIZER, edit_json, write_checkpoint
 from train.checkpoint import read_settings
-from train.vocabulary import IMAGE_TAGS, add_locations, answer_in_digits, main, move_to_tokenizer
+from train.vocabulary import IMAGE_TAGS, add_locations, answer_in_digits, drop_marks, main, move_to_tokenizer
 
 TEXT = "<|im_start|>user\nFind the red mug.<|im_end|>\n<|im_start|>assistant\nImage-1: <|box_start|>(12,"
 
@@ -186,6 +187,27 @@ def test_digits_and_back(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "locations" / name).read_bytes()
     with pytest.raises(GemvgError, match="has 30 location tokens; give --locations 30"):
         add_locations(tmp_path / "digits", tmp_path / "other", 40)
+
+
+def test_marks_are_dropped_by_config_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "old")
+    with pytest.raises(GemvgError, match="answers in digits; give it locations first, with --locations N"):
+        drop_marks(tmp_path / "old", tmp_path / "bare")
+    add_locations(tmp_path / "old", tmp_path / "locations", 30)
+    monkeypatch.setattr("sys.argv", ["vocabulary", str(tmp_path / "locations"), str(tmp_path / "bare"), "--bare-boxes"])
+    main()
+    settings = read_settings(tmp_path / "bare")
+    assert settings.answer_format == AnswerFormat("locations", 30, marks=False)
+    assert (
+        len(encode(settings.tokenizer, write_answer([Box(0, 1, 2, 30, 40)] * 3, [(50, 50)], settings.answer_format)))
+        == 13
+    )
+    marked = localise("as <|box_start|>(0,0),(500,500)<|box_end|>", settings.answer_format)
+    assert marked == "as <|box_start|><loc_0><loc_0><loc_14><loc_14><|box_end|>", "a question keeps its marks"
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "bare" / name).read_bytes() == (tmp_path / "locations" / name).read_bytes()
+    add_locations(tmp_path / "bare", tmp_path / "again", 30)
+    assert (tmp_path / "again" / "config.json").read_bytes() == (tmp_path / "locations" / "config.json").read_bytes()
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

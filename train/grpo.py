@@ -16,8 +16,8 @@ one of the two (`--cot-share`), never for both, so that a group's rewards compar
   * `--reward-scale batch` divides advantages by the whole batch's standard deviation (PPO Lite). With `group`, answers
     that differ by a pixel weigh as much as answers that differ by the object;
   * `--no-learn-boxes` leaves what stands between a box's two tokens (without marks: its locations) out of the loss and,
-    where this process samples itself, takes the likeliest coordinates. Chance in coordinates says little about which thing is right, and it is
-    most of the chance in a small model's answers, and so of the gradient's noise.
+    where this process samples itself, takes the likeliest coordinates. Chance in coordinates says little about which
+    thing is right, and it is most of the chance in a small model's answers, and so of the gradient's noise.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import math
 
 from gemvg_edge.answer import AnswerFormat, read_answer
 
-_FORMATS = (AnswerFormat(), AnswerFormat("locations", 101), AnswerFormat("pixels"), AnswerFormat("json"))
+_LOCATIONS = AnswerFormat("locations", 101), AnswerFormat("locations", 101, marks=False)
+_FORMATS = (AnswerFormat(), *_LOCATIONS, AnswerFormat("pixels"), AnswerFormat("json"))
 _SIZES, _RESIZED = ((100, 50), (640, 480), (1, 1)), ((200, 150), (364, 448), (28, 28))
 
 
@@ -16,6 +17,7 @@ def seeds() -> list[bytes]:
     texts = (
         f"Image-1: {box}{box}\nImage-2: {box}",
         "Image-2: <|box_start|><loc_1><loc_2><loc_30><loc_40><|box_end|>",
+        "Image-1: <loc_1><loc_2><loc_30><loc_40><loc_5><loc_6><loc_7><loc_8>\nImage-2: <loc_1><loc_2><loc_3>",
         f"<think>Both show it.</think><answer>Image-2: {box}</answer><|im_end|>",
         f"It's in the third image. {box}",
         "in the 2th image (100,200),(300,400) and [1, 2, 3, 4] or (1.5,2.5, 30.25,40.75)",

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gemvg_edge.boxes import Box
-from gemvg_edge.bundle import MANIFEST, SEAL, read_manifest, seal
+from gemvg_edge.bundle import BARE_VERSION, MANIFEST, SEAL, read_manifest, seal
 from gemvg_edge.decoding import Rope
 from gemvg_edge.engines.graph_contract import decoder_contract, vision_contract
 from gemvg_edge.errors import GemvgError
@@ -37,6 +37,7 @@ def seeds() -> list[bytes]:
         content | {"answer": {"coordinates": "digits", "locations": 0}},
         pixels | {"model": windows, "dialect": "standard", "precision": "float16"},
         content | in_json | {"model": qwen3},
+        content | {"answer": {**content["answer"], "marks": False}, "format_version": BARE_VERSION},
         content | {"dialect": "plain", "tensorrt": _BUILD, "files": files},
     ]
     return [_SHIPPED, *(json.dumps(other | {SEAL: seal(other)}, indent=1).encode() for other in others)]
