@@ -61,8 +61,9 @@ class DenseLoss:
         targets = dense_targets(grids, self.merge, [seen for sample in samples for seen in sample.seen])
         is_visual = inputs["mm_token_type_ids"] == 1
         losses = self._of_pictures(model, grids, targets, is_visual, inputs["attention_mask"], samples)
+        locations = range(self.first_location, self.first_location + self.locations)
         answers, marks, named = find_pointers(
-            inputs["input_ids"], labels, IGNORED, self.tokenizer, self.box_tokens, samples, targets
+            inputs["input_ids"], labels, IGNORED, self.tokenizer, self.box_tokens, locations, samples, targets
         )
         head = model.dense_head
         losses["pointer_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, answers)

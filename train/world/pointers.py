@@ -20,21 +20,23 @@ def find_pointers(
     ignored: int,
     tokenizer: Tokenizer,
     box_tokens: tuple[int, int],
+    locations: range,
     samples: Sequence[WorldSample],
     targets: DenseTargets,
 ) -> tuple[Pointers, Pointers, Pointers]:
     """Who points where in a batch (batch, sequence): for answers, at what questions mark, and before names.
 
-    A question's last token points at all that answer it, each BOX_START of its answer and its reasoning at the next of
-    them, each BOX_END in a question at what that box marks (`box_tokens` are the two), and of the listing's words the
-    token before a thing's name at that thing. Questions without a target point nowhere.
+    A question's last token points at all that answer it, the token before each box's first number in its answer and its
+    reasoning at the next of them, each BOX_END in a question at what that box marks, and of the listing's words the
+    token before a thing's name at that thing. Questions without a target point nowhere. `box_tokens` are BOX_START and
+    BOX_END, `locations` the ids of location tokens.
     """
     answering, marking, naming = list[_Pointing](), list[_Pointing](), list[_Pointing]()
     first = 0
     for row, sample in enumerate(samples):
         answers = labels[row] != ignored
         starts = (answers[1:] & ~answers[:-1]).nonzero()[:, 0].tolist()  # the places before each answer
-        boxes = iter((answers & (input_ids[row] == box_tokens[0])).nonzero()[:, 0].tolist())
+        boxes = iter(box_places(input_ids[row], answers, box_tokens[0], locations))
         shown = iter((~answers & (input_ids[row] == box_tokens[1])).nonzero()[:, 0].tolist())
         for start, turn, truth in zip(starts, sample.turns, sample.truths, strict=True):
             objects = [first + k for k in truth.wanted]
@@ -47,6 +49,19 @@ def find_pointers(
         first += sum(map(len, sample.seen))
     tokens = len(targets.centres)
     return tuple(_pointers(pointing, targets.cells, tokens) for pointing in (answering, marking, naming))  # type: ignore[return-value]
+
+
+def box_places(ids: torch.Tensor, answers: torch.Tensor, box_start: int, locations: range) -> list[int]:
+    """The tokens (of `length`, where `answers`) before the first number of each box.
+
+    That is BOX_START where boxes have marks; without them every four locations in a row are a box.
+    """
+    number = torch.arange(len(ids), device=ids.device)
+    located = answers & (ids >= locations.start) & (ids < locations.stop)
+    before = torch.where(located, -1, number).cummax(dim=0).values  # the last token that was no location
+    firsts = located & ((number - before) % 4 == 1)
+    marked = (answers & (ids == box_start)).nonzero()[:, 0].tolist()
+    return sorted({*marked, *(firsts.nonzero()[:, 0] - 1).tolist()})
 
 
 def token_places(tokenizer: Tokenizer, text: str, places: Sequence[int]) -> list[int]:
