@@ -40,6 +40,7 @@ LIMIT = 1000
 GAINS = (
     ("stage2", "stage1"),
     ("student", "stage2"),  # its teacher
+    ("student-bare", "student"),  # without marks around its boxes
     ("student-digits", "student"),  # the same start, answering in locations
 )
 

@@ -269,7 +269,8 @@ def test_rewards_read_the_tokens_and_know_what_was_cut_off(run: GrpoSettings) ->
         reward.__name__: reward(ids, [record] * 3, ["direct"] * 3, log_metric=lambda name, value: logged.append(name))
         for reward in grpo.reward_functions(settings)
     }
-    wanted = {"format": [1, 0, 1], **dict.fromkeys(("iou", "image", "count"), [1, 0, 0]), "thought": [1, 0, 1]}
+    ended, right_one = [1, 0, 1], [1, 0, 0]
+    wanted = {"format": ended, "iou": right_one, "image": right_one, "count": right_one, "thought": ended}
     assert rewards == wanted
     assert logged == [f"{term}/direct" for term in rewards for _ in range(3)]
 
