@@ -208,6 +208,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "mig bench qwen2 vl": ("mig_bench_qwen2_vl.json", mig_bench),
     "int4": ("compare_int4.json", compared),
     "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
+    "worlds": ("worlds.json", stages),
     "stages": ("stages.json", stages),
     "sampled": ("sampled.json", sampled),
     "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),

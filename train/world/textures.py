@@ -2,8 +2,8 @@
 
 A pattern is one of 200 fixed fields of numbers, coloured anew in every scene. No grid of alternating squares is among
 them: checkers are what the model is tested on and never trained with. Photographs are those that scikit-image and
-scikit-learn ship as examples (their licences: skimage/data/README.txt, sklearn/datasets/images/README.txt); none is
-copied into this repository, and those of HELD_OUT_PHOTOGRAPHS are never shown in training.
+scikit-learn ship as examples (licences: the docstrings of skimage.data, and sklearn/datasets/images/README.txt); none
+is copied into this repository, and those of HELD_OUT_PHOTOGRAPHS are never shown in training.
 """
 
 from __future__ import annotations
