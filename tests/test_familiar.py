@@ -27,7 +27,7 @@ def grounder() -> Grounder:
 
 
 def test_the_shipped_model_knows_its_own_scenes(grounder: Grounder, caplog: pytest.LogCaptureFixture) -> None:
-    assert grounder.manifest.familiar.pictures == 2
+    assert grounder.manifest.familiar.pictures == 4
     with caplog.at_level(logging.WARNING, "gemvg_edge"):
         for k in range(0, len(IMAGES), 2):
             grounder.look(IMAGES[k : k + 2])
@@ -43,8 +43,8 @@ def test_photographs_and_too_many_pictures_are_told_once(
     assert said.count("\n") == 1
     assert said.startswith(f"gemvg: {photograph} is unlike the pictures of the training (")
     assert said.endswith("boxes may mean nothing (the model tabletop)\n")
-    assert main(["ground", *map(str, IMAGES[:3]), "--query", "all balls"]) == 0
-    assert "3 pictures were given, and the model was trained on at most 2 at once" in capsys.readouterr().err
+    assert main(["ground", *map(str, IMAGES[:5]), "--query", "all balls"]) == 0
+    assert "5 pictures were given, and the model was trained on at most 4 at once" in capsys.readouterr().err
 
 
 def test_statistics_are_what_they_say() -> None:

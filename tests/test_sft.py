@@ -53,6 +53,8 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: st
     unbroken = weights(run.out)
     assert any(not torch.equal(unbroken[name], start) for name, start in weights(run.model).items())
     assert json.loads((run.out / "training.json").read_text())["steps"] == 4
+    start, trained = (json.loads((folder / "config.json").read_text()) for folder in (run.model, run.out))
+    assert trained.get("use_cache") == start.get("use_cache"), "Trainer's own, not the result's"
     with Image.open(run.out / "curves.png") as curves:
         assert curves.width > 300
 

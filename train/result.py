@@ -55,7 +55,9 @@ def rename(trained: Path, start: Path, folder: Path) -> dict[str, torch.Tensor]:
         # Gathered from several processes, a tied head comes out beside the embeddings that it is.
         return None if tied and name == HEAD else (hub_name(name), tensor)
 
-    write_json(folder / CONFIG, config)
+    # Trainer switches the cache off in the model that it trains; who asks the result wants it as it was.
+    cached = {key: value for key, value in read_json(start / CONFIG).items() if key == "use_cache"}
+    write_json(folder / CONFIG, {key: value for key, value in config.items() if key != "use_cache"} | cached)
     if is_file(trained / GENERATION):
         write_json(folder / GENERATION, read_json(trained / GENERATION))
     rewrite_weights(trained, folder, change)
