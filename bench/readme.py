@@ -49,7 +49,7 @@ def stages(result: Result) -> str:
                 with_interval(row, "f1"),
                 f"{row['mean_iou']:.3f}",
                 f"{row['image_accuracy']:.3f}",
-                *(f"{row['kinds'][kind]['f1']:.2f}" for kind in kinds_of),
+                *(f"{row['kinds'][kind]['f1']:.2f}" if kind in row["kinds"] else "" for kind in kinds_of),
                 f"{row['tokens']:.1f}",
                 f"{row['tokens_a_box']:.1f}",
             ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from gemvg_edge.command import command
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import write_text
 from gemvg_edge.prompt import encode
+from quantize.checkpoint import open_checkpoint
+from quantize.tensors import expected_tensors
 from train.checkpoint import read_settings
 from train.data.record import MODES, Record
-from train.rewrite import count_parameters
 
 LIMIT = 1000
 # (stage, what it is compared with): the gains that the table tells.
@@ -73,11 +75,16 @@ def score_stage(folder: Path, think: bool, split: str, data: Path, limit: int) -
             raise GemvgError(f"{folder} cannot be exported; see above")
     records = held_out(data, limit, split)
     row, _ = evaluate(open_model(bundle, Asking(think)), records, f"{folder.name} {mode}")
-    row = {"stage": folder.name, "mode": mode, "split": split, "parameters": count_parameters(folder), **row}
+    row = {"stage": folder.name, "mode": mode, "split": split, **row}
     row |= {"counts": row["counts"].tolist(), "tokens_a_box": tokens_a_box(folder, records)}
     file.parent.mkdir(exist_ok=True)
     write_text(file, json.dumps({"key": key, "row": row}))
     return row
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers a checkpoint's weights stand for, quantised or not."""
+    return sum(math.prod(shape) for _, shape in expected_tensors(open_checkpoint(folder).config))
 
 
 def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
@@ -133,7 +140,8 @@ def main() -> None:
     for name, modes, splits in [read_stage(stage, args.splits) for stage in args.stages]:
         for mode in modes:
             for split in splits:
-                rows.append(score_stage(args.folder / name, mode == "cot", split, args.data, args.limit))
+                row = score_stage(args.folder / name, mode == "cot", split, args.data, args.limit)
+                rows.append({**row, "parameters": parameters(args.folder / name)})
                 print(summary(f"{name} {mode} {split}", rows[-1]))
     told = gains(rows)
     for gain in told:
