@@ -130,9 +130,10 @@ def _simulated_records(settings: CheckpointSettings, folder: Path, samples: int)
 
 
 def _can_be_asked(settings: CheckpointSettings, record: Record) -> bool:
-    """Whether a model can read the box that a question shows, if it shows one: in pixels it is not always clear."""
+    """Whether a model can read the boxes of a question and of its reasoning: in pixels it is not always clear."""
     try:
-        localise(record.query, settings.answer_format, settings.resized(record.sizes))
+        for text in (record.query, record.thinking if record.mode == "cot" else ""):
+            localise(text, settings.answer_format, settings.resized(record.sizes))
     except GemvgError:
         return False
     return True

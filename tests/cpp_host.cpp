@@ -148,7 +148,7 @@ static void again() {
     few.max_new_tokens = 5;
     std::printf("few %s\n", scene.ground(QUERY, few).problem.value_or("none").c_str());
     std::printf("usual %s\n", scene.warning().value_or("nothing").c_str());
-    const gemvg::Scene many = gemvg::Grounder().look({packed(), packed(), packed()});
+    const gemvg::Scene many = gemvg::Grounder().look({packed(), packed(), packed(), packed(), packed()});
     std::printf("unlike %s\n", many.warning().value_or("nothing").c_str());
 }
 

@@ -99,7 +99,7 @@ def test_the_shipped_bundle_is_the_checkpoint_compressed(questions: list, tmp_pa
     ours, shipped = (open_bundle(folder).manifest for folder in (tmp_path / "tabletop", DEFAULT_BUNDLE))
     assert replace(ours, files={}, weights={}) == replace(shipped, files={}, weights={}, calibration=None)
     assert ours.files[TOKENIZER] == shipped.files[TOKENIZER]
-    codes = {"decoder": "int4-gptq-g32", "head": "int8-gptq-g32", "embedding": "int8-gptq-g32"}
+    codes = {"decoder": "int4-gptq-g32", "head": "int8-gptq-channel", "embedding": "int8-gptq-g32"}
     assert shipped.weights == {"vision": "int8-gptq-channel", **codes}
     table = torch.from_numpy(open_checkpoint(CHECKPOINT).read("model.embed_tokens.weight"))
     found = dequantize_rows(np.load(DEFAULT_BUNDLE / EMBEDDING), table.shape[1])

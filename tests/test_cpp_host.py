@@ -250,7 +250,7 @@ def test_again_and_again(case: Any, grounder: Grounder, pixels: Any) -> None:
         "pictures": ["images[0] 320 320 1"],
         "few": ["the answer was cut at max_new_tokens=5"],
         "usual": ["nothing"],
-        "unlike": ["3 pictures were given, and the model was trained on at most 2 at once"],
+        "unlike": ["5 pictures were given, and the model was trained on at most 4 at once"],
     }
 
 

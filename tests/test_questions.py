@@ -52,6 +52,8 @@ def asked(scenes: dict[int, Scene]) -> Asked:
     for scene in scenes.values():
         for kind, roles in (*KIND_ROLES.items(), ("understanding", ROLES)):
             for role in roles:
+                if role == "cameras" and len(scene.views) < 6:
+                    continue
                 for _ in range(10):
                     pictures = choose_pictures(scene, scenes[scene.seed ^ 1], role, rng)
                     pictures = mirror(pictures) if rng.random() < 0.5 else pictures

@@ -96,8 +96,8 @@ def test_options_are_pythons(client: httpx.Client, grounder: Grounder) -> None:
 
 
 def test_pictures_unlike_the_training_are_told(client: httpx.Client) -> None:
-    answer = client.post("/v1/ground", files=form([*PAIR, PAIR[0]], ["all balls"])).json()
-    assert answer["warning"].startswith("3 pictures were given, and the model was trained on at most 2 at once")
+    answer = client.post("/v1/ground", files=form([*PAIR, *PAIR, PAIR[0]], ["all balls"])).json()
+    assert answer["warning"].startswith("5 pictures were given, and the model was trained on at most 4 at once")
 
 
 # Scenes
