@@ -1,6 +1,6 @@
 """What further training of one checkpoint is worth: GRPO beside as much SFT on the same records, over several seeds.
 
-    python -m bench.further runs/tiny cold-start grpo more-sft --seeds 1 2 3 [--limit 2000] [--save FILE]
+    python -m bench.further runs/tiny stage2 grpo more-sft --seeds 1 2 3 [--limit 2000] [--save FILE]
 
 `runs/tiny/grpo-1` is the arm `grpo` with seed 1, and so on. All are asked the same held-out questions, directly and
 with reasoning. An arm's gain over the start, and over the other arms, is that of all its seeds together, question by

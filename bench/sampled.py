@@ -1,6 +1,6 @@
 """What GRPO gained over its start: in the rewards of sampled answers, its own objective, and in the likeliest answers.
 
-    python -m bench.sampled runs/tiny cold-start grpo grpo-cot [--temperature 0 1] [--save bench/results/sampled.json]
+    python -m bench.sampled runs/tiny stage2 grpo-1 more-sft-1 [--temperature 0 1] [--save bench/results/sampled.json]
 
 Temperature 0 is the likeliest answer, which the runtime gives; above it each question gets `--answers` answers, words
 and coordinates sampled alike. The first checkpoint is what the others are compared with, question by question. Ends

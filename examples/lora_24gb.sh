@@ -23,6 +23,7 @@ MAX_PIXELS=${MAX_PIXELS:-401408}       # of a picture: UniVG-R1 and Vision-R1
 GROUP=${GROUP:-128}                    # weights that share a scale: GPTQ's own
 SAMPLES=${SAMPLES:-128}                # prompts to calibrate on: GPTQ's own
 PYTHON=${PYTHON:-.venv/bin/python}
+. examples/need_workshop.sh
 
 # Rank and rate of the adapters: QLoRA's for a 7B is 2e-4 at rank 64; half of it at rank 16 is ours, as all of `full` is.
 case $METHOD in

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GeM-VG's three stages on Qwen2-VL-7B, then a 2B student with location tokens, on one node of eight 80 GB GPUs.
 #
-# Not yet run on hardware. What has run is every command below at a small scale on a CPU, and two steps of each at the 7B's
+# Not yet run on hardware. What has run is every command below at a small scale on a CPU, all but --vllm, and two steps of each at the 7B's
 # true widths with one layer (tests marked `slow`). Numbers have their source behind them; "ours" means that no source
 # says it and nobody has tuned it. GeM-VG published none of its settings (arXiv 2601.04777; AAAI-26).
 #
@@ -16,12 +16,7 @@ DATA=${DATA:?folder with one folder a data set: mgrounding d3 coco ego-exo mvtra
 RUNS=${RUNS:-runs/7b}
 PYTHON=${PYTHON:-.venv/bin/python}
 GPUS=${GPUS:-8}
-# What makes the scripts' Python the workshop's, and not the runtime's alone.
-"$PYTHON" -c 'from importlib.util import find_spec as found
-raise SystemExit(not all(map(found, ("torch", "trl", "tyro", "onnxscript"))))' 2>/dev/null || {
-    echo "$0: $PYTHON has no workshop to train with; \`make workshop\` sets it up in .venv" >&2
-    exit 2
-}
+. examples/need_workshop.sh
 
 # 401,408 pixels a picture: UniVG-R1 and Vision-R1. A stage's result says so in its preprocessor_config.json, and what is
 # made of it inherits that. 6,000 tokens a record at most: Migician.

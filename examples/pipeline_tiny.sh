@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Every stage of training at the small scale, on a plain CPU, from random weights to a bundle: simulated scenes, SFT, CoT
-# SFT, GRPO beside as much SFT, students, location tokens against digits, and the tables of them all. About twelve hours of
-# a processor core. A finished stage is kept and a killed one goes on, so run it again until it is through:
+# SFT, GRPO beside as much SFT, students, location tokens against digits, and the tables of them all. Many hours on two
+# cores; not yet run to its end at full length. A finished stage is kept and a killed one goes on, so run it again until
+# it is through:
 #
 #     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
-#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model: an hour less a stage
+#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without stage0
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,12 +17,7 @@ START=${START:-}                       # a checkpoint to go on from; without one
 SEEDS=${SEEDS:-1 2 3}                  # of GRPO and of the SFT that it is set against
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
-# What makes the scripts' Python the workshop's, and not the runtime's alone.
-"$PYTHON" -c 'from importlib.util import find_spec as found
-raise SystemExit(not all(map(found, ("torch", "trl", "tyro", "onnxscript"))))' 2>/dev/null || {
-    echo "$0: $PYTHON has no workshop to train with; \`make workshop\` sets it up in .venv" >&2
-    exit 2
-}
+. examples/need_workshop.sh
 export OMP_WAIT_POLICY=passive         # threads that wait by spinning take the time of those that work
 
 part() { echo $(($1 / SCALE > 2 ? $1 / SCALE : 2)); }

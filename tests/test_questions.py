@@ -52,7 +52,7 @@ def asked(scenes: dict[int, Scene]) -> Asked:
     for scene in scenes.values():
         for kind, roles in (*KIND_ROLES.items(), ("understanding", ROLES)):
             for role in roles:
-                if role == "cameras" and len(scene.views) < 6:
+                if role == "cameras" and not scene.has_more_cameras:
                     continue
                 for _ in range(10):
                     pictures = choose_pictures(scene, scenes[scene.seed ^ 1], role, rng)

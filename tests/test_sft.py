@@ -72,7 +72,7 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(run: SftSettings, data: st
 def with_head(run: SftSettings) -> Any:
     """The model that a run starts from, with its dense head."""
     model = load_model(run)
-    DenseLoss(model, run.model, read_settings(run.model), run.dense_weight)
+    DenseLoss(model, run.model, read_settings(run.model))
     return model
 
 

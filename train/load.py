@@ -17,7 +17,7 @@ from gemvg_edge.errors import GemvgError
 from train.checkpoint import CONFIG, check_floats, weight_files
 from train.rewrite import finite
 
-# Of modules that training adds to a model and Trainer saves with it (train/dense_head.py).
+# Of modules that training adds to a model and Trainer saves with it (train/world/dense_head.py).
 DENSE_PREFIX = "dense_head."
 
 

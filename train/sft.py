@@ -103,7 +103,8 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
         trainer = trainer_class(
             **extra,
             settings=settings,
-            side_losses=DenseLoss(model, run.model, settings, run.dense_weight) if run.dense_weight else None,
+            side_losses=DenseLoss(model, run.model, settings) if run.dense_weight else None,
+            side_weight=run.dense_weight,
             muon=run.muon,
             model=model,
             args=config,

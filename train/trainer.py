@@ -19,7 +19,7 @@ from train.losses import answer_loss
 from train.muon import MuonAndAdamW, parameter_groups
 from train.stage import load_weights
 
-# Further losses of a batch that the model has just seen, by name: (model, inputs, labels, samples).
+# (model, inputs, labels, samples) of a batch that the model has just seen -> further losses by name.
 SideLosses = Callable[[Any, dict[str, Any], torch.Tensor, Any], dict[str, torch.Tensor]]
 
 
@@ -30,7 +30,13 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, *, settings: CheckpointSettings, side_losses: SideLosses | None = None, muon: bool = False, **kwargs: Any
+        self,
+        *,
+        settings: CheckpointSettings,
+        side_losses: SideLosses | None = None,
+        side_weight: float = 0.0,
+        muon: bool = False,
+        **kwargs: Any,
     ):
         self.muon = muon  # asked for while Trainer sets itself up
         self.optimizer: torch.optim.Optimizer | None = None
@@ -38,7 +44,7 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         tokenizer = settings.tokenizer
         self.locations = settings.answer_format.locations
         self.first_location = token_id(tokenizer, "<loc_0>") if self.locations else -1
-        self.side_losses = side_losses
+        self.side_losses, self.side_weight = side_losses, side_weight
         embed_patches_by_matrix(self.model.get_base_model() if kwargs.get("peft_config") else self.model)
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
@@ -66,12 +72,12 @@ class GroundingTrainer(SFTTrainer):  # type: ignore[misc]  # transformers is not
         places = kept.any(dim=0).nonzero()[:, 0]
         outputs = model(**inputs, use_cache=False, logits_to_keep=places)
         logits = outputs.logits[kept[:, places]].float()  # (answer tokens, vocabulary)
-        losses = {"answer_loss": self.answer_loss(logits, targets[kept], weights[:, 1:][kept], inputs, kept)}
-        if self.side_losses:
-            losses |= self.side_losses(model, inputs, labels, samples)
-        for name, value in losses.items():
+        loss = answer = self.answer_loss(logits, targets[kept], weights[:, 1:][kept], inputs, kept)
+        side = self.side_losses(model, inputs, labels, samples) if self.side_losses else {}
+        if side:
+            loss = loss + self.side_weight * torch.stack(list(side.values())).sum()
+        for name, value in {"answer_loss": answer, **side}.items():
             self._metrics["train"][name].append(value.item())
-        loss = torch.stack(list(losses.values())).sum()
         return (loss, outputs) if return_outputs else loss
 
     def answer_loss(

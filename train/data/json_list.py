@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +19,13 @@ from train.data.record import LONGEST_LINE
 STEP = 2**20  # characters that are read at a time
 AFTER = tuple(", ]\t\r\n")  # what may follow an item; 1 is the half of 1.5
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
+
+
+def stream_files(files: Sequence[Path], layout: str) -> Iterator[tuple[Any, str]]:
+    """Each item of several such files, and where it stands."""
+    for file in files:
+        for number, item in enumerate(stream_json(file, layout)):
+            yield item, f"{file}, item {number}"
 
 
 def stream_json(path: Path, layout: str) -> Iterator[Any]:

@@ -26,8 +26,8 @@ from typing import Any
 from gemvg_edge.answer_pieces import BOX_START
 from gemvg_edge.errors import GemvgError
 from train.data.annotations import MALFORMED, find_files, inside
-from train.data.json_list import stream_json
-from train.data.mgrounding import place_images, read_boxes
+from train.data.json_list import stream_files
+from train.data.mgrounding import NOT_IN_TURN, place_images, read_boxes, read_turns
 from train.data.pictures import Size, measure_all
 from train.data.record import Fault, Record
 
@@ -42,15 +42,14 @@ def read_llava(folder: Path) -> Iterator[Record | Fault]:
     files = find_files(folder, "*.json")
     if not files:
         raise GemvgError(f"{folder}: no .json files there; {LAYOUT}")
-    for file in files:
-        for number, content in enumerate(stream_json(file, LAYOUT)):
-            yield from _read_conversation(content, folder, f"{file}, item {number}")
+    for content, where in stream_files(files, LAYOUT):
+        yield from _read_conversation(content, folder, where)
 
 
 def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Record | Fault]:
     try:
         names = content.get("image", content.get("images"))
-        turns = [(turn["from"], turn["value"].strip()) for turn in content["conversations"]]
+        turns = read_turns(content["conversations"])
         paths = tuple(inside(folder, name) for name in ([names] if isinstance(names, str) else names or ()))
     except MALFORMED as error:
         yield Fault(where, f"not laid out as LLaVA ({type(error).__name__})")
@@ -58,10 +57,10 @@ def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Recor
     if not paths:
         yield Fault(where, "a conversation without pictures")
         return
-    if [speaker for speaker, _ in turns] != ["human", "gpt"] * (len(turns) // 2) or not turns:
-        yield Fault(where, "turns that are not question, answer, question, answer")
+    if not turns:
+        yield Fault(where, NOT_IN_TURN)
         return
-    shown = [text.count("<image>") for _, text in turns]
+    shown = [text.count("<image>") for text in turns]
     if sum(shown) != len(paths) or any(shown[1::2]):
         yield Fault(where, "not one <image> a picture, in a question")
         return
@@ -69,7 +68,7 @@ def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Recor
     if isinstance(sizes, Fault):
         yield sizes
         return
-    texts = place_images([text for _, text in turns])
+    texts = place_images(turns)
     for turn in range(0, len(texts), 2):
         seen = sum(shown[: turn + 1])
         yield _read_turn(texts[turn], texts[turn + 1], paths[:seen], sizes[:seen], where)

@@ -31,7 +31,7 @@ from gemvg_edge.boxes import Box
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import is_file
 from train.data.annotations import MALFORMED, find_files, inside
-from train.data.json_list import stream_json
+from train.data.json_list import stream_files
 from train.data.mig_bench import ORDINALS, asked_image
 from train.data.pictures import Size, measure_all
 from train.data.record import Fault, Kind, Record
@@ -48,6 +48,7 @@ KIND_OF_SUBSET: dict[str, Kind] = {
     "Object_Tracking": "temporal",
     "Free-Form": "reasoning",
 }
+NOT_IN_TURN = "turns that are not question, answer, question, answer"
 _NAMES_NO_PICTURE, _NO_BOX = "a box names none of the pictures", "no box and no 'None' in the answer"
 _ORDINAL = re.compile(rf"\b({'|'.join(ORDINALS)}) (?:image|frame)", re.I)
 _FIRST = re.compile(r"the first (?:image|frame)", re.I)
@@ -60,9 +61,8 @@ def read_mgrounding(folder: Path) -> Iterator[Record | Fault]:
     files = [merged] if is_file(merged) else sorted(subsets)
     if not files:
         raise GemvgError(f"{merged}: no such file; {LAYOUT}")
-    for file in files:
-        for number, content in enumerate(stream_json(file, LAYOUT)):
-            yield from _read_conversation(content, folder, f"{file}, item {number}")
+    for content, where in stream_files(files, LAYOUT):
+        yield from _read_conversation(content, folder, where)
 
 
 def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Record | Fault]:
@@ -72,26 +72,33 @@ def _read_conversation(content: Any, folder: Path, where: str) -> Iterator[Recor
         names = [name.partition(f"{NAME}/")[2] or name.removeprefix("./") for name in content["images"]]
         subset = Path(names[0]).parts[0]
         paths = tuple(_find_picture(folder, str(inside(Path(), name))) for name in names)
-        turns = [(turn["from"], turn["value"].strip()) for turn in content["conversations"]]
+        turns = read_turns(content["conversations"])
     except MALFORMED as error:
         yield Fault(where, f"not laid out as MGrounding-630k ({type(error).__name__})")
         return
     if subset not in KIND_OF_SUBSET:
         yield Fault(where, "an unknown subset")
         return
-    if [speaker for speaker, _ in turns] != ["human", "gpt"] * (len(turns) // 2) or not turns:
-        yield Fault(where, "turns that are not question, answer, question, answer")
+    if not turns:
+        yield Fault(where, NOT_IN_TURN)
         return
-    if sum(text.count("<image>") for _, text in turns) != len(names):
+    if sum(text.count("<image>") for text in turns) != len(names):
         yield Fault(where, "not one <image> a picture")
         return
     sizes = measure_all(paths)
     if isinstance(sizes, Fault):
         yield sizes
         return
-    texts = place_images([text for _, text in turns])
+    texts = place_images(turns)
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         yield _read_turn(question, answer, paths, sizes, KIND_OF_SUBSET[subset], where)
+
+
+def read_turns(conversation: Any) -> list[str]:
+    """The texts of a conversation's turns, question, answer, question, answer; none where they are not that."""
+    turns = [(turn["from"], turn["value"].strip()) for turn in conversation]
+    in_turn = [speaker for speaker, _ in turns] == ["human", "gpt"] * (len(turns) // 2)
+    return [text for _, text in turns] if in_turn else []
 
 
 def place_images(texts: Sequence[str]) -> list[str]:

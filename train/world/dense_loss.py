@@ -25,10 +25,10 @@ from train.world.samples import SEEN_COLOURS, SEEN_NAMES, WorldSample
 
 
 class DenseLoss:
-    """A dense head added to a Qwen2-VL model, and its losses times `weight`."""
+    """A dense head added to a Qwen2-VL model, and its losses."""
 
-    def __init__(self, model: Any, checkpoint: Path, settings: CheckpointSettings, weight: float) -> None:
-        self.weight, self.tokenizer = weight, settings.tokenizer
+    def __init__(self, model: Any, checkpoint: Path, settings: CheckpointSettings) -> None:
+        self.tokenizer = settings.tokenizer
         self.locations, self.merge = settings.answer_format.locations, settings.preprocessing.merge_size
         self.first_location = token_id(self.tokenizer, "<loc_0>") if self.locations else -1
         self.box_tokens = token_id(self.tokenizer, BOX_START), token_id(self.tokenizer, BOX_END)
@@ -56,7 +56,7 @@ class DenseLoss:
     def __call__(
         self, model: Any, inputs: dict[str, Any], labels: torch.Tensor, samples: Sequence[WorldSample]
     ) -> dict[str, torch.Tensor]:
-        """The weighed losses of the batch that the model has just seen, by name; `labels` is (batch, sequence)."""
+        """The losses of the batch that the model has just seen, by name; `labels` is (batch, sequence)."""
         grids = [tuple(grid) for grid in inputs["image_grid_thw"].tolist()]
         targets = dense_targets(grids, self.merge, [seen for sample in samples for seen in sample.seen])
         is_visual = inputs["mm_token_type_ids"] == 1
@@ -70,7 +70,7 @@ class DenseLoss:
         losses["named_loss"] = head.answer_pointer.loss(self._hidden["answer"], is_visual, named)
         losses["mark_loss"] = head.mark_pointer.loss(self._hidden["mark"], is_visual, marks)
         losses["marked_loss"] = head.marked_loss(self._hidden["middle"], marks, targets)
-        return {name: self.weight * loss for name, loss in losses.items()}
+        return losses
 
     def _of_pictures(
         self,

@@ -96,7 +96,7 @@ def choose_pictures(scene: Scene, partner: Scene | None, role: Role, rng: np.ran
     if role == "single":
         return PictureSet(role, (scene,), (scene.views[rng.integers(len(scene.views))],))
     if role == "cameras":
-        if len(scene.views) <= max(MORE_CAMERAS):
+        if not scene.has_more_cameras:
             raise ValueError("a set of more cameras needs a scene of six views")
         taken = rng.permutation(MORE_CAMERAS)[: rng.integers(3, len(MORE_CAMERAS) + 1)]
         return PictureSet(role, (scene,) * len(taken), tuple(scene.views[k] for k in taken))

@@ -25,7 +25,7 @@ from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenO
 from train.world.exposure import expose
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import AFTER, MORE_CAMERAS, MORE_CAMERAS_SEED, Corners, Scene, View
+from train.world.scenes import MORE_CAMERAS_SEED, Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 TRIES = 1000  # questions that are drawn in vain before the search ends
@@ -76,9 +76,7 @@ def draw_sample(
     scene = scenes[seeds[rng.integers(len(seeds))]]
     role = ROLES[rng.choice(len(ROLES), p=[ROLE_SHARES[role] for role in ROLES])]
     partner = relative(scene, scenes)
-    if (role == "relatives" and partner is None) or (
-        role == "cameras" and len(scene.views) < len(MORE_CAMERAS + AFTER)
-    ):
+    if (role == "relatives" and partner is None) or (role == "cameras" and not scene.has_more_cameras):
         role = "views"
     pictures = choose_pictures(scene, partner, role, rng)
     if rng.random() < 0.5:

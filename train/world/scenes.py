@@ -88,6 +88,11 @@ class Scene:
     added: tuple[int, ...]  # there after only
     views: tuple[View, ...]
 
+    @property
+    def has_more_cameras(self) -> bool:
+        """Whether four cameras took it before the change."""
+        return len(self.views) > max(MORE_CAMERAS)
+
 
 def read_scenes(folder: Path) -> list[Scene]:
     """All scenes of a rendered folder, by seed."""

@@ -17,7 +17,7 @@ from PIL import Image
 from gemvg_edge.files import unwritable
 from train.world.meshes import BORROWED, MESHES, borrow_mesh, data_file, write_obj
 from train.world.scenes import Style, Thing
-from train.world.textures import PATTERNS, Texture, colour_pattern, crop_photograph, pattern
+from train.world.textures import PATTERNS, Field, Texture, colour_pattern, crop_photograph, pattern
 from train.world.things import COLOURS, TEXTURED
 
 SHAPES = ((1.0, 1.0), (4 / 3, 3 / 4), (3 / 4, 4 / 3))  # width and height as shares of the square root of the area
@@ -92,7 +92,7 @@ def _any_texture(rng: np.random.Generator) -> Texture:
     return np.tile(colour_pattern(_any_pattern(rng), rng), (times, times, 1))
 
 
-def _any_pattern(rng: np.random.Generator) -> Any:
+def _any_pattern(rng: np.random.Generator) -> Field:
     return pattern(int(rng.integers(PATTERNS)))
 
 
