@@ -12,7 +12,7 @@ from gemvg_edge.prompt import END_OF_TURN, encode, encode_prefix, encode_query
 from tests.checkpoints import write_checkpoint
 from train.checkpoint import CheckpointSettings, read_settings
 from train.collate import IGNORED
-from train.shared_prompts import Packed, Prompt, find_prompts, pack, sample_answers, unpack
+from train.shared_prompts import Packed, Prompt, alike, find_prompts, pack, sample_answers, unpack
 
 PAD = 0
 GRIDS = ([(1, 4, 6)], [(1, 4, 4), (1, 6, 4), (1, 4, 4)])  # of two prompts
@@ -102,6 +102,21 @@ def test_a_group_that_counts_for_nothing_is_not_computed(
     packed, found = packed_log_probs(model, settings, prompts, answers, torch.zeros_like(mask))
     assert not found.any()
     assert found.requires_grad, "several processes add up their gradients, this one's too"
+
+
+def test_batches_hold_rows_of_about_one_length_and_score_the_same(
+    model: Qwen2VLForConditionalGeneration, settings: CheckpointSettings, prompts: list[Prompt]
+) -> None:
+    answers = torch.randint(1, 40, (5, 60))
+    mask = torch.arange(60) < torch.tensor([60, 60, 60, 2, 5])[:, None]
+    batches = alike(prompts, mask)
+    assert [[prompt.rows for prompt in batch] for batch in batches] == [[range(3, 5)], [range(3)]]
+    _, whole = packed_log_probs(model, settings, prompts, answers, mask)
+    parts = [packed_log_probs(model, settings, batch, answers, mask)[1] for batch in batches]
+    torch.testing.assert_close(torch.stack(parts).sum(dim=0), whole, atol=1e-5, rtol=1e-5)
+    assert alike([prompts[0], prompts[0]], mask[:3]) == [[prompts[0], prompts[0]]]
+    assert alike(prompts, mask & (torch.arange(5) < 3)[:, None]) == [[prompts[0]]]
+    assert alike(prompts, torch.zeros_like(mask)) == [[prompts[0]]]
 
 
 def test_equal_answers_are_computed_once(

@@ -18,7 +18,7 @@ from gemvg_edge.answer import AnswerFormat
 from gemvg_edge.answer_pieces import BOX_END, BOX_START
 from gemvg_edge.images import load_image
 from train.rewards import Terms
-from train.shared_prompts import find_prompts, pack, sample_answers, unpack
+from train.shared_prompts import alike, find_prompts, pack, sample_answers, unpack
 from train.stage import load_weights
 
 TERMS = tuple(field.name for field in fields(Terms))  # in the order of RewardWeights, too
@@ -76,12 +76,20 @@ class GroundingGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         for start in range(0, len(ids), size):
             part = slice(start, start + size)
             prompts = find_prompts(ids[part], split["pixel_values"][part], split["image_grid_thw"][part])
-            packed = pack(prompts, input_ids[part, stem:], seen[part, stem:], *self._layout)
-            inputs = {name: tensor.to(input_ids.device) for name, tensor in packed.inputs.items()}
-            with self.accelerator.autocast():
-                outputs = model(**inputs, shift_labels=packed.labels.to(input_ids.device), fused_lm_head=True)
-            logps.append(unpack(outputs.log_probs, packed))
-            entropies += [unpack(outputs.entropy, packed)] if compute_entropy else []
+            answers, left = input_ids[part, stem:], seen[part, stem:]
+            # Several processes run the model as often as each other: ZeRO-3 gathers weights at every run.
+            batches = [prompts] if self.accelerator.num_processes > 1 else alike(prompts, left)
+            of_batches = []
+            for batch in batches:
+                packed = pack(batch, answers, left, *self._layout)
+                inputs = {name: tensor.to(input_ids.device) for name, tensor in packed.inputs.items()}
+                with self.accelerator.autocast():
+                    outputs = model(**inputs, shift_labels=packed.labels.to(input_ids.device), fused_lm_head=True)
+                found = [outputs.log_probs, *([outputs.entropy] if compute_entropy else [])]
+                of_batches.append([unpack(values, packed) for values in found])
+            whole = [torch.stack(values).sum(dim=0) for values in zip(*of_batches, strict=True)]
+            logps.append(whole[0])
+            entropies += whole[1:]
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_single_turn(

@@ -18,6 +18,8 @@ import torch
 from gemvg_edge.positions import mrope_positions, text_positions
 from train.collate import IGNORED, branch_mask
 
+ALIKE = 1.25  # how much longer a row may be than the shortest of its batch
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -49,6 +51,24 @@ def find_prompts(
         else:
             prompts.append(Prompt(*own, range(row, row + 1)))
     return prompts
+
+
+def alike(prompts: Sequence[Prompt], mask: torch.Tensor) -> list[list[Prompt]]:
+    """The prompts in batches of rows of about one length, the shortest first, without those that no answer is left of.
+
+    A batch is as wide as its widest row, and a reasoned group takes several times a direct one's places. `mask`: (rows,
+    tokens), what is left of each answer. Where nothing is left at all one prompt stays; see pack.
+    """
+    left = {k: int(mask[p.rows.start : p.rows.stop].sum()) for k, p in enumerate(prompts)}
+    lengths = {k: len(prompts[k].ids) + tokens for k, tokens in left.items() if tokens}
+    batches: list[list[Prompt]] = []
+    longest = 0.0
+    for k in sorted(lengths, key=lengths.__getitem__) or [0]:
+        if not batches or lengths[k] > longest:
+            batches.append([])
+            longest = ALIKE * lengths.get(k, 0)
+        batches[-1].append(prompts[k])
+    return batches
 
 
 def pack(
