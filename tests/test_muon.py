@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 
+import pytest
 import torch
 from torch import nn
 
-from train.muon import MuonAndAdamW, parameter_groups
+from train.muon import MuonAndAdamW, orthogonal, parameter_groups
 
 
 class Net(nn.Module):
@@ -25,6 +26,12 @@ class Net(nn.Module):
         x = self.norm(self.table(ids))
         loss: torch.Tensor = self.down(self.up(x).relu() * self.across(x)).square().sum(dim=1).mean()
         return loss
+
+
+@pytest.fixture(autouse=True)
+def fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own Muon, which this machine might not get."""
+    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: True)
 
 
 def both(net: Net) -> MuonAndAdamW:
@@ -59,7 +66,31 @@ def test_both_halves_are_torch_s() -> None:
     assert all(torch.equal(ours[name], theirs) for name, theirs in run(torch_s).items())
 
 
-def test_its_state_is_saved_and_loaded() -> None:
+def test_in_float32_muon_is_torch_s_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = run(lambda net: [both(net)])
+    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: False)
+    ours = run(lambda net: [both(net)])
+    for name in theirs:  # 5 steps of up to 0.01, whose singular values bfloat16 moves by a hundredth
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=0)
+    assert not torch.equal(ours["up.weight"], theirs["up.weight"]), "torch's own was taken"
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
+def test_what_is_made_orthogonal_has_singular_values_about_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    group = {"ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5}
+    matrix = torch.randn(shape)
+    found = orthogonal(matrix, group)
+    left, values, right = torch.linalg.svd(found, full_matrices=False)
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+    wanted, _, other = torch.linalg.svd(matrix, full_matrices=False)
+    torch.testing.assert_close(left @ right, wanted @ other, atol=1e-4, rtol=0)  # the same directions
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_its_state_is_saved_and_loaded(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: fast)
     torch.manual_seed(0)
     net = Net()
     first = both(net)

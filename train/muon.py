@@ -1,4 +1,4 @@
-"""torch's Muon for the matrices of a network and its AdamW for everything else, as one optimizer.
+"""Muon for the matrices of a network and AdamW for everything else, as one optimizer.
 
 Muon (Jordan et al. 2024) makes each momentum matrix nearly orthogonal by five Newton-Schulz steps. Scaled as Liu et al.
 (2502.16982) do, its updates are as large as AdamW's, so one learning rate and one weight decay serve both. Trainer
@@ -13,7 +13,42 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.stage import bfloat16_pays
+
 BETAS = (0.9, 0.98)  # of AdamW's half: what the shipped model was trained with; no source, and nothing else was tried
+
+
+class Float32Muon(torch.optim.Muon):
+    """torch's Muon with its products in float32. torch computes them in bfloat16 on every machine, which a CPU without
+    AVX-512 turns into plain loops: there a step of the shipped model takes seconds.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                buffer.lerp_(p.grad, 1 - momentum)
+                update = orthogonal(p.grad.lerp(buffer, momentum), group)
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * 0.2 * max(p.shape) ** 0.5)  # AdamW's size: "match_rms_adamw"
+        return loss
+
+
+def orthogonal(matrix: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    """The nearest matrix whose singular values are about 1, by Newton-Schulz steps as the parameter group says."""
+    a, b, c = group["ns_coefficients"]
+    x = matrix.mT if len(matrix) > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if len(matrix) > matrix.shape[1] else x
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -21,8 +56,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float) -> None:
         matrices, others = ([group] for group in groups)  # either may have none
+        muon = torch.optim.Muon if bfloat16_pays() else Float32Muon  # their states are alike
         self.halves: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=BETAS),
         )
         super().__init__([half.param_groups[0] for half in self.halves], {})
