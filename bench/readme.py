@@ -26,6 +26,7 @@ from bench.tables.boxes import compared, kinds, mig_bench, models, new_names, sc
 from bench.tables.engines import engine_builds, engines
 from bench.tables.markdown import table
 from bench.tables.plan import plan, plan_7b
+from bench.tables.training import further, sampled, stages
 from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent
@@ -34,50 +35,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "gemvg_edge" /
 REPEATED = ("accuracy",)  # a table that stands on several pages; any other would be two to read for one
 
 Result = dict[str, Any]
-
-
-def stages(result: Result) -> str:
-    """Every training stage in both modes, by kind, with 95 % intervals."""
-    rows, kinds_of = [], list(result["rows"][0]["kinds"])
-    for row in result["rows"]:
-        split = "" if row["split"] == "held-out" else f", {row['split']}"
-        rows.append(
-            [
-                f"`{row['stage']}`{split}",
-                row["mode"],
-                f"{row['parameters'] / 1e6:.2f}",
-                with_interval(row, "f1"),
-                f"{row['mean_iou']:.3f}",
-                f"{row['image_accuracy']:.3f}",
-                *(f"{row['kinds'][kind]['f1']:.2f}" if kind in row["kinds"] else "" for kind in kinds_of),
-                f"{row['tokens']:.1f}",
-                f"{row['tokens_a_box']:.1f}",
-            ]
-        )
-    head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of]
-    head += ["tokens", "tokens a box"]
-    lines = [
-        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}, "
-        "paired over the questions."
-        for gain in result["gains"]
-    ]
-    return "\n".join([table(head, rows), "", *lines, *[""] * bool(lines), _machine(result)])
-
-
-def sampled(result: Result) -> str:
-    """What GRPO gained over its start in the rewards of sampled answers."""
-    rows = []
-    for row in result["rows"]:
-        gains = [
-            gain_text(row[f"{name}_gain"], row[f"{name}_gain_interval"]) if f"{name}_gain" in row else ""
-            for name in ("reward", "f1")
-        ]
-        scores = f"{row['reward']:.3f}", gains[0], f"{row['f1']:.3f}", gains[1]
-        rows.append([f"`{row['stage']}`", row["mode"], f"{row['temperature']:g}", *scores])
-    over = f"over `{result['start']}` [95 %]"
-    head = ["stage", "asked", "temperature", "reward", over, "F1@0.5", over]
-    asked = f"{result['n']} questions, {result['answers']} answers to each above temperature 0. "
-    return table(head, rows) + "\n\n" + asked + _machine(result)
 
 
 def compression(result: Result) -> str:
@@ -208,9 +165,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "mig bench qwen2 vl": ("mig_bench_qwen2_vl.json", mig_bench),
     "int4": ("compare_int4.json", compared),
     "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
-    "worlds": ("worlds.json", stages),
-    "stages": ("stages.json", stages),
-    "sampled": ("sampled.json", sampled),
+    "worlds": ("worlds.json", lambda result: stages(result) + _machine(result)),
+    "stages": ("stages.json", lambda result: stages(result) + _machine(result)),
+    "sampled": ("sampled.json", lambda result: sampled(result) + _machine(result)),
+    "further": ("further.json", lambda result: further(result) + _machine(result)),
     "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),
     "calibration": ("calibration.json", lambda result: calibration(result) + _machine(result)),
     "compression": ("compression.json", compression),

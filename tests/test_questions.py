@@ -261,6 +261,8 @@ def test_a_question_as_a_record_carries_its_reasoning(folder: Path, scenes: dict
     scene = scenes[8_000]
     asked = held_out_question(scene, scenes[8_001], "semantic")
     assert asked is not None
+    brief = as_record(*asked, folder, "tabletop", cot=True, brief=True)
+    assert brief.thinking == asked[1].conclusion
     record = as_record(*asked, folder, "tabletop", cot=True)
     assert record.mode == "cot"
     assert record.thinking == asked[1].thinking

@@ -1,6 +1,6 @@
 """Rendered scenes -> records, for the stages that read records: GRPO, train.data.inspect, bench.accuracy --records.
 
-    python -m train.world.records data/world/train runs/rl.jsonl --count 4000 --seed 0 [--cot-share 0.5]
+    python -m train.world.records data/world/train runs/rl.jsonl --count 4000 --seed 0 [--cot-share 0.5] [--brief-share 0.5]
 
 One question a record; kinds come in equal shares. Pictures stay where they are, so the file holds paths.
 """
@@ -20,14 +20,15 @@ from train.world.samples import KIND_ROLES, as_record, draw_question
 from train.world.scenes import read_scenes
 
 
-def world_records(folder: Path, count: int, cot_share: float, seed: int) -> Iterator[Record]:
-    """`count` records, fixed by the seed."""
+def world_records(folder: Path, count: int, cot_share: float, seed: int, brief_share: float = 0.0) -> Iterator[Record]:
+    """`count` records, fixed by the seed; `brief_share` of those with reasoning carry its conclusion alone."""
     scenes = {scene.seed: scene for scene in read_scenes(folder)}
     kinds = list(KIND_ROLES)
     for number in range(count):
         rng, kind = np.random.default_rng([seed, 4, number]), kinds[number % len(kinds)]
         asked = draw_question(scenes, folder, kind, rng)
-        yield as_record(*asked, folder, "tabletop", cot=rng.random() < cot_share)
+        cot, brief = rng.random() < cot_share, rng.random() < brief_share
+        yield as_record(*asked, folder, "tabletop", cot, brief)
 
 
 @command("train.world.records")
@@ -40,13 +41,18 @@ def main() -> None:
     parser.add_argument("--count", type=whole_number, metavar="N", default=4000, help=count)
     share = "share of the records that carry reasoning, 0 to 1 (default: %(default)s)"
     parser.add_argument("--cot-share", type=finite_number, metavar="SHARE", default=0.0, help=share)
+    brief = "share of that reasoning which is the conclusion alone, 0 to 1 (default: %(default)s)"
+    parser.add_argument("--brief-share", type=finite_number, metavar="SHARE", default=0.0, help=brief)
     seed = "what drawing starts from (default: %(default)s)"
     parser.add_argument("--seed", type=seed_number, metavar="N", default=0, help=seed)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     args = parser.parse_args()
-    if args.count < 1 or not 0 <= args.cot_share <= 1:
-        parser.error("--count must be at least 1 and --cot-share between 0 and 1")
-    records = world_records(args.scenes, args.count, args.cot_share, args.seed)
+    if args.count < 1:
+        parser.error("--count must be at least 1")
+    for name in ("cot_share", "brief_share"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name.replace('_', '-')} must be between 0 and 1")
+    records = world_records(args.scenes, args.count, args.cot_share, args.seed, args.brief_share)
     bar = tqdm(records, total=args.count, unit="record", disable=None)
     write_records(bar, args.out, overwrite=args.overwrite)
 

@@ -176,8 +176,11 @@ def held_out_questions(scenes: Sequence[Scene]) -> list[tuple[PictureSet, Questi
     return [question for question in asked if question is not None]
 
 
-def as_record(pictures: PictureSet, question: Question, folder: Path, source: str, cot: bool = False) -> Record:
-    """A question about a set that is not mirrored, as a record."""
+def as_record(
+    pictures: PictureSet, question: Question, folder: Path, source: str, cot: bool = False, brief: bool = False
+) -> Record:
+    """A question about a set that is not mirrored, as a record; `brief` reasoning is the conclusion alone."""
+    thinking = question.conclusion if brief else question.thinking
     return Record(
         images=tuple(folder / view.file for view in pictures.views),
         sizes=tuple(pictures.sizes),
@@ -186,7 +189,7 @@ def as_record(pictures: PictureSet, question: Question, folder: Path, source: st
         kind=question.kind,
         source=f"{source}:{question.task}",
         mode="cot" if cot else "direct",
-        thinking=question.thinking if cot else "",
+        thinking=thinking if cot else "",
         words=question.words,
     )
 
