@@ -14,7 +14,7 @@ from bench.readme import ROOT
 from tests.forking_python import forking_python
 
 STAGES = ("stage1", "stage2", "student", "student-bare", "student-digits")
-FURTHER = ("grpo-1", "more-sft-1")
+FURTHER = ("cold-start", "grpo-1", "more-sft-1")
 
 
 def _run(settings: dict[str, str]) -> str:

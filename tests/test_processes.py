@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +41,7 @@ ACCELERATE = (
     "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
     "--main_process_port", "0", "--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model",
 )  # fmt: skip
+Whole = Callable[[str], Path]
 # Sums over two processes round otherwise than over one; AdamW's first steps are as large for the smallest gradient.
 ATOL, RTOL = 2e-4, 1e-3
 SFT = (
@@ -97,10 +98,37 @@ def sft(folder: Path, out: str) -> tuple[object, ...]:
     return "train.sft", "--model", folder / "start", "--data", folder / "records.jsonl", "--out", folder / out, *SFT
 
 
+def distillation(folder: Path, out: str) -> tuple[object, ...]:
+    teacher = "train.distill", "--teacher", folder / "start"
+    return *teacher, *sft(folder, out)[1:], "--model", folder / "student", "--steps", 4
+
+
+def grpo(folder: Path, out: str) -> tuple[object, ...]:
+    """Of the shipped model, whose answers differ in what they earn."""
+    if not (folder / "scenes.jsonl").is_file():
+        render(folder / "scenes", first_seed=0, scenes=2, size=128, processes=1)
+        write_records(world_records(folder / "scenes", 8, cot_share=0, seed=0), folder / "scenes.jsonl")
+    return (
+        "train.grpo", "--model", ROOT / "checkpoints" / "tabletop", "--data", folder / "scenes.jsonl", "--out",
+        folder / out, "--steps", 4, "--save-steps", 2, "--batch", 2, "--generations", 4, "--device-batch", 4,
+        "--max-new-tokens", 24, "--learning-rate", "1e-3", "--temperature", "1.5", "--cot-share", 0, "--no-bf16",
+        "--no-freeze-vision",
+    )  # fmt: skip
+
+
+STAGES = {"sft": sft, "distillation": distillation, "grpo": grpo}
+
+
 @pytest.fixture(scope="module")
-def tuned(folder: Path, python: Path) -> Path:
-    launch(python, *sft(folder, "zero3"))
-    return folder / "zero3"
+def whole(folder: Path, python: Path) -> Whole:
+    """Where a stage's result is, under ZeRO-3 and in one go."""
+
+    def run(stage: str) -> Path:
+        if not (folder / stage).exists():
+            launch(python, *STAGES[stage](folder, stage))
+        return folder / stage
+
+    return run
 
 
 def difference(one: Path, other: Path) -> None:
@@ -123,31 +151,22 @@ def check_whole(start: Path, out: Path, tmp_path: Path) -> None:
     assert verify([str(tmp_path / "bundle"), "--against", str(out)]) == 0
 
 
-def test_fine_tuning_is_what_it_is_without_zero3(folder: Path, python: Path, tuned: Path, tmp_path: Path) -> None:
-    check_whole(folder / "start", tuned, tmp_path)
+def test_fine_tuning_is_what_it_is_without_zero3(folder: Path, python: Path, whole: Whole, tmp_path: Path) -> None:
+    check_whole(folder / "start", whole("sft"), tmp_path)
     launch(python, *sft(folder, "plain"), launcher=("torch.distributed.run", "--standalone"))
-    difference(tuned, folder / "plain")
+    difference(whole("sft"), folder / "plain")
 
 
-def test_distillation(folder: Path, python: Path, tmp_path: Path) -> None:
-    distil = ("train.distill", "--teacher", folder / "start", *sft(folder, "distilled")[1:])
-    launch(python, *distil, "--model", folder / "student", "--steps", 2)
-    assert json.loads((folder / "distilled" / "training.json").read_text())["kl_weight"] == 1
-    check_whole(folder / "student", folder / "distilled", tmp_path)
+def test_distillation(folder: Path, whole: Whole, tmp_path: Path) -> None:
+    out = whole("distillation")
+    assert json.loads((out / "training.json").read_text())["kl_weight"] == 1
+    check_whole(folder / "student", out, tmp_path)
 
 
-def test_grpo(folder: Path, python: Path, tmp_path: Path) -> None:
-    """Of the shipped model, whose answers differ in what they earn."""
-    render(folder / "scenes", first_seed=0, scenes=2, size=128, processes=1)
-    write_records(world_records(folder / "scenes", 8, cot_share=0, seed=0), folder / "scenes.jsonl")
-    run = (
-        "train.grpo", "--model", ROOT / "checkpoints" / "tabletop", "--data", folder / "scenes.jsonl", "--out",
-        folder / "grpo", "--steps", 2, "--batch", 2, "--generations", 4, "--device-batch", 4, "--max-new-tokens", 24,
-        "--learning-rate", "1e-3", "--temperature", "1.5", "--cot-share", 0, "--no-bf16", "--no-freeze-vision",
-    )  # fmt: skip
-    launch(python, *run)
-    assert any(entry["reward_std"] > 0 for entry in json.loads((folder / "grpo" / "training.json").read_text())["log"])
-    check_whole(ROOT / "checkpoints" / "tabletop", folder / "grpo", tmp_path)
+def test_grpo(whole: Whole, tmp_path: Path) -> None:
+    out = whole("grpo")
+    assert any(entry["reward_std"] > 0 for entry in json.loads((out / "training.json").read_text())["log"])
+    check_whole(ROOT / "checkpoints" / "tabletop", out, tmp_path)
 
 
 def test_adapters_are_merged(folder: Path, python: Path) -> None:
@@ -165,18 +184,21 @@ def kill(out: Path) -> None:
             process.kill()
 
 
-def test_killed_it_goes_on_and_ends_alike(folder: Path, python: Path, tuned: Path) -> None:
-    out = folder / "killed"
-    process = start(python, *sft(folder, "killed"))
-    while not list(folder.glob("killed.work/checkpoint-*/trainer_state.json")):
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_it_goes_on_and_ends_alike(folder: Path, python: Path, whole: Whole, stage: str) -> None:
+    out = folder / f"{stage}-killed"
+    run = STAGES[stage](folder, out.name)
+    process = start(python, *run)
+    while not list(folder.glob(f"{out.name}.work/checkpoint-*/trainer_state.json")):
         assert process.poll() is None
         time.sleep(0.01)
     kill(out)
     process.communicate()
     assert not out.exists()
-    assert "--num-processes was 2, now not given" in alone(python, *sft(folder, "killed"))
-    launch(python, *sft(folder, "killed"))
-    mine, theirs = weights(out), weights(tuned)
+    if stage == "sft":
+        assert "--num-processes was 2, now not given" in alone(python, *run)
+    launch(python, *run)
+    mine, theirs = weights(out), weights(whole(stage))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
 
@@ -189,11 +211,11 @@ def alone(python: Path, *arguments: object) -> str:
     return done.stderr
 
 
-def test_weights_that_were_not_gathered_are_refused(folder: Path, python: Path) -> None:
+def test_weights_that_were_not_gathered_are_refused(folder: Path, python: Path, whole: Whole) -> None:
     launcher = (*ACCELERATE, "false")
     said = launch(python, *sft(folder, "spread"), launcher=launcher, fails=True)
     assert "start again with accelerate's --zero3_save_16bit_model true" in said
     assert not (folder / "spread").exists()
     assert (folder / "spread.work" / "checkpoint-8" / "trainer_state.json").is_file()
     launch(python, *sft(folder, "spread"))
-    difference(folder / "spread", folder / "zero3")
+    difference(folder / "spread", whole("sft"))
