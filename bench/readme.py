@@ -166,6 +166,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "int4": ("compare_int4.json", compared),
     "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
     "worlds": ("worlds.json", lambda result: stages(result) + _machine(result)),
+    "bare boxes": ("bare_boxes.json", lambda result: stages(result) + _machine(result)),
     "stages": ("stages.json", lambda result: stages(result) + _machine(result)),
     "sampled": ("sampled.json", lambda result: sampled(result) + _machine(result)),
     "further": ("further.json", lambda result: further(result) + _machine(result)),

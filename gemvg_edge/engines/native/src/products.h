@@ -20,6 +20,22 @@ static inline f32x16 then(f32x16 v, f32x16 there, Then what) {
 // A tile of M rows and 16 * V outputs: the steps of `b`, which lie `apart` vectors of 64 bytes from each other.
 template <class Op, int M, int V>
 static inline void tile(const char* a, size_t stride, const i32x16* b, int apart, int steps, typename Op::Sums (&acc)[M][V]) {
+#if defined(HALF_REGISTERS)
+    typename Op::Half sums[M][2 * V];
+    std::memcpy(sums, acc, sizeof sums);
+    for (const char* to = (const char*)b; steps > 0; steps--, a += 4, to += apart * 64) {
+        typename Op::Half w[2 * V];
+#pragma GCC unroll 4
+        for (int v = 0; v < 2 * V; v++) w[v] = Op::load(to + v * 32);
+#pragma GCC unroll 3
+        for (int m = 0; m < M; m++) {
+            const typename Op::Half x = Op::all(a + (size_t)m * stride);
+#pragma GCC unroll 4
+            for (int v = 0; v < 2 * V; v++) sums[m][v] = Op::mac(sums[m][v], x, w[v]);
+        }
+    }
+    std::memcpy(acc, sums, sizeof sums);
+#else
     // Every third row has a pointer: those between are reached by adding the stride once or twice, within an instruction.
     const char* rows[(M + 2) / 3];
     for (int m = 0; m < M; m += 3) rows[m / 3] = a + (size_t)m * stride;
@@ -37,6 +53,7 @@ static inline void tile(const char* a, size_t stride, const i32x16* b, int apart
 #pragma GCC unroll 4
         for (auto& row : rows) row += 4;
     }
+#endif
 }
 
 struct Target {
@@ -174,6 +191,61 @@ static void many_rows(const Rows& rows, const Linear& w, const Target& out, Pool
     });
 }
 
+// What a group of a panel gives M rows, of both bytes of their numbers; `high` and `low` go on behind the group.
+template <int M, bool FOUR>
+static inline void dots_of_group(const uint8_t* from, int words, size_t stride, const int8_t*& high, const int8_t*& low,
+                                 i32x16 (&coarse)[M][2], i32x16 (&fine)[M][2]) {
+#if defined(HALF_REGISTERS)
+    __m256i tops[M][4], ends[M][4];
+    std::memcpy(tops, coarse, sizeof tops), std::memcpy(ends, fine, sizeof ends);
+    for (int i = 0; i < words; i++, high += 4, low += 4, from += FOUR ? 64 : 128) {
+        __m256i b[4];
+        __builtin_prefetch(from + AHEAD);
+        if constexpr (!FOUR) __builtin_prefetch(from + AHEAD + 64);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            b[v] = Int8::load((const char*)from + (FOUR ? v % 2 : v) * 32);
+            if constexpr (FOUR) b[v] = _mm256_and_si256(v < 2 ? b[v] : _mm256_srli_epi16(b[v], 4), _mm256_set1_epi8(15));
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < M; r++) {
+            const __m256i x1 = Int8::all((const char*)high + (size_t)r * stride);
+            const __m256i x0 = Int8::all((const char*)low + (size_t)r * stride);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                tops[r][v] = FOUR ? small_dot4(tops[r][v], x1, b[v]) : half_dot4(tops[r][v], x1, b[v]);
+                ends[r][v] = FOUR ? small_dot4(ends[r][v], x0, b[v]) : half_dot4(ends[r][v], x0, b[v]);
+            }
+        }
+    }
+    std::memcpy(coarse, tops, sizeof tops), std::memcpy(fine, ends, sizeof ends);
+#else
+    for (int i = 0; i < words; i++, high += 4, low += 4) {
+        i32x16 b[2];
+        __builtin_prefetch(from + i * (FOUR ? 64 : 128) + AHEAD);
+        if constexpr (!FOUR) __builtin_prefetch(from + i * 128 + AHEAD + 64);
+        if constexpr (FOUR) {
+            const u8x64 both = load<u8x64>(from + i * 64);
+            b[0] = (i32x16)(both & 15);
+            b[1] = (i32x16)((u8x64)((u32x16)both >> 4) & 15);
+        } else {
+            b[0] = load<i32x16>(from + i * 128), b[1] = load<i32x16>(from + i * 128 + 64);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < M; r++) {
+            uint32_t x1, x0;
+            std::memcpy(&x1, high + (size_t)r * stride, 4);
+            std::memcpy(&x0, low + (size_t)r * stride, 4);
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++) {
+                coarse[r][v] = dot4(coarse[r][v], x1, b[v]);
+                fine[r][v] = dot4(fine[r][v], x0, b[v]);
+            }
+        }
+    }
+#endif
+}
+
 // A panel for M rows, its codes as they are stored.
 template <int M, bool FOUR>
 static void few_tile(const Rows& rows, int m, const Linear& w, int p, const Target& out) {
@@ -185,29 +257,7 @@ static void few_tile(const Rows& rows, int m, const Linear& w, int p, const Targ
     const int8_t* low = rows.low.get() + area(m, rows.stride);
     for (int g = 0; g < w.groups; g++) {
         i32x16 coarse[M][2] = {}, fine[M][2] = {};
-        for (int i = 0; i < words; i++, high += 4, low += 4) {
-            i32x16 b[2];
-            __builtin_prefetch(from + i * (FOUR ? 64 : 128) + AHEAD);
-            if constexpr (!FOUR) __builtin_prefetch(from + i * 128 + AHEAD + 64);
-            if constexpr (FOUR) {
-                const u8x64 both = load<u8x64>(from + i * 64);
-                b[0] = (i32x16)(both & 15);
-                b[1] = (i32x16)((u8x64)((u32x16)both >> 4) & 15);
-            } else {
-                b[0] = load<i32x16>(from + i * 128), b[1] = load<i32x16>(from + i * 128 + 64);
-            }
-#pragma GCC unroll 4
-            for (int r = 0; r < M; r++) {
-                uint32_t x1, x0;
-                std::memcpy(&x1, high + (size_t)r * (size_t)rows.stride, 4);
-                std::memcpy(&x0, low + (size_t)r * (size_t)rows.stride, 4);
-#pragma GCC unroll 2
-                for (int v = 0; v < 2; v++) {
-                    coarse[r][v] = dot4(coarse[r][v], x1, b[v]);
-                    fine[r][v] = dot4(fine[r][v], x0, b[v]);
-                }
-            }
-        }
+        dots_of_group<M, FOUR>(from, words, (size_t)rows.stride, high, low, coarse, fine);
         from += w.group_bytes();
         for (int v = 0; v < 2; v++) {
             const f32x16 scale = from_half((const uint16_t*)(from - 64) + v * 16);

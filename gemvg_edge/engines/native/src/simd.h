@@ -41,6 +41,7 @@ static inline void to_bytes(int8_t* at, i32x16 v) {
     _mm_storeu_si128((__m128i*)at, _mm512_cvtsepi32_epi8((__m512i)v));
 }
 #elif defined(__AVX2__)
+#define HALF_REGISTERS  // of 32 bytes; GCC keeps a value of 64 in memory, and each product would wait for it
 constexpr int TILE_ROWS = 3;
 union Halves {
     i32x16 whole;
@@ -48,21 +49,29 @@ union Halves {
     __m256i part[2];
     __m256 fpart[2];
 };
+static inline __m256i half_dot4(__m256i acc, __m256i x, __m256i b) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(acc, b, x);
+#else  // the products of whole bytes would overflow 16 bits in pairs, those of half bytes do not
+    const __m256i low = _mm256_and_si256(b, _mm256_set1_epi8(15));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(15));
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i lows = _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones);
+    const __m256i highs = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), ones);
+    return _mm256_add_epi32(acc, _mm256_add_epi32(lows, _mm256_slli_epi32(highs, 4)));
+#endif
+}
+// The same for b of 4 bits, whose products in pairs fit 16.
+static inline __m256i small_dot4(__m256i acc, __m256i x, __m256i b) {
+#if defined(__AVXVNNI__)
+    return half_dot4(acc, x, b);
+#else
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(b, x), _mm256_set1_epi16(1)));
+#endif
+}
 static inline i32x16 dot4(i32x16 acc, uint32_t a, i32x16 b) {
     Halves c{acc}, w{b};
-    const __m256i x = _mm256_set1_epi32((int)a);
-    for (int i = 0; i < 2; i++) {
-#if defined(__AVXVNNI__)
-        c.part[i] = _mm256_dpbusd_avx_epi32(c.part[i], w.part[i], x);
-#else  // the products of whole bytes would overflow 16 bits in pairs, those of half bytes do not
-        const __m256i low = _mm256_and_si256(w.part[i], _mm256_set1_epi8(15));
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(w.part[i], 4), _mm256_set1_epi8(15));
-        const __m256i ones = _mm256_set1_epi16(1);
-        const __m256i lows = _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones);
-        const __m256i highs = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), ones);
-        c.part[i] = _mm256_add_epi32(c.part[i], _mm256_add_epi32(lows, _mm256_slli_epi32(highs, 4)));
-#endif
-    }
+    for (int i = 0; i < 2; i++) c.part[i] = half_dot4(c.part[i], _mm256_set1_epi32((int)a), w.part[i]);
     return c.whole;
 }
 static inline f32x16 from_half(const uint16_t* at) {
@@ -225,6 +234,12 @@ struct Int8 {
     using Sums = i32x16;
     static constexpr int DEPTH = 4;  // products a step and output
     static Sums mac(Sums acc, uint32_t a, i32x16 b) { return dot4(acc, a, b); }
+#if defined(HALF_REGISTERS)
+    using Half = __m256i;
+    static Half all(const char* a) { return (Half)_mm256_broadcast_ss((const float*)a); }
+    static Half load(const char* b) { return _mm256_loadu_si256((const __m256i*)b); }
+    static Half mac(Half acc, Half a, Half b) { return half_dot4(acc, a, b); }
+#endif
 };
 struct Float32 {
     using Sums = f32x16;
@@ -234,6 +249,12 @@ struct Float32 {
         __builtin_memcpy(&x, &a, 4);
         return acc + x * (f32x16)b;
     }
+#if defined(HALF_REGISTERS)
+    using Half = __m256;
+    static Half all(const char* a) { return _mm256_broadcast_ss((const float*)a); }
+    static Half load(const char* b) { return _mm256_loadu_ps((const float*)b); }
+    static Half mac(Half acc, Half a, Half b) { return _mm256_fmadd_ps(a, b, acc); }
+#endif
     static uint32_t word(const float* from, int) {
         uint32_t bits;
         __builtin_memcpy(&bits, from, 4);
