@@ -1,6 +1,6 @@
 """Rendered scenes -> records, for the stages that read records: GRPO, train.data.inspect, bench.accuracy --records.
 
-    python -m train.world.records data/world/train runs/rl.jsonl --count 4000 --seed 0 [--cot-share 0.5] [--brief-share 0.5]
+    python -m train.world.records data/world/train runs/rl.jsonl --count 4000 [--cot-share 0.5] [--brief-share 0.5]
 
 One question a record; kinds come in equal shares. Pictures stay where they are, so the file holds paths.
 """
