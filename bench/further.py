@@ -5,8 +5,8 @@
 `runs/tiny/grpo-1` is the arm `grpo` with seed 1, and so on. All are asked the same held-out questions, directly and
 with reasoning. An arm's gain over the start, and over the other arms, is that of all its seeds together, question by
 question, with the paired bootstrap's interval; each seed's own gain stands beside it. Reasoned answers are also set
-against direct ones on the tasks that need reasoning. The likeliest answers are computed in batches with transformers:
-they are the runtime's (export.verify), and several times as many fit a minute. Ends with one JSON line.
+against direct ones on the tasks that need reasoning. What was scored is kept beside the checkpoints. Ends with one JSON
+line.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from bench.boxes.held_out import held_out, held_out_arguments
 from bench.boxes.scoring import Counts, f1_gain, gain_text, score_counts
 from bench.results import result_file, save_result
-from bench.sampled import score_samples
+from bench.stages import score_stage
 from gemvg_edge.command import command, seed_number
-from train.data.record import MODES, Mode
+from train.data.record import MODES
 
 LIMIT = 2000
 NEED_REASONING = ("missing", "kind", "ordinal")  # tasks whose answer is no look but a conclusion
@@ -67,10 +67,10 @@ def main() -> None:
     records = held_out(args.data, args.limit)
     hard = [k for k, record in enumerate(records) if record.source.partition(":")[2] in NEED_REASONING]
 
-    def counts_of(name: str, mode: Mode) -> Counts:
-        _, counts = score_samples(args.folder / name, records, mode, answers=1, temperature=0)
-        print(f"{name} {mode}: F1@0.5 {score_counts(counts).f1:.3f}", flush=True)
-        return counts
+    def counts_of(name: str, mode: str) -> Counts:
+        row = score_stage(args.folder / name, mode == "cot", "held-out", args.data, args.limit)
+        print(f"{name} {mode}: F1@0.5 {row['f1']:.3f}", flush=True)
+        return np.asarray(row["counts"], float)
 
     scored = {
         mode: (counts_of(args.start, mode), {arm: [counts_of(name, mode) for name in names[arm]] for arm in names})
