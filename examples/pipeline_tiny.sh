@@ -47,7 +47,7 @@ if [ -z "$START" ]; then
 fi
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"
 # Half of the reasoning's loss is a long listing; its conclusion decides, so it counts three times. A third of the
-# reasoning is the conclusion alone: brief enough for GRPO.
+# reasoning is the conclusion alone.
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
     --brief-share 0.3 --conclusion-weight 3 "${sft[@]}"
 
@@ -70,9 +70,9 @@ stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-dig
     "${sft[@]}"
 
 # GRPO as GeM-VG is thought to have done it (half the groups reason), beside as much further SFT on the very same records.
-# Both start from a model that mostly reasons briefly: a conclusion with its boxes, in half the tokens of a whole listing.
-# The questions are about scenes that SFT has not seen and cannot know by heart. Near the likeliest answer (temperature
-# 0.5) groups differ in what they choose, and little in chance digits of a box, which would drown what is to be learned.
+# Both start from a model that mostly reasons briefly: a conclusion with its boxes, without a listing.
+# The questions are about scenes that SFT has not seen and cannot know by heart. Temperature 0.5 is ours, and no other was
+# compared with it: near the likeliest answer groups should differ in what they choose, less in a box's last digits.
 stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 160)" --seed 41 --cot-share 0.6 \
     --brief-share 0.85 --conclusion-weight 3 "${sft[@]}" --learning-rate 6e-4 --decay-share 0.9 --warmup-steps 15
 "$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2000)" --first-seed 12000

@@ -93,7 +93,7 @@ def test_the_grammar_changes_nothing_that_is_well_formed(grounder: Grounder, thi
                 # Tokens that go through together are summed in another order, and two places may be as likely.
                 assert all(iou(a, b) > 0.9 for a, b in zip(held, free, strict=True))
     assert allowed >= 58
-    assert same >= allowed - 4  # how many such there are depends on the processor's instructions
+    assert same >= allowed - 3  # such places: 2 with AVX-512, 3 without
 
 
 @pytest.mark.parametrize("think", [False, True])

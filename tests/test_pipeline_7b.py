@@ -10,7 +10,7 @@ import pytest
 
 from bench.readme import ROOT
 
-# What a command of the workshop leaves behind: the last `-m` names it, --out or its second operand where it writes.
+# What a command of the workshop leaves behind: the last `-m` names it, --out or an operand where it writes.
 PLAYED = """#!/usr/bin/env bash
 [ "$1" = -c ] && exit 0
 words=("$@") out= module=
