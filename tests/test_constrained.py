@@ -40,6 +40,7 @@ class BatchingDecoder:
     """An engine that batches, in the plainest way: each row of each step by itself."""
 
     batches = True
+    steady = 0
 
     def __init__(self, decoder: OnnxDecoder) -> None:
         self.new_cache, self.copy, self.embed = decoder.new_cache, decoder.copy, decoder.embed
