@@ -2,7 +2,8 @@
 
     python -m bench.further runs/tiny stage2 grpo more-sft --seeds 1 2 3 [--limit 2000] [--save FILE]
 
-`runs/tiny/grpo-1` is the arm `grpo` with seed 1, and so on. All are asked the same held-out questions, directly and
+`runs/tiny/grpo-1` is the arm `grpo` with seed 1, and so on; an arm that is a checkpoint itself, such as the mean of
+seeds that train.average writes, has no seeds. All are asked the same held-out questions, directly and
 with reasoning. An arm's gain over the start, and over the other arms, is that of all its seeds together, question by
 question, with the paired bootstrap's interval; each seed's own gain stands beside it. Reasoned answers are also set
 against direct ones on the tasks that need reasoning. What was scored is kept beside the checkpoints. Ends with one JSON
@@ -23,6 +24,8 @@ from bench.boxes.scoring import Counts, f1_gain, gain_text, score_counts
 from bench.results import result_file, save_result
 from bench.stages import score_stage
 from gemvg_edge.command import command, seed_number
+from gemvg_edge.files import is_file
+from train.checkpoint import CONFIG
 from train.data.record import MODES
 
 LIMIT = 2000
@@ -36,6 +39,8 @@ def compare(start: Counts, arms: dict[str, list[Counts]]) -> list[dict[str, Any]
         before = [start] * len(seeds)
         rows.append({"arm": name, "over": "start", **_gain(before, seeds)})
     for one, other in combinations(arms, 2):
+        if len(arms[one]) != len(arms[other]):
+            continue  # seeds are paired with seeds, and a mean with a mean
         rows.append({"arm": one, "over": other, **_gain(arms[other], arms[one])})
     return rows
 
@@ -54,7 +59,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="the folder where the checkpoints are")
     parser.add_argument("start", help="the name of the checkpoint that all arms started from")
-    parser.add_argument("arms", nargs="+", help="names of ways to train; NAME-SEED is a checkpoint")
+    parser.add_argument("arms", nargs="+", help="names of ways to train; NAME-SEED is a checkpoint, or NAME itself")
     seeds = "the seeds that each arm was trained with (default: 1 2 3)"
     parser.add_argument("--seeds", type=seed_number, nargs="+", metavar="N", default=[1, 2, 3], help=seeds)
     held_out_arguments(parser, LIMIT)
@@ -63,7 +68,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.limit < 1:
         parser.error("--limit must be at least 1")
-    names = {arm: [f"{arm}-{seed}" for seed in args.seeds] for arm in args.arms}
+    names = {
+        arm: [arm] if is_file(args.folder / arm / CONFIG) else [f"{arm}-{seed}" for seed in args.seeds]
+        for arm in args.arms
+    }
     records = held_out(args.data, args.limit)
     hard = [k for k, record in enumerate(records) if record.source.partition(":")[2] in NEED_REASONING]
 

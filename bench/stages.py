@@ -42,6 +42,7 @@ LIMIT = 1000
 GAINS = (
     ("tabletop", "before"),  # what ships, and what shipped before the world varied
     ("tabletop.int4", "tabletop"),
+    ("tabletop-bare", "tabletop"),  # without marks around its boxes
     ("stage2", "stage1"),
     ("student", "stage2"),  # its teacher
     ("student-bare", "student"),  # without marks around its boxes

@@ -69,25 +69,36 @@ stage cut-digits train.vocabulary "$OUT/student-first" "$OUT/cut-digits" --digit
 stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-digits" --steps "$(part 900)" --seed 24 \
     "${sft[@]}"
 
-# GRPO as GeM-VG is thought to have done it (half the groups reason), beside as much further SFT on the very same records.
-# Both start from a model that mostly reasons briefly: a conclusion with its boxes, without a listing.
-# The questions are about scenes that SFT has not seen and cannot know by heart. Temperature 0.5 is ours, and no other was
-# compared with it: near the likeliest answer groups should differ in what they choose, less in a box's last digits.
-stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 160)" --seed 41 --cot-share 0.6 \
-    --brief-share 0.85 --conclusion-weight 3 "${sft[@]}" --learning-rate 6e-4 --decay-share 0.9 --warmup-steps 15
-"$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2000)" --first-seed 12000
-[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 4000)" --seed 1 \
-    --cot-share 0.5 --brief-share 0.85
+# Hybrid GRPO (groups that reason and groups that do not) beside as much further SFT on the very same records. Both start
+# from a model that reasons briefly: a conclusion with its boxes, without a listing. More groups reason than answer directly,
+# as there is more to gain. The questions are about scenes that SFT has not seen and cannot know by heart. Temperature 0.5
+# is ours, and no other was compared with it: near the likeliest answer groups should differ in what they choose, less in
+# a box's last digits.
+stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 400)" --seed 41 --cot-share 0.6 \
+    --brief-share 1 --conclusion-weight 3 "${sft[@]}" --learning-rate 6e-4 --decay-share 0.9 --warmup-steps 15
+"$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2500)" --first-seed 12000
+[ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 6000)" --seed 1 \
+    --cot-share 0.7 --brief-share 1
 groups=${RL_BATCH:-32}
 for seed in $SEEDS; do
     stage "grpo-$seed" train.grpo --model "$OUT/cold-start" --data "$OUT/rl.jsonl" --out "$OUT/grpo-$seed" \
-        --steps "$(part 60)" --batch "$groups" --generations 8 --device-batch $((groups * 8)) --cot-share 0.5 \
+        --steps "$(part 150)" --batch "$groups" --generations 8 --device-batch $((groups * 8)) --cot-share 0.7 \
         --lora-rank 8 --learning-rate 1e-3 --schedule linear --beta 0 --temperature 0.5 --min-spread 0.05 \
-        --reward-scale batch --max-new-tokens 128 --save-steps 10 --seed "$seed"
+        --reward-scale batch --max-new-tokens 128 --save-steps 20 --seed "$seed"
     stage "more-sft-$seed" train.sft --model "$OUT/cold-start" --data "$OUT/rl.jsonl" --out "$OUT/more-sft-$seed" \
-        --steps "$(part 60)" --batch "$groups" --lora-rank 8 --learning-rate 1e-3 --warmup-steps 2 --decay-share 1 \
+        --steps "$(part 150)" --batch "$groups" --lora-rank 8 --learning-rate 1e-3 --warmup-steps 2 --decay-share 1 \
         --conclusion-weight 3 --seed "$seed"
 done
+# Most of what a seed moves is chance; their mean loses it.
+means=()
+if [ "$(wc -w <<< "$SEEDS")" -gt 1 ]; then
+    for arm in grpo more-sft; do
+        of=()
+        for seed in $SEEDS; do of+=("$OUT/$arm-$seed"); done
+        stage "$arm-mean" train.average "${of[@]}" --out "$OUT/$arm-mean"
+        means+=("$arm-mean")
+    done
+fi
 
 # What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
 stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
@@ -99,5 +110,5 @@ stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32
     --data "$DATA" --splits ${SPLITS:-held-out new-names new-light checkers photographs new-style more-cameras} \
     --limit "$(part 1000)" --save "$SAVE"
 # What GRPO gained over its start and over as much SFT, and whether reasoned answers are worth their time.
-"$PYTHON" -m bench.further "$OUT" cold-start grpo more-sft --seeds $SEEDS --data "$DATA" --limit "$(part 2000)" \
+"$PYTHON" -m bench.further "$OUT" cold-start grpo more-sft "${means[@]}" --seeds $SEEDS --data "$DATA" --limit "$(part 2000)" \
     --save "$(dirname "$SAVE")/further.json"

@@ -103,7 +103,7 @@ def test_questions_together_are_answered_as_one_by_one(
 ) -> None:
     looked = look(grounder, 1)
     together = looked.ground(QUERIES, think=think)
-    assert batching.calls[0] == 8, "as many at once as there may be"
+    assert max(batching.calls) == 8, "as many at once as there may be"
     assert [answer.query for answer in together] == QUERIES
     alone = [looked.ground(query, think=think) for query in QUERIES]
     assert [answer.text for answer in together] == [answer.text for answer in alone]

@@ -30,3 +30,10 @@ def test_gains_are_pooled_over_the_seeds_and_each_is_told() -> None:
     assert 0 < low < rows[2]["gain"] < high
     assert rows[1]["interval"][0] <= 0
     assert rows[0]["f1"] == pytest.approx(0.8)
+
+
+def test_a_mean_of_seeds_is_set_against_means_alone() -> None:
+    seeds, mean = [counts(30), counts(34)], [counts(36)]
+    rows = compare(counts(20), {"grpo": seeds, "grpo-mean": mean, "more-sft": seeds, "more-sft-mean": mean})
+    assert [(row["arm"], row["over"]) for row in rows[4:]] == [("grpo", "more-sft"), ("grpo-mean", "more-sft-mean")]
+    assert rows[1]["gain"] == pytest.approx(0.4)

@@ -53,3 +53,23 @@ def sampled(result: Result) -> str:
     head = ["stage", "asked", "temperature", "reward", over, "F1@0.5", over]
     asked = f"{result['n']} questions, {result['answers']} answers to each above temperature 0. "
     return table(head, rows) + "\n\n" + asked
+
+
+def further(result: Result) -> str:
+    """GRPO and as much further SFT over their start and over each other, and reasoned answers over direct ones."""
+    rows = []
+    for mode, scored in result["modes"].items():
+        rows.append([f"`{result['start']}`", mode, f"{scored['start_f1']:.3f}", "", "", ""])
+        for row in scored["rows"]:
+            over = result["start"] if row["over"] == "start" else row["over"]
+            seeds = ", ".join(f"{gain:+.3f}" for gain in row["seeds"])
+            gain = gain_text(row["gain"], row["interval"])
+            rows.append([f"`{row['arm']}`", mode, f"{row['f1']:.3f}", f"`{over}`", gain, seeds])
+    head = ["trained", "asked", "F1@0.5", "over", "gain [95 %]", "each seed"]
+    need = [
+        [f"`{row['arm']}`", f"{row['direct_f1']:.3f}", f"{row['f1']:.3f}", gain_text(row["gain"], row["interval"])]
+        for row in result["reasoned"]
+    ]
+    asked = f"{result['n']} questions; {result['reasoned'][0]['n']} of them in the second table. "
+    need_head = ["trained", "direct F1@0.5", "reasoned F1@0.5", "gain [95 %]"]
+    return "\n\n".join([table(head, rows), table(need_head, need), asked])
