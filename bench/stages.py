@@ -44,8 +44,8 @@ GAINS = (
     ("tabletop.int4", "tabletop"),
     ("tabletop-bare", "tabletop"),  # without marks around its boxes
     ("stage2", "stage1"),
+    ("bare", "stage2"),  # without marks around its boxes, too
     ("student", "stage2"),  # its teacher
-    ("student-bare", "student"),  # without marks around its boxes
     ("student-digits", "student"),  # the same start, answering in locations
 )
 

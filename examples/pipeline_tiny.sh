@@ -59,12 +59,12 @@ stage student-first "${distill[@]}" --model "$OUT/cut" --out "$OUT/student-first
 stage student "${distill[@]}" --model "$OUT/student-first" --out "$OUT/student" --steps "$(part 700)" --seed 25 \
     --decay-share 0.7
 
-# And without the marks around its boxes, which are two of a box's six tokens.
-stage student-unmarked train.vocabulary "$OUT/student" "$OUT/student-unmarked" --bare-boxes
-stage student-bare train.sft --model "$OUT/student-unmarked" --out "$OUT/student-bare" --steps "$(part 400)" --seed 27 \
-    "${sft[@]}"
+# And stage 2 without the marks around its boxes, which are two of a box's six tokens.
+stage unmarked train.vocabulary "$OUT/stage2" "$OUT/unmarked" --bare-boxes
+stage bare train.sft --model "$OUT/unmarked" --out "$OUT/bare" --steps "$(part 480)" --seed 27 "${sft[@]}" \
+    --learning-rate 8e-4 --decay-share 0.75 --warmup-steps 15
 
-# The same student answering in digits: what location tokens are worth.
+# The first student answering in digits: what location tokens are worth.
 stage cut-digits train.vocabulary "$OUT/student-first" "$OUT/cut-digits" --digits
 stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-digits" --steps "$(part 900)" --seed 24 \
     "${sft[@]}"
@@ -105,7 +105,7 @@ stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32
     --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
 "$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite
 
-"$PYTHON" -m bench.stages "$OUT" stage1:direct:held-out stage2 student:direct student-bare:direct:held-out \
+"$PYTHON" -m bench.stages "$OUT" stage1:direct:held-out stage2 student:direct bare:direct:held-out \
     student-digits:direct:held-out \
     --data "$DATA" --splits ${SPLITS:-held-out new-names new-light checkers photographs new-style more-cameras} \
     --limit "$(part 1000)" --save "$SAVE"

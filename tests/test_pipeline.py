@@ -13,7 +13,7 @@ import pytest
 from bench.readme import ROOT
 from tests.forking_python import forking_python
 
-STAGES = ("stage1", "stage2", "student", "student-bare", "student-digits")
+STAGES = ("stage1", "stage2", "student", "bare", "student-digits")
 FURTHER = ("cold-start", "grpo-1", "more-sft-1")
 
 
@@ -48,7 +48,7 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     sizes = {row["stage"]: row["parameters"] for row in result["rows"]}
     assert sizes["student"] <= sizes["stage2"] / 2
     assert [(gain["stage"], gain["mode"]) for gain in result["gains"]] == [
-        ("stage2", "direct"), ("student", "direct"), ("student-bare", "direct"), ("student-digits", "direct"),
+        ("stage2", "direct"), ("bare", "direct"), ("student", "direct"), ("student-digits", "direct"),
     ]  # fmt: skip
     further = json.loads((tmp_path / "further.json").read_text())
     told = [(mode, row["arm"], row["over"]) for mode in further["modes"] for row in further["modes"][mode]["rows"]]
