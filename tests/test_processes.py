@@ -45,7 +45,7 @@ Whole = Callable[[str], Path]
 # Sums over two processes round otherwise than over one; AdamW's first steps are as large for the smallest gradient.
 ATOL, RTOL = 2e-4, 1e-3
 SFT = (
-    "--batch", "1", "--steps", "4", "--save-steps", "2", "--warmup-steps", "1", "--schedule", "cosine",
+    "--batch", "1", "--steps", "8", "--save-steps", "2", "--warmup-steps", "1", "--schedule", "cosine",
     "--learning-rate", "1e-3", "--no-bf16",
 )  # fmt: skip
 
@@ -111,7 +111,7 @@ def grpo(folder: Path, out: str) -> tuple[object, ...]:
     return (
         "train.grpo", "--model", ROOT / "checkpoints" / "tabletop", "--data", folder / "scenes.jsonl", "--out",
         folder / out, "--steps", 4, "--save-steps", 2, "--batch", 2, "--generations", 4, "--device-batch", 4,
-        "--max-new-tokens", 14, "--learning-rate", "1e-3", "--temperature", "1.5", "--cot-share", 0, "--no-bf16",
+        "--max-new-tokens", 24, "--learning-rate", "1e-3", "--temperature", "1.5", "--cot-share", 0, "--no-bf16",
         "--no-freeze-vision",
     )  # fmt: skip
 
@@ -216,6 +216,6 @@ def test_weights_that_were_not_gathered_are_refused(folder: Path, python: Path, 
     said = launch(python, *sft(folder, "spread"), launcher=launcher, fails=True)
     assert "start again with accelerate's --zero3_save_16bit_model true" in said
     assert not (folder / "spread").exists()
-    assert (folder / "spread.work" / "checkpoint-4" / "trainer_state.json").is_file()
+    assert (folder / "spread.work" / "checkpoint-8" / "trainer_state.json").is_file()
     launch(python, *sft(folder, "spread"))
     difference(folder / "spread", whole("sft"))
