@@ -3,11 +3,10 @@
     python -m bench.further runs/tiny stage2 grpo more-sft --seeds 1 2 3 [--limit 2000] [--save FILE]
 
 `runs/tiny/grpo-1` is the arm `grpo` with seed 1, and so on; an arm that is a checkpoint itself, such as the mean of
-seeds that train.average writes, has no seeds. All are asked the same held-out questions, directly and
-with reasoning. An arm's gain over the start, and over the other arms, is that of all its seeds together, question by
-question, with the paired bootstrap's interval; each seed's own gain stands beside it. Reasoned answers are also set
-against direct ones on the tasks that need reasoning. What was scored is kept beside the checkpoints. Ends with one JSON
-line.
+seeds that train.average writes, has no seeds. All are asked the same held-out questions, directly and with reasoning.
+An arm's gain over the start, and over the other arms, is that of all its seeds together, question by question, with the
+paired bootstrap's interval; each seed's own gain stands beside it. Reasoned answers are also set against direct ones on
+the tasks that need reasoning. What was scored is kept beside the checkpoints. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -23,9 +23,8 @@ from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import same_path
 from train.checkpoint import CONFIG, check_floats, hub_name, read_settings, weight_files
 from train.hub import checkpoint_folder
-from train.output_folder import check_target
 from train.result import shapes
-from train.rewrite import finite, open_shard, rewrite_weights, writing
+from train.rewrite import check_out, finite, names_in, open_shard, rewrite_weights, writing
 
 
 def average(checkpoints: Sequence[Path], out: Path, *, overwrite: bool = False) -> None:
@@ -36,7 +35,7 @@ def average(checkpoints: Sequence[Path], out: Path, *, overwrite: bool = False) 
     first, *others = checkpoints
     if not others or any(same_path(a, b) for k, a in enumerate(checkpoints) for b in checkpoints[:k]):
         raise GemvgError("an average is of two checkpoints or more, each in a folder of its own")
-    check_target(out, CONFIG, checkpoints, overwrite=overwrite)
+    check_out(first, out, others, overwrite=overwrite)
     wanted, settings = shapes(first), read_settings(first)
     with ExitStack() as stack:
         tensors: list[dict[str, tuple[Path, str, Any]]] = []  # of each other checkpoint, by the name on the hub
@@ -51,8 +50,7 @@ def average(checkpoints: Sequence[Path], out: Path, *, overwrite: bool = False) 
             files, index = weight_files(folder)
             for file in files:
                 shard = stack.enter_context(open_shard(file))
-                names = [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118
-                tensors[-1] |= {hub_name(name): (file, name, shard) for name in names}
+                tensors[-1] |= {hub_name(name): (file, name, shard) for name in names_in(shard, file, index)}
 
         def change(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor] | None:
             if (known := hub_name(name)) not in wanted:  # a table that is computed

@@ -19,7 +19,7 @@ from gemvg_edge.images import Preprocessing
 from gemvg_edge.prompt import PromptTemplate
 from train.checkpoint import ADAPTER, CONFIG, HEAD, PREPROCESSOR, PROCESSOR, hub_name, read_json, weight_files
 from train.load import DENSE_PREFIX
-from train.rewrite import DTYPES, GENERATION, finite, open_shard, rewrite_weights, write_json
+from train.rewrite import DTYPES, GENERATION, finite, names_in, open_shard, rewrite_weights, write_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTED = "base_model.model."  # begins the names of an adapter's tensors
@@ -118,8 +118,8 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found = {}
     for file in files:
         with open_shard(file) as shard:
-            for name in shard.keys():  # noqa: SIM118  (not a dict)
-                if index.get(name, file.name) == file.name and not name.endswith(".inv_freq"):
+            for name in names_in(shard, file, index):
+                if not name.endswith(".inv_freq"):
                     found[hub_name(name)] = tuple(shard.get_slice(name).get_shape())
     return found
 

@@ -99,7 +99,7 @@ def rewrite_weights(checkpoint: Path, folder: Path, change: Change) -> None:
     size = 0
     for file in files:
         with open_shard(file) as shard:
-            mine = [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118
+            mine = names_in(shard, file, index)
             changed = [change(name, finite(shard.get_tensor(name), file, name)) for name in mine]
         tensors = {name: tensor.contiguous() for name, tensor in filter(None, changed)}
         if tensors:
@@ -135,6 +135,11 @@ def open_shard(file: Path) -> Iterator[Any]:
             yield shard
     except (SafetensorError, OSError) as error:
         raise GemvgError(f"{file} is truncated or damaged ({error}); download the checkpoint again") from None
+
+
+def names_in(shard: Any, file: Path, index: dict[str, str]) -> list[str]:
+    """The tensors of an open file that count: where there is an index, those that it says are in this one."""
+    return [name for name in shard.keys() if index.get(name, file.name) == file.name]  # noqa: SIM118  # no mapping
 
 
 def finite(tensor: torch.Tensor, place: Path, name: str) -> torch.Tensor:

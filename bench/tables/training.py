@@ -62,7 +62,7 @@ def further(result: Result) -> str:
         rows.append([f"`{result['start']}`", mode, f"{scored['start_f1']:.3f}", "", "", ""])
         for row in scored["rows"]:
             over = result["start"] if row["over"] == "start" else row["over"]
-            seeds = ", ".join(f"{gain:+.3f}" for gain in row["seeds"])
+            seeds = ", ".join(f"{gain:+.3f}" for gain in row["seeds"]) if len(row["seeds"]) > 1 else ""
             gain = gain_text(row["gain"], row["interval"])
             rows.append([f"`{row['arm']}`", mode, f"{row['f1']:.3f}", f"`{over}`", gain, seeds])
     head = ["trained", "asked", "F1@0.5", "over", "gain [95 %]", "each seed"]
