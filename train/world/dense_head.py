@@ -33,11 +33,12 @@ from gemvg_edge.images import Grid
 from train.losses import location_loss
 
 POINTER_WIDTH = 64
+UNNAMED = -1  # the name of a thing that the head has no score for: furniture
 
 
 @dataclass(frozen=True)
 class SeenObject:
-    """One object in one picture: indices of its name and colour, and its box as shares 0..1 of the picture."""
+    """One object in one picture: its name's index or UNNAMED, its colour's, its box as shares 0..1 of the picture."""
 
     name: int
     colour: int
@@ -122,7 +123,7 @@ class DenseHead(nn.Module):
         name_scores, colour_scores, offsets = scores[targets.cells, 1:].split([self.names, self.colours, 4], dim=1)
         return (
             4 * functional.binary_cross_entropy_with_logits(scores[:, 0], here)
-            + functional.cross_entropy(name_scores, targets.names)
+            + _name_loss(name_scores, targets.names)
             + functional.cross_entropy(colour_scores, targets.colours)
             + functional.l1_loss(offsets, targets.offsets)
         )
@@ -158,9 +159,13 @@ class DenseHead(nn.Module):
         names, colours = self.marked(self.norm(hidden[marks.rows, marks.places])).split([self.names, self.colours], 1)
         cells = marks.cells.argmax(dim=1)  # (m,)
         shown = (targets.cells[None] == cells[:, None]).int().argmax(dim=1)  # (m,): which object lies in the cell
-        return functional.cross_entropy(names, targets.names[shown]) + functional.cross_entropy(
-            colours, targets.colours[shown]
-        )
+        return _name_loss(names, targets.names[shown]) + functional.cross_entropy(colours, targets.colours[shown])
+
+
+def _name_loss(scores: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    """Scores (n, names) against names (n,) or UNNAMED, which counts for nothing."""
+    known = names != UNNAMED
+    return functional.cross_entropy(scores[known], names[known]) if known.any() else scores.sum() * 0
 
 
 class PointerHead(nn.Module):

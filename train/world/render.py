@@ -31,13 +31,15 @@ from tqdm import tqdm
 
 from gemvg_edge.command import TERMINATED, command, seed_number, whole_number
 from gemvg_edge.errors import GemvgError
-from gemvg_edge.files import is_file, replacing, unwritable, write_text
+from gemvg_edge.files import is_file, replacing, sha256, unwritable, write_text
 from gemvg_edge.json_object import read_json_object
 from train.data.record import read_lines
-from train.world.scenes import Corners, Scene, Style, View, style_of
+from train.world.furniture import named, read_furniture
+from train.world.scenes import HELD_OUT_SEED, Corners, Scene, Style, View, style_of
 from train.world.staging import (
     World,
     add_clutter,
+    add_furniture,
     draw_camera,
     draw_light,
     pattern_greys,
@@ -52,15 +54,24 @@ SHARD = 250  # scenes in one scenes-*.jsonl, the unit that is resumed
 SIZES = (0.9, 1.35)  # of varied scenes' pictures, times the size that was asked for
 
 
-def render(folder: Path, first_seed: int, scenes: int, size: int, processes: int) -> None:
-    """Render seeds first_seed.. into the folder; shards that are already there are kept."""
-    _claim(folder, {"size": size, "version": 3})
+def render(
+    folder: Path, first_seed: int, scenes: int, size: int, processes: int, furniture: Path | None = None
+) -> None:
+    """Render seeds first_seed.. into the folder; shards that are already there are kept.
+
+    `furniture` is a library of further things (furniture.py).
+    """
+    settings: dict[str, Any] = {"size": size, "version": 3}
+    if furniture:
+        read_furniture(furniture)  # its errors come before any process starts
+        settings["furniture"] = sha256(furniture)
+    _claim(folder, settings)
     starts = range(first_seed, first_seed + scenes, SHARD)
     shards = [(start, min(SHARD, first_seed + scenes - start)) for start in starts]
     missing = [(start, count) for start, count in shards if _rendered(_shard_file(folder, start)) < count]
     if not missing:
         return
-    work = partial(_render_shard, folder=folder, size=size)
+    work = partial(_render_shard, folder=folder, size=size, furniture=furniture)
     with _start_pool(processes) as pool:
         for _ in tqdm(pool.imap_unordered(work, missing), total=len(missing), desc="shards", unit="shard"):
             pass
@@ -92,7 +103,7 @@ def _ending_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _claim(folder: Path, settings: dict[str, int]) -> None:
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Refuse to mix scenes of other settings into a folder."""
     record = folder / "settings.json"
     if is_file(record):
@@ -115,15 +126,15 @@ def _rendered(shard: Path) -> int:
     return len(list(read_lines(shard))) if is_file(shard) else 0
 
 
-def _render_shard(shard: tuple[int, int], folder: Path, size: int) -> None:
+def _render_shard(shard: tuple[int, int], folder: Path, size: int, furniture: Path | None) -> None:
     start, count = shard
-    with _ending_cleanly(), World() as world:
+    with _ending_cleanly(), World(read_furniture(furniture) if furniture else ()) as world:
         lines = [json.dumps(asdict(_render_scene(world, seed, folder, size))) for seed in range(start, start + count)]
     write_text(_shard_file(folder, start), "\n".join(lines) + "\n")
 
 
 def _render_scene(world: World, seed: int, folder: Path, size: int) -> Scene:
-    plan = plan_scene(seed)
+    plan = plan_scene(seed, named(tuple(world.furniture.values()), held_out=seed >= HELD_OUT_SEED))
     rng = np.random.default_rng([seed, 2])
     # What varied scenes have beside the plain ones is drawn apart, so that plain ones stay what they always were.
     extra = np.random.default_rng([seed, 5])
@@ -159,6 +170,9 @@ def _photograph(
     if style.surface == "varied":
         for _ in range(extra.integers(0, 3)):
             pattern_greys(world, add_clutter(p, extra, places), extra)
+    if world.clutter:
+        for _ in range(extra.integers(0, 3)):
+            add_furniture(world, extra, places)
     light = draw_light(rng, extra, style)
     cameras = [draw_camera(rng, k * 120 + rng.uniform(0, 60)) for k in range(3)]
     pictures = [_take(p, cameras[k], light, bodies, count, size) for k in (0, 1)]
@@ -223,11 +237,13 @@ def main() -> None:
     parser.add_argument("--size", type=whole_number, metavar="N", default=144, help=size)
     processes = "how many processes render (default: one a processor core)"
     parser.add_argument("--processes", type=whole_number, metavar="N", help=processes)
+    furniture = "a Sweet Home 3D library of further things (default: none)"
+    parser.add_argument("--furniture", type=Path, metavar="SH3F", help=furniture)
     args = parser.parse_args()
     for flag in ("scenes", "size", "processes"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             parser.error(f"--{flag} must be at least 1")
-    render(args.folder, args.first_seed, args.scenes, args.size, args.processes or os.cpu_count() or 1)
+    render(args.folder, args.first_seed, args.scenes, args.size, args.processes or os.cpu_count() or 1, args.furniture)
 
 
 if __name__ == "__main__":

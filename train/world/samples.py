@@ -21,7 +21,7 @@ from gemvg_edge.images import load_image
 from gemvg_edge.marks import localise
 from train.collate import Sample, Turn
 from train.data.record import Kind, Record
-from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, Fate, SeenObject, Truth
+from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, UNNAMED, Fate, SeenObject, Truth
 from train.world.exposure import expose
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
@@ -220,7 +220,7 @@ def _fates(pictures: PictureSet) -> tuple[Fate, ...]:
 def _seen_objects(pictures: PictureSet) -> tuple[tuple[SeenObject, ...], ...]:
     def told(seen: Seen) -> SeenObject:
         shares = _shares(seen.box, pictures.sizes[seen.image])
-        return SeenObject(SEEN_NAMES[seen.name], SEEN_COLOURS[seen.colour], shares)
+        return SeenObject(SEEN_NAMES.get(seen.name, UNNAMED), SEEN_COLOURS[seen.colour], shares)
 
     return tuple(tuple(told(seen) for seen in pictures.in_image(image)) for image in range(pictures.count))
 

@@ -7,6 +7,7 @@ plain scenes stay what they always were. Knows nothing about pictures and truth.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gemvg_edge.files import unwritable
+from train.world.furniture import Furniture, write_furniture
 from train.world.meshes import BORROWED, MESHES, borrow_mesh, data_file, write_obj
 from train.world.scenes import Style, Thing
 from train.world.textures import PATTERNS, Field, Texture, colour_pattern, crop_photograph, pattern
@@ -28,7 +30,11 @@ REACH, APART = 0.28, 0.17  # metres: how far from the middle things stand, and h
 
 
 class World:
-    """A pybullet client and the folder of meshes it reads, both gone at the end."""
+    """A pybullet client and the folder of meshes it reads, both gone at the end; `furniture` may stand in it too."""
+
+    def __init__(self, furniture: Sequence[Furniture] = ()) -> None:
+        self.furniture = {model.name: model for model in furniture}
+        self.clutter = [model.name for model in furniture if not model.colour]
 
     def __enter__(self) -> World:
         import pybullet
@@ -48,6 +54,17 @@ class World:
         except OSError as error:
             raise unwritable(Path(self.folder), error) from None
         return self
+
+    def mesh_file(self, name: str) -> str:
+        """The file of a thing's mesh; that of furniture is written when it is first asked for."""
+        if name not in self.files:
+            try:
+                self.files[name] = write_furniture(
+                    self.furniture[name], Path(self.folder), f"furniture-{next(self.numbers)}"
+                )
+            except OSError as error:
+                raise unwritable(Path(self.folder), error) from None
+        return self.files[name]
 
     def __exit__(self, *_: object) -> None:
         self.bullet.disconnect(self.client)
@@ -116,24 +133,34 @@ def stand(world: World, rng: np.random.Generator, thing: Thing, place: Any) -> i
     name, colour = thing
     scale = rng.uniform(0.9, 1.15) * MESH_SCALE
     look: dict[str, Any] = {}
-    if name not in TEXTURED:
+    if name not in TEXTURED and name not in world.furniture:
         shade = np.asarray(COLOURS[colour]) * rng.uniform(0.85, 1.1) + rng.uniform(-0.03, 0.03, 3)
         look["rgbaColor"] = [*np.clip(shade, 0, 1), 1]
-    shape = p.createVisualShape(p.GEOM_MESH, fileName=world.files[name], meshScale=[scale] * 3, **look)
+    shape = p.createVisualShape(p.GEOM_MESH, fileName=world.mesh_file(name), meshScale=[scale] * 3, **look)
     yaw = rng.uniform(0, 2 * np.pi)
     return int(p.createMultiBody(0, -1, shape, [*place, 0], p.getQuaternionFromEuler([0, 0, yaw])))
+
+
+def _between(rng: np.random.Generator, places: list[Any]) -> Any:
+    while True:
+        place = rng.uniform(-REACH - 0.1, REACH + 0.1, 2)
+        if all(np.hypot(*(place - other)) > APART * 0.6 for other in places):
+            return place
 
 
 def add_clutter(p: Any, rng: np.random.Generator, places: list[Any]) -> int:
     """A grey block that nobody asks for, somewhere between the things; it may hide one."""
     half = rng.uniform(0.015, 0.04, 3)
     shape = p.createVisualShape(p.GEOM_BOX, halfExtents=[*half], rgbaColor=[*[rng.uniform(0.3, 0.6)] * 3, 1])
-    while True:
-        place = rng.uniform(-REACH - 0.1, REACH + 0.1, 2)
-        if all(np.hypot(*(place - other)) > APART * 0.6 for other in places):
-            break
+    place = _between(rng, places)
     yaw = p.getQuaternionFromEuler([0, 0, rng.uniform(0, np.pi)])
     return int(p.createMultiBody(0, -1, shape, [*place, half[2]], yaw))
+
+
+def add_furniture(world: World, rng: np.random.Generator, places: list[Any]) -> None:
+    """Furniture that nobody asks for, somewhere between the things."""
+    name = world.clutter[rng.integers(len(world.clutter))]
+    stand(world, rng, (name, ""), _between(rng, places))
 
 
 def draw_light(rng: np.random.Generator, extra: np.random.Generator, style: Style) -> dict[str, Any]:

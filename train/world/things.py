@@ -6,6 +6,7 @@ training: they tell whether a model can follow a thing that it has no word for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ NAMES = (*MESHES, *(name for name in BORROWED if name not in HELD_OUT_NAMES))
 FEWEST, MOST = 2, 5
 NO_CHANGE_SHARE = 0.08
 TWO_CHANGES_SHARE = 0.25
+FURNITURE_SHARE = 0.4  # of a furnished scene's things that are drawn anew
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,32 @@ class Plan:
     added: tuple[int, ...]
 
 
-def plan_scene(seed: int) -> Plan:
-    """Things and change of a scene, from its seed alone; odd seeds borrow things from the even seed before."""
+def plan_scene(seed: int, furniture: Mapping[str, str] | None = None) -> Plan:
+    """Things and change of a scene, from its seed alone; odd seeds borrow things from the even seed before.
+
+    `furniture` are further names, each with the one colour it has (furniture.named).
+    """
+    furniture = furniture or {}
     rng = np.random.default_rng([seed, 1])
     names = list(NAMES)
     if NEW_NAMES_SEED <= seed < NEW_STYLE_SEED:
         names += [*HELD_OUT_NAMES] * 3
-    lent = plan_scene(seed - 1).things if seed % 2 else ()
+    lent = plan_scene(seed - 1, furniture).things if seed % 2 else ()
     things: list[Thing] = []
     wanted = int(rng.integers(FEWEST, MOST + 1))
     while len(things) < wanted:
         borrow = rng.random() < 0.6 and bool(lent) and len(things) < 2
-        thing = lent[rng.integers(len(lent))] if borrow else _draw(rng, names, things)
+        thing = lent[rng.integers(len(lent))] if borrow else _draw(rng, names, furniture, things)
         things.append(thing)
     moved, removed = _change(rng, len(things))
     added: tuple[int, ...] = ()
     if rng.random() < 0.3 and len(moved) + len(removed) < 2:
         added = (len(things),)
-        things.append(_draw(rng, names, things))
+        things.append(_draw(rng, names, furniture, things))
     return Plan(tuple(things), moved, removed, added)
 
 
-def _draw(rng: np.random.Generator, names: list[str], others: list[Thing]) -> Thing:
+def _draw(rng: np.random.Generator, names: list[str], furniture: Mapping[str, str], others: list[Thing]) -> Thing:
     """A thing; its name or colour repeats another's often enough to confuse a guesser."""
     name, colour = str(rng.choice(names)), str(rng.choice(list(COLOURS)))
     if others and rng.random() < 0.45:
@@ -71,7 +77,9 @@ def _draw(rng: np.random.Generator, names: list[str], others: list[Thing]) -> Th
             name = twin[0]
         else:
             colour = twin[1]
-    return name, TEXTURED.get(name, colour)
+    if furniture and rng.random() < FURNITURE_SHARE:
+        name = str(rng.choice(list(furniture)))
+    return name, {**TEXTURED, **furniture}.get(name, colour)
 
 
 def _change(rng: np.random.Generator, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
