@@ -133,6 +133,23 @@ def test_a_frozen_vision_tower_stays(run: SftSettings) -> None:
     assert {"visual" in name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == {False}
 
 
+def test_the_tower_alone_leaves_the_decoder_as_it_is(run: SftSettings) -> None:
+    """And what it learned is what the next stage starts from, its part of the dense head too."""
+    alone = replace(run, out=run.out.with_name("tower"), tower_only=True, cot_share=0.0, questions=1, steps=3)
+    train(alone)
+    before, after = weights(run.model), weights(alone.out)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("visual" in name for name in changed), changed
+    log = json.loads((alone.out / "training.json").read_text())["log"]
+    assert {"tower_loss", "train_loss"} >= {name for name in log[0] if name.endswith("_loss")}
+    head = load_file(alone.out / DENSE_HEAD)
+    fresh = with_head(run).dense_head.state_dict()
+    learned = {name for name, tensor in head.items() if not torch.equal(tensor, fresh[name])}
+    assert learned == {"tower.weight", "tower.bias"}
+    train(replace(run, model=alone.out, out=run.out.with_name("after-tower"), steps=1))
+
+
 class KeepLosses(TrainerCallback):  # type: ignore[misc]
     """Remembers the loss that the Trainer reports."""
 
@@ -171,6 +188,8 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
         "--schedule must be one of wsd, cosine, not linear",
     ),
     (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
+    (lambda run: replace(run, dense_weight=0.0, tower_only=True), "--tower-only needs --dense-weight"),
+    (lambda run: replace(run, freeze_vision=True, tower_only=True), "a tower that is not frozen and one process"),
     (lambda run: replace(run, load_in_4bit=True), "--load-in-4bit needs --lora-rank"),
     (
         lambda run: replace(run, load_in_4bit=True, lora_rank=4, dense_weight=0.0),

@@ -128,6 +128,8 @@ def train(run: DistillSettings) -> None:
             "the weight must be 0 or more, the temperature more than 0"
         )
     sft.check(run)
+    if run.tower_only:
+        raise GemvgError("--tower-only is train.sft's: a vision tower alone has nothing to say to a teacher")
     if run.workers < 0 or (run.workers and not run.ray):
         raise GemvgError(f"--workers {run.workers}: it is at least 0, and says nothing without --ray")
     if not run.teacher_answers and (run.teacher_samples != 1 or run.ray):

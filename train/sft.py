@@ -49,6 +49,7 @@ from train.trainer import GroundingTrainer
 from train.world.dense_loss import DenseLoss
 from train.world.samples import draw_sample
 from train.world.scenes import read_scenes
+from train.world.tower import TowerTrainer
 
 SCHEDULES = {"wsd": "warmup_stable_decay", "cosine": "cosine"}
 
@@ -74,6 +75,7 @@ class SftSettings:
     weight_decay: float = 0.02  # how fast weights shrink that nothing holds, in learning rates
     muon: bool = False  # train matrices with Muon, all else with AdamW; off: AdamW alone
     dense_weight: float = 0.0  # weight of the dense head's loss, which random weights need; 0: no dense head
+    tower_only: bool = False  # train the vision tower alone, by its part of the dense head's loss
     lora_rank: int = 0  # rank of the adapters that are trained; 0 trains the weights themselves
     dtype: Literal["float32", "bfloat16"] = "float32"  # what weights are held in; bfloat16 halves their memory
     load_in_4bit: bool = False  # hold the weights in 4 bits (QLoRA); needs --lora-rank, a GPU and bitsandbytes
@@ -93,6 +95,8 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     needs (train.distill).
     """
     check(run)
+    if run.tower_only:
+        trainer_class = TowerTrainer
     settings = read_trainable(run.model)
     settings = replace(settings, preprocessing=settings.preprocessing.within(run.max_pixels))
     dataset = load_data(run, settings)
@@ -119,7 +123,7 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
             peft_config=lora(run.lora_rank),
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
-        finish(trainer, run, "answer_loss", run.dtype, run.max_pixels)
+        finish(trainer, run, "tower_loss" if run.tower_only else "answer_loss", run.dtype, run.max_pixels)
 
 
 def check(run: SftSettings) -> None:
@@ -138,6 +142,8 @@ def check(run: SftSettings) -> None:
     check_memory(run)
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
         raise GemvgError("--dense-weight needs rendered scenes as --data and no --lora-rank")
+    if run.tower_only and (not run.dense_weight or run.freeze_vision or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise GemvgError("--tower-only needs --dense-weight, a tower that is not frozen and one process")
 
 
 def load_model(run: SftSettings) -> Any:
@@ -147,6 +153,9 @@ def load_model(run: SftSettings) -> Any:
     model = load_qwen2_vl(run.model, DTYPES[run.dtype], attn_implementation=run.attention, **quantized)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
+    if run.tower_only:
+        model.requires_grad_(False)
+        model.model.visual.requires_grad_(True)
     return model
 
 
