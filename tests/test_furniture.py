@@ -15,7 +15,7 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from train.world.dense_head import UNNAMED, DenseHead, SeenObject, dense_targets
-from train.world.furniture import MOST_BYTES, named, read_furniture, write_furniture
+from train.world.furniture import CATALOGUE, MOST_BYTES, named, read_furniture, write_furniture
 from train.world.meshes import LONGEST_SIDE, MESHES, Mesh, block, join
 from train.world.render import render
 from train.world.scenes import HELD_OUT_SEED, read_scenes
@@ -51,13 +51,22 @@ def library(path: Path, **pieces: Mapping[str, str | bytes]) -> Path:
             for file, content in files.items():
                 if file != "doorOrWindow":
                     archive.writestr(f"{folder}/{file}", content)
-        archive.writestr("PluginFurnitureCatalog.properties", "\n".join(lines))
+        archive.writestr(CATALOGUE, "\n".join(lines))
     return path
 
 
 def crate(mtl: str = RED, **files: str | bytes) -> dict[str, str | bytes]:
     """A piece that is a cube."""
     return {"model.obj": obj(block(0.5, 0.4, 0.45)), "model.mtl": mtl, **files}
+
+
+def spoilt(path: Path) -> bytes:
+    """A library's bytes with the catalogue's own, which lie at the end of the files, changed."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo(CATALOGUE).header_offset + 30 + len(CATALOGUE)
+    content[at : at + 8] = b"\xff" * 8
+    return bytes(content)
 
 
 @pytest.fixture
@@ -164,6 +173,7 @@ def test_too_much_is_left_out(tmp_path: Path) -> None:
         (lambda path: library(path), "has no model that is fit for a table and has a colour"),
         (lambda path: library(path, broken={"model.obj": "f 1 2 3"}), "has no model that is fit"),
         (lambda path: zipfile.ZipFile(path, "w").close(), "a.sh3f is no furniture library"),
+        (lambda path: library(path, crate=crate()).write_bytes(spoilt(path)), "a.sh3f is no furniture library"),
     ],
 )
 def test_what_is_no_library_is_a_sentence(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:

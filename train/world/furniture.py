@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,7 +68,7 @@ def read_furniture(library: Path) -> tuple[Furniture, ...]:
             for name, file in _entries(catalogue):
                 if name not in found and (model := _model(archive, name, file)):
                     found[name] = model
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise GemvgError(f"{library} is no furniture library ({reason(error)}); give a .sh3f file") from None
     if not any(model.colour for model in found.values()):
         raise GemvgError(f"{library} has no model that is fit for a table and has a colour; give another .sh3f file")
