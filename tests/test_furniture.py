@@ -15,13 +15,13 @@ from PIL import Image
 
 from gemvg_edge.errors import GemvgError
 from train.world.dense_head import UNNAMED, DenseHead, SeenObject, dense_targets
-from train.world.furniture import CATALOGUE, MOST_BYTES, named, read_furniture, write_furniture
+from train.world.furniture import CATALOGUE, LIBRARY, MOST_BYTES, named, read_furniture, write_furniture
 from train.world.meshes import LONGEST_SIDE, MESHES, Mesh, block, join
 from train.world.render import render
-from train.world.scenes import HELD_OUT_SEED, read_scenes
+from train.world.samples import held_out_questions
+from train.world.scenes import FURNISHED_SEED, HELD_OUT_SEED, read_scenes, style_of
 from train.world.staging import World
 
-LIBRARY = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")
 RED = "newmtl paint\nKd 0.8 0.1 0.1\n"
 TEXTURED = "newmtl paint\nKd 1 1 1\nmap_Kd wood.png\n"
 
@@ -183,6 +183,12 @@ def test_what_is_no_library_is_a_sentence(tmp_path: Path, make: Callable[[Path],
     with pytest.raises(GemvgError, match=message):
         render(tmp_path / "out", 0, scenes=1, size=96, processes=1, furniture=tmp_path / "a.sh3f")
     assert not (tmp_path / "out").exists()
+
+
+def test_furnished_scenes_are_plain_and_asked_about_as_others(pieces: Path, tmp_path: Path) -> None:
+    assert style_of(FURNISHED_SEED) == style_of(HELD_OUT_SEED)
+    render(tmp_path / "a", FURNISHED_SEED, scenes=6, size=96, processes=1, furniture=pieces)
+    assert {pictures.count for pictures, _ in held_out_questions(read_scenes(tmp_path / "a"))} <= {1, 2}
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from gemvg_edge.command import whole_number
 from train.data.record import Record
+from train.world.furniture import LIBRARY
 from train.world.render import render
 from train.world.samples import as_record, held_out_questions
 from train.world.scenes import (
     CHECKERS_SEED,
+    FURNISHED_SEED,
     HELD_OUT_SEED,
     MORE_CAMERAS_SEED,
     NEW_LIGHT_SEED,
@@ -20,7 +22,7 @@ from train.world.scenes import (
     PHOTOGRAPHS_SEED,
     read_scenes,
 )
-from train.world.things import HELD_OUT_NAMES
+from train.world.things import HELD_OUT_NAMES, NAMES
 
 SPLITS = {
     "held-out": HELD_OUT_SEED,
@@ -30,6 +32,7 @@ SPLITS = {
     "checkers": CHECKERS_SEED,
     "photographs": PHOTOGRAPHS_SEED,
     "more-cameras": MORE_CAMERAS_SEED,
+    "furnished": FURNISHED_SEED,  # needs Debian's sweethome3d-furniture
 }
 HELD_OUT = Path("data/world")
 SIZE = 144
@@ -44,12 +47,14 @@ def held_out_named(folder: Path, limit: int, split: str) -> list[tuple[Record, l
     """The same, each with where a name stands that training never shows: in its "text", in a "target", or nowhere."""
     # A few scenes do not allow the question that would be asked of them, and relatives come in twos.
     scenes = -(-(limit + limit // 20 + 2) // 10) * 10
-    render(folder / split, SPLITS[split], scenes, SIZE, os.cpu_count() or 1)
+    library = LIBRARY if split == "furnished" else None
+    render(folder / split, SPLITS[split], scenes, SIZE, os.cpu_count() or 1, library)
     asked = held_out_questions(read_scenes(folder / split)[:scenes])
     named = []
     for pictures, question in asked[:limit]:
-        where = ["text"] if any(name in question.text for name in HELD_OUT_NAMES) else []
-        where += ["target"] if any(target.name in HELD_OUT_NAMES for target in question.targets) else []
+        unknown = {*HELD_OUT_NAMES, *(seen.name for seen in pictures.seen if seen.name not in NAMES)}
+        where = ["text"] if any(name in question.text for name in unknown) else []
+        where += ["target"] if any(target.name in unknown for target in question.targets) else []
         named.append((as_record(pictures, question, folder / split, "tabletop"), where))
     return named
 

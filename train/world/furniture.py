@@ -33,6 +33,7 @@ from gemvg_edge.files import reason
 from train.world.meshes import LONGEST_SIDE
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
+LIBRARY = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")  # of Debian's sweethome3d-furniture
 CATALOGUE = "PluginFurnitureCatalog.properties"
 MOST_BYTES = 8 << 20  # of one file in a library, unpacked
 MOST_PIXELS = 1 << 24  # of a picture in it
@@ -69,7 +70,8 @@ def read_furniture(library: Path) -> tuple[Furniture, ...]:
                 if name not in found and (model := _model(archive, name, file)):
                     found[name] = model
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise GemvgError(f"{library} is no furniture library ({reason(error)}); give a .sh3f file") from None
+        way = "install Debian's sweethome3d-furniture" if library == LIBRARY else "give a .sh3f file"
+        raise GemvgError(f"{library} is no furniture library ({reason(error)}); {way}") from None
     if not any(model.colour for model in found.values()):
         raise GemvgError(f"{library} has no model that is fit for a table and has a colour; give another .sh3f file")
     return tuple(found.values())

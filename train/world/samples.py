@@ -25,7 +25,7 @@ from train.world.dense_head import ELSEWHERE, LEFT, NOWHERE, STAYED, UNNAMED, Fa
 from train.world.exposure import expose
 from train.world.picture_sets import ROLES, PictureSet, Role, Seen, choose_pictures, mirror, relative
 from train.world.questions import Question, ask
-from train.world.scenes import MORE_CAMERAS_SEED, Corners, Scene, View
+from train.world.scenes import FURNISHED_SEED, MORE_CAMERAS_SEED, Corners, Scene, View
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 TRIES = 1000  # questions that are drawn in vain before the search ends
@@ -150,7 +150,7 @@ def draw_question(
 
 def roles_of(scene: Scene) -> dict[Kind, tuple[Role, ...]]:
     """The sets of pictures that a scene is asked about when it is not trained on, by kind of question."""
-    return CAMERAS_ROLES if scene.seed >= MORE_CAMERAS_SEED else KIND_ROLES
+    return CAMERAS_ROLES if MORE_CAMERAS_SEED <= scene.seed < FURNISHED_SEED else KIND_ROLES
 
 
 def ask_about(
