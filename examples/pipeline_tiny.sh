@@ -5,7 +5,7 @@
 # it is through:
 #
 #     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
-#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without stage0
+#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without tower and stage0
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +42,14 @@ sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-sh
 if [ -z "$START" ]; then
     START=$OUT/start
     stage start train.small_model "$START" --seed 1
-    stage stage0 train.sft --model "$START" --out "$OUT/stage0" --steps "$(part 6000)" --seed 20 "${sft[@]}"
+    # The tower first: alone it sees several times the pictures a second, and the decoder then finds names and colours to
+    # point at.
+    stage tower train.sft --model "$START" --out "$OUT/tower" --steps "$(part 5000)" --seed 19 "${sft[@]}" --tower-only \
+        --questions 1 --learning-rate 2.5e-3 --decay-share 0.25
+    # Then the words of a question and what they mean, in one picture: among all kinds of questions these are too few.
+    stage words train.sft --model "$OUT/tower" --out "$OUT/words" --steps "$(part 500)" --seed 21 "${sft[@]}" --one-picture \
+        --decay-share 0
+    stage stage0 train.sft --model "$OUT/words" --out "$OUT/stage0" --steps "$(part 6000)" --seed 20 "${sft[@]}"
     START=$OUT/stage0
 fi
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"

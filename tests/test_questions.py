@@ -233,6 +233,16 @@ def test_a_draw_is_fixed_by_its_number_and_its_answers_can_be_read(folder: Path,
     assert all(sum(shares.values()) == pytest.approx(1) for shares in KIND_SHARES.values())
 
 
+def test_what_random_weights_learn_first_is_asked_of_one_picture(folder: Path) -> None:
+    scenes = {scene.seed: scene for scene in read_scenes(folder)}
+    for draw in range(20):
+        rng = np.random.default_rng([9, draw])
+        sample = draw_sample(scenes, folder, 4, 0.0, LOCATIONS, rng, one_picture=True)
+        assert len(sample.images) == 1
+        assert not any("<|box_start|>" in turn.query or "image 2" in turn.query for turn in sample.turns)
+        assert not any(truth.marked for truth in sample.truths)
+
+
 def test_brief_reasoning_is_the_conclusion_alone(folder: Path, scenes: dict[int, Scene]) -> None:
     whole, brief = (draw_sample(scenes, folder, 30, 1.0, LOCATIONS, np.random.default_rng(6), s) for s in (0.0, 1.0))
     thought = 0

@@ -190,6 +190,7 @@ BAD: list[tuple[Callable[[SftSettings], SftSettings], str]] = [
     (lambda run: replace(run, lora_rank=4), "--dense-weight needs rendered scenes"),
     (lambda run: replace(run, dense_weight=0.0, tower_only=True), "--tower-only needs --dense-weight"),
     (lambda run: replace(run, freeze_vision=True, tower_only=True), "a tower that is not frozen and one process"),
+    (lambda run: replace(run, one_picture=True), "--one-picture needs rendered scenes as --data and no --cot-share"),
     (lambda run: replace(run, load_in_4bit=True), "--load-in-4bit needs --lora-rank"),
     (
         lambda run: replace(run, load_in_4bit=True, lora_rank=4, dense_weight=0.0),

@@ -67,6 +67,7 @@ class SftSettings:
     questions: int = 8  # questions about each set of pictures; rendered scenes only
     cot_share: float = 0.0  # share of the questions that ask for reasoning, 0 to 1; rendered scenes only
     brief_share: float = 0.0  # share of the reasoning that is the conclusion alone, 0 to 1; rendered scenes only
+    one_picture: bool = False  # ask of one picture alone, by names and colours; rendered scenes only
     conclusion_weight: float = 1.0  # how much the last sentence of reasoning counts in the loss, beside all else
     learning_rate: float = 8e-4  # the largest step of the optimiser
     schedule: Literal["wsd", "cosine"] = "wsd"  # of the learning rate; wsd: constant, then down at the end
@@ -140,6 +141,8 @@ def check(run: SftSettings) -> None:
     if run.conclusion_weight <= 0:
         raise GemvgError(f"--conclusion-weight must be more than 0, not {run.conclusion_weight}")
     check_memory(run)
+    if run.one_picture and (run.data.suffix == ".jsonl" or run.cot_share):
+        raise GemvgError("--one-picture needs rendered scenes as --data and no --cot-share")
     if run.dense_weight and (run.data.suffix == ".jsonl" or run.lora_rank):
         raise GemvgError("--dense-weight needs rendered scenes as --data and no --lora-rank")
     if run.tower_only and (not run.dense_weight or run.freeze_vision or int(os.environ.get("WORLD_SIZE", "1")) > 1):
@@ -177,7 +180,9 @@ def load_data(run: SftSettings, settings: CheckpointSettings) -> Dataset:
         def load(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
             dice = (np.random.default_rng([run.seed, draw]) for draw in rows["draw"])
             each = (run.questions, run.cot_share, settings.answer_format)
-            return {"sample": [draw_sample(scenes, run.data, *each, rng, run.brief_share) for rng in dice]}
+            return {
+                "sample": [draw_sample(scenes, run.data, *each, rng, run.brief_share, run.one_picture) for rng in dice]
+            }
 
     def with_images(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
         loaded = load(rows)

@@ -68,20 +68,23 @@ def draw_sample(
     answer_format: AnswerFormat,
     rng: np.random.Generator,
     brief_share: float = 0.0,
+    one_picture: bool = False,
 ) -> WorldSample:
     """One set of pictures with several questions, `cot_share` of which ask for reasoning; `brief_share` of that is the
-    conclusion alone.
+    conclusion alone. With `one_picture` there is one, asked about by names and colours.
     """
     seeds = list(scenes)
     scene = scenes[seeds[rng.integers(len(seeds))]]
     role = ROLES[rng.choice(len(ROLES), p=[ROLE_SHARES[role] for role in ROLES])]
     partner = relative(scene, scenes)
+    if one_picture:
+        role = "single"
     if (role == "relatives" and partner is None) or (role == "cameras" and not scene.has_more_cameras):
         role = "views"
     pictures = choose_pictures(scene, partner, role, rng)
     if rng.random() < 0.5:
         pictures = mirror(pictures)
-    shares = KIND_SHARES[role]
+    shares: dict[Kind, float] = {"referential": 1.0} if one_picture else KIND_SHARES[role]
     asked: list[Question] = []
     for tries in count():
         if len(asked) == questions:
