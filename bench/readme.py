@@ -166,6 +166,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "int4": ("compare_int4.json", compared),
     "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
     "worlds": ("worlds.json", lambda result: stages(result) + _machine(result)),
+    "furnished": ("furnished.json", lambda result: stages(result) + _machine(result)),
     "bare": ("bare.json", lambda result: stages(result) + _machine(result)),
     "stages": ("stages.json", lambda result: stages(result) + _machine(result)),
     "further": ("further.json", lambda result: further(result) + _machine(result)),
