@@ -165,6 +165,12 @@ def test_too_much_is_left_out(tmp_path: Path) -> None:
     assert models[0].colour == "red"
 
 
+def test_a_library_without_end_is_read_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.world.furniture.MOST_PIECES", 2)
+    models = read_furniture(library(tmp_path / "a.sh3f", crate=crate(), shelf=crate(), bench=crate()))
+    assert [model.name for model in models] == ["crate", "shelf"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

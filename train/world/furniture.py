@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 LIBRARY = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")  # of Debian's sweethome3d-furniture
 CATALOGUE = "PluginFurnitureCatalog.properties"
+MOST_PIECES = 500  # of a library; each may come to 1.2 MB
 MOST_BYTES = 8 << 20  # of one file in a library, unpacked
 MOST_PIXELS = 1 << 24  # of a picture in it
 MOST_TRIANGLES = 16_000  # of a model, large ones cut: a scene of five stays as quick to render as others
@@ -66,7 +68,7 @@ def read_furniture(library: Path) -> tuple[Furniture, ...]:
     try:
         with zipfile.ZipFile(library) as archive:
             catalogue = _read(archive, CATALOGUE).decode("latin-1")
-            for name, file in _entries(catalogue):
+            for name, file in islice(_entries(catalogue), MOST_PIECES):
                 if name not in found and (model := _model(archive, name, file)):
                     found[name] = model
     except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
