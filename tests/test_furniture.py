@@ -203,5 +203,7 @@ def test_debians_library(tmp_path: Path) -> None:
     models = read_furniture(LIBRARY)
     assert len(models) > 30
     assert len(named(models, held_out=False)) >= 5
+    told = len(models), len(named(models, held_out=False)), len(named(models, held_out=True))
+    assert told == (41, 6, 2), "what docs/training.md says of it"
     written = write_furniture(models[0], tmp_path, "model")
     assert Path(written).stat().st_size > 10_000

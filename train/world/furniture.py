@@ -17,7 +17,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw
 
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.files import reason
-from train.world.meshes import LONGEST_SIDE
+from train.world.meshes import LONGEST_SIDE, set_down
 from train.world.things import COLOURS, HELD_OUT_NAMES, NAMES
 
 LIBRARY = Path("/usr/share/sweethome3d/furniture/BlendSwap-CC-0.sh3f")  # of Debian's sweethome3d-furniture
@@ -47,8 +47,6 @@ MOSTLY = 0.6  # share of what shows of a model that has a colour which one may c
 NEAR = 0.2  # how far from a colour, in each of red, green and blue, still counts as it
 PALETTE = 64  # colours of a model
 CELL = 4  # pixels of a palette's colour, so that a renderer that blends neighbours does not blend two
-# Y up becomes z up, as for the borrowed meshes.
-UPRIGHT = np.asarray([[1, 0, 0], [0, 0, -1], [0, 1, 0]], float)
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def read_furniture(library: Path) -> tuple[Furniture, ...]:
     return tuple(found.values())
 
 
-def named(models: tuple[Furniture, ...], held_out: bool) -> dict[str, str]:
+def named(models: Iterable[Furniture], held_out: bool) -> dict[str, str]:
     """Name -> colour of the models that are asked for: those of training, or those that it never shows."""
     colours = {model.name: model.colour for model in models if model.colour}
     return {name: colours[name] for k, name in enumerate(sorted(colours)) if (k % 3 == 2) == held_out}
@@ -158,13 +156,12 @@ def _model(archive: zipfile.ZipFile, name: str, file: str) -> Furniture | None:
         parts = [_painted(mesh) for mesh in scene.geometry.values()]
     except Exception:  # a stranger's file, and a parser that answers with whatever it stumbles over
         return None
-    corners = np.concatenate([part[0] for part in parts]) @ UPRIGHT.T if parts else np.empty((0, 3, 3))
-    if not len(corners) or len(corners) > MOST_TRIANGLES or not np.isfinite(corners).all():
+    points = np.concatenate([part[0] for part in parts]).reshape(-1, 3) if parts else np.empty((0, 3))
+    if not 0 < len(points) <= 3 * MOST_TRIANGLES or not np.isfinite(points).all():
         return None
-    low, high = corners.min(axis=(0, 1)), corners.max(axis=(0, 1))
-    if not 0 < (longest := (high - low).max()) < np.inf:
+    if not 0 < np.ptp(points, axis=0).max() < np.inf:
         return None
-    corners = (corners - [*(low + high)[:2] / 2, low[2]]) * LONGEST_SIDE / longest
+    corners = set_down(points, up="y").reshape(-1, 3, 3)
     paint = np.concatenate([part[1] for part in parts])
     sides = [_seen(corners, paint, along) for along in ((0, 1, 2), (1, 0, 2), (2, 0, 1))]
     if min(len(side) for side in sides[:2]) + len(sides[2]) < LEAST_SEEN * SILHOUETTE**2:

@@ -113,17 +113,22 @@ def data_file(inside: str) -> Path:
     return Path(pybullet_data.getDataPath(), inside)
 
 
+def set_down(points: npt.NDArray[np.float64], up: str) -> npt.NDArray[np.float64]:
+    """Points (n, 3) of a mesh whose upward axis is `up`, y or z: upright, at our scale and standing on z = 0."""
+    if up == "y":
+        points = points[:, [0, 2, 1]] * (1, -1, 1)
+    low, high = points.min(axis=0), points.max(axis=0)
+    placed: npt.NDArray[np.float64] = (points - [*(low + high)[:2] / 2, low[2]]) * LONGEST_SIDE / (high - low).max()
+    return placed
+
+
 def borrow_mesh(name: str, folder: Path) -> str:
     """Write a borrowed mesh into the folder, upright, at our scale and standing on z = 0; the file's path."""
     inside, up = BORROWED[name]
     source = data_file(inside)
     lines = source.read_text(encoding="utf-8").splitlines()
     points = np.asarray([line.split()[1:4] for line in lines if line.startswith("v ")], float)
-    if up == "y":
-        points = points[:, [0, 2, 1]] * (1, -1, 1)
-    low, high = points.min(axis=0), points.max(axis=0)
-    points = (points - [*(low + high)[:2] / 2, low[2]]) * LONGEST_SIDE / (high - low).max()
-    rows = iter(f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in points)
+    rows = iter(f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in set_down(points, up))
     # Normals would have to be turned too; without them the renderer takes each face's own.
     kept = [line.split("#")[0] for line in lines if not line.startswith("vn ")]
     text = [next(rows) if line.startswith("v ") else _without_normals(line) for line in kept]

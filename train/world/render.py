@@ -61,14 +61,12 @@ def render(
 
     `furniture` is a library of further things (furniture.py).
     """
-    settings: dict[str, Any] = {"size": size, "version": 3}
-    if furniture:
-        read_furniture(furniture)  # its errors come before any process starts
-        settings["furniture"] = sha256(furniture)
-    _claim(folder, settings)
     starts = range(first_seed, first_seed + scenes, SHARD)
     shards = [(start, min(SHARD, first_seed + scenes - start)) for start in starts]
     missing = [(start, count) for start, count in shards if _rendered(_shard_file(folder, start)) < count]
+    if furniture and missing:
+        read_furniture(furniture)  # its errors come before any process starts
+    _claim(folder, {"size": size, "version": 3, **({"furniture": sha256(furniture)} if furniture else {})})
     if not missing:
         return
     work = partial(_render_shard, folder=folder, size=size, furniture=furniture)
@@ -134,7 +132,7 @@ def _render_shard(shard: tuple[int, int], folder: Path, size: int, furniture: Pa
 
 
 def _render_scene(world: World, seed: int, folder: Path, size: int) -> Scene:
-    plan = plan_scene(seed, named(tuple(world.furniture.values()), held_out=seed >= HELD_OUT_SEED))
+    plan = plan_scene(seed, named(world.furniture.values(), held_out=seed >= HELD_OUT_SEED))
     rng = np.random.default_rng([seed, 2])
     # What varied scenes have beside the plain ones is drawn apart, so that plain ones stay what they always were.
     extra = np.random.default_rng([seed, 5])

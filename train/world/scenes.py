@@ -26,7 +26,7 @@ NEW_LIGHT_SEED = 4_000_000  # the light alone
 CHECKERS_SEED = 5_000_000  # the table alone
 PHOTOGRAPHS_SEED = 6_000_000  # held-out scenes on photographs that training never shows
 MORE_CAMERAS_SEED = 7_000_000  # held-out scenes that four cameras took before the change
-FURNISHED_SEED = 8_000_000  # held-out scenes with furniture that training never shows (furniture.py)
+FURNISHED_SEED = 8_000_000  # held-out scenes with named furniture that training never shows (furniture.py)
 MORE_CAMERAS = (0, 1, 4, 5)  # the views before the change, where there are more than two
 MORE_CAMERAS_OF_FOUR = 1  # of every four scenes that are trained on, so many have them
 

@@ -1,7 +1,7 @@
 """The vision tower alone, trained on what its tokens show: which thing, of which colour, and where its box ends.
 
-From random weights a joint run teaches the tower ten pictures a second on two cores, as the decoder takes most of a
-step; alone it sees several times as many, and the decoder, which comes after, finds names and colours to point at.
+In a joint run the decoder takes most of a step; alone the tower sees several times the pictures in the same time, and
+the decoder, which comes after, finds names and colours to point at.
 """
 
 from __future__ import annotations
