@@ -26,7 +26,7 @@ from bench.tables.boxes import compared, kinds, mig_bench, models, new_names, sc
 from bench.tables.engines import engine_builds, engines
 from bench.tables.markdown import table
 from bench.tables.plan import plan, plan_7b
-from bench.tables.training import further, sampled, stages
+from bench.tables.training import further, sampled, stages, train_step
 from gemvg_edge.command import command
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "int4": ("compare_int4.json", compared),
     "score speed": ("score_speed.json", lambda result: score_speed(result) + _machine(result)),
     "worlds": ("worlds.json", lambda result: stages(result) + _machine(result)),
+    "train step": ("train_step.json", lambda result: train_step(result) + _machine(result)),
     "furnished": ("furnished.json", lambda result: stages(result) + _machine(result)),
     "bare": ("bare.json", lambda result: stages(result) + _machine(result)),
     "stages": ("stages.json", lambda result: stages(result) + _machine(result)),

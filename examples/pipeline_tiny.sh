@@ -38,7 +38,8 @@ mkdir -p "$OUT"
 "$PYTHON" -m train.world.render "$DATA/train" --scenes "$(part 12000)"
 
 # The decoder's dense head is dropped after each stage; while it is there it says where to look (train/world/dense_head.py).
-sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon)
+sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon \
+    --attention math)
 if [ -z "$START" ]; then
     START=$OUT/start
     stage start train.small_model "$START" --seed 1

@@ -126,6 +126,17 @@ def test_the_head_sees_the_answers_alone_and_the_loss_is_that_of_whole_rows(
         torch.testing.assert_close(tensor, rows[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_attention_by_plain_products_trains_the_same(run: SftSettings) -> None:
+    fused = replace(run, out=run.out.with_name("fused"), dense_weight=0.0, steps=1)
+    plain = replace(fused, out=run.out.with_name("plain"), attention="math")
+    for one in (fused, plain):
+        train(one)
+    after = weights(plain.out)
+    for name, tensor in weights(fused.out).items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+    assert json.loads((plain.out / "training.json").read_text())["attention"] == "math"
+
+
 def test_a_frozen_vision_tower_stays(run: SftSettings) -> None:
     frozen = replace(run, out=run.out.with_name("frozen"), dense_weight=0.0, freeze_vision=True, steps=2)
     train(frozen)

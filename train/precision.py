@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, get_args, get_type_hints
 
 import torch
+from torch.backends import cuda
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gemvg_edge.errors import GemvgError
 
@@ -35,6 +39,25 @@ def check_memory(run: Any) -> None:
             )
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise GemvgError("--load-in-4bit is for one GPU; several hold the weights under ZeRO-3 without it")
+
+
+@contextmanager
+def attending(attention: str) -> Iterator[None]:
+    """Within it torch's attention is what a run's setting says; only "math" differs from what torch chooses itself.
+
+    On a CPU torch's fused kernel never holds a row's scores. Rows of some hundred tokens have room for them, and plain
+    products in bfloat16, which torch computes in float32 unless it is told, are faster (docs/training.md).
+    """
+    if attention != "math":
+        yield
+        return
+    reduced = cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of every device, whatever its module is called
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
 
 
 def in_4bit() -> Any:

@@ -29,7 +29,7 @@ from train.checkpoint import CheckpointSettings, read_trainable
 from train.collate import collate
 from train.data.samples import grouped_order, read_short, record_sample
 from train.load import load_qwen2_vl
-from train.precision import check_memory, in_4bit
+from train.precision import attending, check_memory, in_4bit
 from train.processor import load_processor
 from train.rewrite import DTYPES
 from train.stage import (
@@ -80,7 +80,7 @@ class SftSettings:
     lora_rank: int = 0  # rank of the adapters that are trained; 0 trains the weights themselves
     dtype: Literal["float32", "bfloat16"] = "float32"  # what weights are held in; bfloat16 halves their memory
     load_in_4bit: bool = False  # hold the weights in 4 bits (QLoRA); needs --lora-rank, a GPU and bitsandbytes
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"  # whose attention; flash_attention_2 is a package
+    attention: Literal["sdpa", "math", "eager", "flash_attention_2"] = "sdpa"  # whose; math: sdpa, not fused
     max_pixels: int | None = None  # of a picture, after resizing; as the result will have it (default: the model's)
     max_length: int | None = None  # leave out records of more tokens than this (default: none)
     freeze_vision: bool = False  # leave the vision tower as it is
@@ -101,7 +101,7 @@ def train(run: SftSettings, trainer_class: type[GroundingTrainer] = GroundingTra
     settings = read_trainable(run.model)
     settings = replace(settings, preprocessing=settings.preprocessing.within(run.max_pixels))
     dataset = load_data(run, settings)
-    with working(run) as work:
+    with working(run) as work, attending(run.attention):
         processor = load_processor(run.model)
         config = trainer_config(run)  # before the model: under DeepSpeed's ZeRO-3 it decides how weights are loaded
         model = load_model(run)
@@ -153,7 +153,8 @@ def load_model(run: SftSettings) -> Any:
     """The checkpoint in the run's format; of float32, autocast computes in bfloat16."""
     torch.manual_seed(run.seed)  # a new dense head, which comes next, is random
     quantized = {"quantization_config": in_4bit(), "device_map": {"": 0}} if run.load_in_4bit else {}
-    model = load_qwen2_vl(run.model, DTYPES[run.dtype], attn_implementation=run.attention, **quantized)
+    attention = "sdpa" if run.attention == "math" else run.attention
+    model = load_qwen2_vl(run.model, DTYPES[run.dtype], attn_implementation=attention, **quantized)
     if run.freeze_vision:
         model.model.visual.requires_grad_(False)
     if run.tower_only:

@@ -55,6 +55,21 @@ def sampled(result: Result) -> str:
     return table(head, rows) + "\n\n" + asked
 
 
+def train_step(result: Result) -> str:
+    """Time of a training step by kind of attention and by allocator."""
+    rows = [
+        [
+            f"`--attention {row['attention']}`" + (f", `{row['allocator']}`" if row["allocator"] else ""),
+            f"{row['seconds']:.2f}",
+            f"{row['over_first']:.2f} [{row['lowest']:.2f}, {row['highest']:.2f}]",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["run", "seconds a step", f"times the first [least, most of {result['rounds']} rounds]"]
+    each = f"Runs of {result['steps']} steps of {result['batch']} sets of pictures, eight questions each. "
+    return table(head, rows) + "\n\n" + each
+
+
 def further(result: Result) -> str:
     """GRPO and as much further SFT over their start and over each other, and reasoned answers over direct ones."""
     rows = []
