@@ -1,4 +1,4 @@
-"""Seconds a step of supervised fine-tuning takes with torch's fused attention, with plain products, and another malloc.
+"""Seconds a step of supervised fine-tuning takes by how attention is computed, how threads wait, and by malloc.
 
     python -m bench.train_step [--data data/world/train] [--allocator libtcmalloc_minimal.so.4] [--save FILE]
 
@@ -26,15 +26,16 @@ from gemvg_edge.files import is_file
 
 MODEL = Path("checkpoints/tabletop")
 BATCH = 4
+TUNING = ("LD_PRELOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")  # what the arms must not inherit
 
 
-def step_seconds(out: Path, data: Path, steps: int, seed: int, attention: str, allocator: Path | None) -> float:
-    """Seconds a step of one run; GemvgError if the run fails."""
+def step_seconds(out: Path, data: Path, steps: int, seed: int, attention: str, settings: dict[str, str]) -> float:
+    """Seconds a step of one run under those environment variables; GemvgError if the run fails."""
     flags: dict[str, Any] = {"model": MODEL, "data": data, "out": out, "steps": steps, "batch": BATCH, "seed": seed}
     flags |= {"dense-weight": 0.3, "warmup-steps": 1, "learning-rate": 1e-5, "attention": attention}
     run = [sys.executable, "-m", "train.sft", "--muon", *(f"--{name}={value}" for name, value in flags.items())]
-    settings = {**os.environ, "OMP_WAIT_POLICY": "passive"} | ({"LD_PRELOAD": str(allocator)} if allocator else {})
-    ended = subprocess.run(run, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    plain = {name: value for name, value in os.environ.items() if name not in TUNING} | settings
+    ended = subprocess.run(run, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
         raise GemvgError(f"train.sft failed: {ended.stderr.strip().splitlines()[-1:]}")
     log = json.loads((out / "training.json").read_text(encoding="utf-8"))["log"]
@@ -45,7 +46,7 @@ def step_seconds(out: Path, data: Path, steps: int, seed: int, attention: str, a
 def main() -> None:
     """Command line; see the module's first lines."""
     parser = argparse.ArgumentParser(
-        "python -m bench.train_step", description="Time of a training step by attention and allocator."
+        "python -m bench.train_step", description="Time of a training step by attention, waiting threads and allocator."
     )
     folder = "a folder of rendered scenes (default: %(default)s)"
     parser.add_argument("--data", type=Path, metavar="FOLDER", default=Path("data/world/train"), help=folder)
@@ -63,26 +64,21 @@ def main() -> None:
     for name in ("steps", "rounds"):
         if getattr(args, name) < 1:
             raise GemvgError(f"--{name} {getattr(args, name)}: give 1 or more")
-    arms: list[tuple[str, Path | None]] = [("sdpa", None), ("math", None)]
-    arms += [("math", args.allocator)] if args.allocator else []
+    arms: list[tuple[str, dict[str, str]]] = [("sdpa", {}), ("sdpa", {"OMP_WAIT_POLICY": "passive"}), ("math", {})]
+    arms += [("math", {"LD_PRELOAD": str(args.allocator)})] if args.allocator else []
     times: list[list[float]] = [[] for _ in arms]
     with tempfile.TemporaryDirectory() as folder_name:
         for number in range(args.rounds):
             for k, arm in enumerate(arms):
                 out = Path(folder_name) / f"{number}-{k}"
                 times[k].append(step_seconds(out, args.data, args.steps, number, *arm))
-                print(f"round {number + 1} of {args.rounds}, {arm[0]}: {times[k][-1]:.3f} s a step", file=sys.stderr)
-    rows = [
-        {
-            "attention": attention,
-            "allocator": allocator.name if allocator else "",
-            "seconds": median(column),
-            "over_first": median(a / b for a, b in zip(column, times[0], strict=True)),
-            "lowest": min(a / b for a, b in zip(column, times[0], strict=True)),
-            "highest": max(a / b for a, b in zip(column, times[0], strict=True)),
-        }
-        for (attention, allocator), column in zip(arms, times, strict=True)
-    ]
+                print(f"round {number + 1} of {args.rounds}, {arm}: {times[k][-1]:.3f} s a step", file=sys.stderr)
+    rows = []
+    for (attention, settings), column in zip(arms, times, strict=True):
+        ratios = [seconds / first for seconds, first in zip(column, times[0], strict=True)]
+        said = " ".join(f"{name}={Path(value).name}" for name, value in settings.items())
+        row = {"attention": attention, "settings": said, "seconds": median(column), "over_first": median(ratios)}
+        rows.append({**row, "lowest": min(ratios), "highest": max(ratios)})
     save_result({"batch": BATCH, "steps": args.steps, "rounds": args.rounds, "rows": rows}, args.save)
 
 

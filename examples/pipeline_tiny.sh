@@ -18,7 +18,6 @@ SEEDS=${SEEDS:-1 2 3}                  # of GRPO and of the SFT that it is set a
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
 . examples/need_workshop.sh
-export OMP_WAIT_POLICY=passive         # threads that wait by spinning take the time of those that work
 
 part() { echo $(($1 / SCALE > 2 ? $1 / SCALE : 2)); }
 

@@ -56,10 +56,10 @@ def sampled(result: Result) -> str:
 
 
 def train_step(result: Result) -> str:
-    """Time of a training step by kind of attention and by allocator."""
+    """Time of a training step by kind of attention and what is set around it."""
     rows = [
         [
-            f"`--attention {row['attention']}`" + (f", `{row['allocator']}`" if row["allocator"] else ""),
+            f"`--attention {row['attention']}`" + (f", `{row['settings']}`" if row["settings"] else ""),
             f"{row['seconds']:.2f}",
             f"{row['over_first']:.2f} [{row['lowest']:.2f}, {row['highest']:.2f}]",
         ]
