@@ -5,7 +5,7 @@
 # it is through:
 #
 #     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
-#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without tower and stage0
+#     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without tower and words
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,10 +49,13 @@ if [ -z "$START" ]; then
     # Then the words of a question and what they mean, in one picture: among all kinds of questions these are too few.
     stage words train.sft --model "$OUT/tower" --out "$OUT/words" --steps "$(part 500)" --seed 21 "${sft[@]}" --one-picture \
         --decay-share 0
-    stage stage0 train.sft --model "$OUT/words" --out "$OUT/stage0" --steps "$(part 6000)" --seed 20 "${sft[@]}"
-    START=$OUT/stage0
+    # The rate falls over two thirds of the steps: at a constant one the losses all but stood still after some 4,000.
+    START=$OUT/words
+    first=(--steps "$(part 14000)" --batch "${SFT_BATCH:-4}" --decay-share 0.67)
+else
+    first=(--steps "$(part 1500)")
 fi
-stage stage1 train.sft --model "$START" --out "$OUT/stage1" --steps "$(part 1500)" --seed 21 "${sft[@]}"
+stage stage1 train.sft --model "$START" --out "$OUT/stage1" --seed 20 "${sft[@]}" "${first[@]}"
 # Half of the reasoning's loss is a long listing; its conclusion decides, so it counts three times. A third of the
 # reasoning is the conclusion alone.
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
