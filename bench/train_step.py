@@ -37,7 +37,7 @@ def step_seconds(out: Path, data: Path, steps: int, seed: int, attention: str, s
     plain = {name: value for name, value in os.environ.items() if name not in TUNING} | settings
     ended = subprocess.run(run, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        raise GemvgError(f"train.sft failed: {ended.stderr.strip().splitlines()[-1:]}")
+        raise GemvgError(f"train.sft failed: {ended.stderr.strip().rpartition(chr(10))[2]}")
     log = json.loads((out / "training.json").read_text(encoding="utf-8"))["log"]
     return float(log[-1]["train_runtime"]) / steps
 
