@@ -37,7 +37,8 @@ def step_seconds(out: Path, data: Path, steps: int, seed: int, attention: str, s
     plain = {name: value for name, value in os.environ.items() if name not in TUNING} | settings
     ended = subprocess.run(run, env=plain, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        raise GemvgError(f"train.sft failed: {ended.stderr.strip().rpartition(chr(10))[2]}")
+        said = ended.stderr.strip().splitlines()
+        raise GemvgError(f"train.sft failed: {said[-1] if said else ended.returncode}")
     log = json.loads((out / "training.json").read_text(encoding="utf-8"))["log"]
     return float(log[-1]["train_runtime"]) / steps
 
@@ -59,11 +60,10 @@ def main() -> None:
     saved = "keep the JSON here too, such as bench/results/train_step.json (default: print it alone)"
     parser.add_argument("--save", type=result_file, metavar="FILE", help=saved)
     args = parser.parse_args()
+    if min(args.steps, args.rounds) < 1:
+        parser.error("--steps and --rounds must be at least 1")
     if args.allocator and not is_file(args.allocator):
         raise GemvgError(f"--allocator {args.allocator}: there is no such file; Debian's libtcmalloc-minimal4 has one")
-    for name in ("steps", "rounds"):
-        if getattr(args, name) < 1:
-            raise GemvgError(f"--{name} {getattr(args, name)}: give 1 or more")
     arms: list[tuple[str, dict[str, str]]] = [("sdpa", {}), ("sdpa", {"OMP_WAIT_POLICY": "passive"}), ("math", {})]
     arms += [("math", {"LD_PRELOAD": str(args.allocator)})] if args.allocator else []
     times: list[list[float]] = [[] for _ in arms]

@@ -49,7 +49,7 @@ if [ -z "$START" ]; then
     # Then the words of a question and what they mean, in one picture: among all kinds of questions these are too few.
     stage words train.sft --model "$OUT/tower" --out "$OUT/words" --steps "$(part 500)" --seed 21 "${sft[@]}" --one-picture \
         --decay-share 0
-    # The rate falls over two thirds of the steps: at a constant one the losses all but stood still after some 4,000.
+    # The rate falls over two thirds of the steps: at a constant one the losses come to stand still long before the end.
     START=$OUT/words
     first=(--steps "$(part 14000)" --batch "${SFT_BATCH:-4}" --decay-share 0.67)
 else
