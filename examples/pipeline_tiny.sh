@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every stage of training at the small scale, on a plain CPU, from random weights to a bundle: simulated scenes, SFT, CoT
-# SFT, GRPO beside as much SFT, students, location tokens against digits, and the tables of them all. Many hours on two
-# cores; not yet run to its end at full length. A finished stage is kept and a killed one goes on, so run it again until
-# it is through:
+# SFT and GPTQ; then GRPO beside as much SFT, students, location tokens against digits, and the tables of them all. Hours
+# on two cores. A finished stage is kept and a killed one goes on, so run it again until it is through:
 #
 #     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
+#     UNTIL=bundle examples/pipeline_tiny.sh    # ends with runs/tiny/bundles/int4, what ships
 #     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without tower and words
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
@@ -15,6 +15,7 @@ SCALE=${SCALE:-1}                      # divides the numbers of steps, scenes an
 DATA=${DATA:-data/world}               # where scenes are rendered to
 START=${START:-}                       # a checkpoint to go on from; without one, random weights
 SEEDS=${SEEDS:-1 2 3}                  # of GRPO and of the SFT that it is set against
+UNTIL=${UNTIL:-}                       # `bundle` ends it with the quantised bundle
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
 . examples/need_workshop.sh
@@ -34,7 +35,7 @@ stage() {
 }
 
 mkdir -p "$OUT"
-"$PYTHON" -m train.world.render "$DATA/train" --scenes "$(part 12000)"
+"$PYTHON" -m train.world.render "$DATA/train" --scenes "$(part 6000)"
 
 # The decoder's dense head is dropped after each stage; while it is there it says where to look (train/world/dense_head.py).
 sft=(--data "$DATA/train" --batch "${SFT_BATCH:-8}" --warmup-steps 30 --decay-share 0.5 --dense-weight 0.3 --muon \
@@ -58,8 +59,14 @@ fi
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --seed 20 "${sft[@]}" "${first[@]}"
 # Half of the reasoning's loss is a long listing; its conclusion decides, so it counts three times. A third of the
 # reasoning is the conclusion alone.
-stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 1400)" --seed 22 --cot-share 0.35 \
-    --brief-share 0.3 --conclusion-weight 3 "${sft[@]}"
+stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 5500)" --seed 22 --cot-share 0.3 \
+    --brief-share 0.3 --conclusion-weight 3 "${sft[@]}" --batch "${SFT_BATCH:-4}" --decay-share 0.99
+
+# What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
+stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
+    --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
+"$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite
+[ "$UNTIL" != bundle ] || exit 0
 
 # A student of half the parameters. It keeps the vision tower and most of the decoder's layers and gives up channels of
 # its MLPs: those are learned again within minutes, where half the layers lose how pictures are compared.
@@ -109,11 +116,6 @@ if [ "$(wc -w <<< "$SEEDS")" -gt 1 ]; then
         means+=("$arm-mean")
     done
 fi
-
-# What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
-stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
-    --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
-"$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite
 
 "$PYTHON" -m bench.stages "$OUT" stage1:direct:held-out stage2 student:direct bare:direct:held-out \
     student-digits:direct:held-out \

@@ -92,8 +92,10 @@ def test_a_checkpoint_is_told_what_it_was_trained_on(tmp_path: Path, capsys: pyt
     from tests.checkpoints import write_checkpoint
     from train.checkpoint import read_settings
     from train.familiar import main as tell
+    from train.rewrite import RECORD
 
     write_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / RECORD).write_text('{"steps": 1}')
     command = [
         "",
         str(tmp_path / "checkpoint"),
@@ -107,6 +109,7 @@ def test_a_checkpoint_is_told_what_it_was_trained_on(tmp_path: Path, capsys: pyt
         patch.setattr("sys.argv", [*command, "--against", str(PHOTOGRAPHS[0].parent), str(IMAGES[0].parent)])
         tell()
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (tmp_path / "told" / RECORD).read_text() == '{"steps": 1}', "how it was trained is still true of it"
     known = read_settings(tmp_path / "told").familiar
     assert known.pictures == said["pictures"] == 3
     assert list(known.brightness) == said["brightness"]

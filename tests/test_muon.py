@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.muon import MuonAndAdamW, orthogonal, parameter_groups
+from train.muon import MuonAndAdamW, orthogonal, parameter_groups, stacks
 
 
 class Net(nn.Module):
@@ -26,12 +26,6 @@ class Net(nn.Module):
         x = self.norm(self.table(ids))
         loss: torch.Tensor = self.down(self.up(x).relu() * self.across(x)).square().sum(dim=1).mean()
         return loss
-
-
-@pytest.fixture(autouse=True)
-def fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's own Muon, which this machine might not get."""
-    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: True)
 
 
 def both(net: Net) -> MuonAndAdamW:
@@ -53,7 +47,11 @@ def run(make: Callable[[Net], list[torch.optim.Optimizer]], steps: int = 5) -> d
     return {name: p.detach() for name, p in net.named_parameters()}
 
 
-def test_both_halves_are_torch_s() -> None:
+@pytest.mark.parametrize(("fast", "rounding"), [(True, 2e-3), (False, 1e-3)])
+@pytest.mark.parametrize("stacked", [1, 1 << 24])
+def test_both_halves_are_torch_s_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, rounding: float, stacked: int
+) -> None:
     def torch_s(net: Net) -> list[torch.optim.Optimizer]:
         matrices, others = (group["params"] for group in parameter_groups(net))
         assert [p.shape for p in matrices] == [(24, 16), (24, 16), (16, 24)]
@@ -62,17 +60,24 @@ def test_both_halves_are_torch_s() -> None:
             torch.optim.AdamW(others, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98)),
         ]
 
-    ours = run(lambda net: [both(net)])
-    assert all(torch.equal(ours[name], theirs) for name, theirs in run(torch_s).items())
-
-
-def test_in_float32_muon_is_torch_s_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = run(lambda net: [both(net)])
-    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: False)
-    ours = run(lambda net: [both(net)])
+    monkeypatch.setattr("train.muon.bfloat16_pays", lambda: fast)
+    monkeypatch.setattr("train.muon.STACKED", stacked)
+    ours, theirs = run(lambda net: [both(net)]), run(torch_s)
     for name in theirs:  # 5 steps of up to 0.01, whose singular values bfloat16 moves by a hundredth
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=0)
-    assert not torch.equal(ours["up.weight"], theirs["up.weight"]), "torch's own was taken"
+        torch.testing.assert_close(ours[name], theirs[name], atol=rounding, rtol=0)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("table.weight", "up.bias", "norm.weight"))  # AdamW's
+
+
+def test_matrices_of_one_shape_go_together_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.muon.STACKED", 2 * 24 * 16)
+    shapes = [(24, 16), (16, 24), (24, 16), (24, 16), (64, 64)]
+    found = stacks([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+    assert sorted([tuple(p.shape) for p in stack] for stack in found) == [
+        [(16, 24)],
+        [(24, 16)],
+        [(24, 16), (24, 16)],
+        [(64, 64)],
+    ]
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
@@ -80,7 +85,7 @@ def test_what_is_made_orthogonal_has_singular_values_about_one(shape: tuple[int,
     torch.manual_seed(0)
     group = {"ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5}
     matrix = torch.randn(shape)
-    found = orthogonal(matrix, group)
+    found = orthogonal(torch.stack([matrix.flip(0), matrix]), group)[1]
     left, values, right = torch.linalg.svd(found, full_matrices=False)
     assert values.min() > 0.5
     assert values.max() < 1.5

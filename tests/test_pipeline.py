@@ -25,6 +25,22 @@ def _run(settings: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
+def test_random_weights_become_a_bundle(tmp_path: Path) -> None:
+    """The tower, the words, and on to the bundle; with so few steps its answers mean nothing."""
+    settings = {
+        "SCALE": "2000", "SFT_BATCH": "2", "UNTIL": "bundle", "START": "",
+        "OUT": str(tmp_path / "runs"), "DATA": str(tmp_path / "world"),
+    }  # fmt: skip
+    with forking_python(tmp_path / "bin") as python:
+        said = _run(settings | {"PYTHON": str(python)})
+    assert [line for line in said.splitlines() if line.startswith("==")] == [
+        f"== {stage}" for stage in ("start", "tower", "words", "stage1", "stage2", "int4")
+    ]
+    assert json.loads((tmp_path / "runs" / "bundles" / "int4" / "manifest.json").read_text())["weights"]["decoder"]
+    assert not (tmp_path / "runs" / "cut").exists()
+
+
+@pytest.mark.slow
 def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     """A dozen stages, each a process of its own: a minute or two."""
     settings = {
