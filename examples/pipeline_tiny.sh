@@ -59,7 +59,7 @@ fi
 stage stage1 train.sft --model "$START" --out "$OUT/stage1" --seed 20 "${sft[@]}" "${first[@]}"
 # Half of the reasoning's loss is a long listing; its conclusion decides, so it counts three times. A third of the
 # reasoning is the conclusion alone.
-stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 5500)" --seed 22 --cot-share 0.3 \
+stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 7000)" --seed 22 --cot-share 0.3 \
     --brief-share 0.3 --conclusion-weight 3 "${sft[@]}" --batch "${SFT_BATCH:-4}" --decay-share 0.99
 
 # What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.

@@ -37,9 +37,9 @@ class StackedMuon(torch.optim.Muon):
             for matrices in stacks([p for p in group["params"] if p.grad is not None]):
                 for p in matrices:
                     if not self.state[p]:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 buffers = [self.state[p]["momentum_buffer"] for p in matrices]
-                gradients = [p.grad for p in matrices]
+                gradients = [p.grad for p in matrices if p.grad is not None]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 stack = torch.stack(torch._foreach_lerp(gradients, buffers, momentum)).to(dtype)
                 updates = orthogonal(stack, group).to(matrices[0].dtype).unbind()
@@ -49,9 +49,9 @@ class StackedMuon(torch.optim.Muon):
         return loss
 
 
-def stacks(matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+def stacks(matrices: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
     """Matrices of one shape side by side, as many as STACKED elements hold; a larger one is alone."""
-    found: list[list[nn.Parameter]] = []
+    found: list[list[torch.Tensor]] = []
     for _, alike in groupby(sorted(matrices, key=lambda p: p.shape), key=lambda p: p.shape):
         same = list(alike)
         count = max(1, STACKED // same[0].numel())
