@@ -23,7 +23,7 @@ STACKED = 1 << 24  # elements of matrices that are made orthogonal together: pas
 class StackedMuon(torch.optim.Muon):
     """torch's Muon with matrices of one shape made orthogonal together, and in float32 where bfloat16 does not pay.
 
-    torch goes matrix by matrix, and the shipped model has 88 small ones, which takes twice as long on two cores. And it
+    torch goes matrix by matrix, and the shipped model has 88 small ones, which leaves two cores little to share. And it
     computes in bfloat16 on every machine, which a CPU without AVX-512 turns into plain loops.
     """
 
