@@ -4,7 +4,7 @@
 # on two cores. A finished stage is kept and a killed one goes on, so run it again until it is through:
 #
 #     examples/pipeline_tiny.sh                 # writes runs/tiny/* and bench/results/{stages,further}.json
-#     UNTIL=bundle examples/pipeline_tiny.sh    # ends with runs/tiny/bundles/int4, what ships
+#     UNTIL=bundle examples/pipeline_tiny.sh    # ends with runs/tiny/bundles/int4, a bundle as the one that ships
 #     START=checkpoints/tabletop examples/pipeline_tiny.sh     # goes on from the shipped model, without tower and words
 #     SCALE=100 OUT=runs/try SAVE=runs/try/stages.json examples/pipeline_tiny.sh     # a hundredth of the steps, to see it work
 set -euo pipefail
@@ -18,6 +18,7 @@ SEEDS=${SEEDS:-1 2 3}                  # of GRPO and of the SFT that it is set a
 UNTIL=${UNTIL:-}                       # `bundle` ends it with the quantised bundle
 SAVE=${SAVE:-bench/results/stages.json}
 PYTHON=${PYTHON:-.venv/bin/python}
+[ -z "$UNTIL" ] || [ "$UNTIL" = bundle ] || { echo "$0: UNTIL is bundle or nothing, not $UNTIL" >&2; exit 2; }
 . examples/need_workshop.sh
 
 part() { echo $(($1 / SCALE > 2 ? $1 / SCALE : 2)); }
@@ -62,7 +63,7 @@ stage stage1 train.sft --model "$START" --out "$OUT/stage1" --seed 20 "${sft[@]}
 stage stage2 train.sft --model "$OUT/stage1" --out "$OUT/stage2" --steps "$(part 7000)" --seed 22 --cot-share 0.3 \
     --brief-share 0.3 --conclusion-weight 3 "${sft[@]}" --batch "${SFT_BATCH:-4}" --decay-share 0.99
 
-# What ships: stage 2, its decoder in int4 by GPTQ, the rest in int8.
+# As what ships (examples/ship_tiny.sh): stage 2, its decoder in int4 by GPTQ, the rest in int8.
 stage int4 quantize.gptq --model "$OUT/stage2" --out "$OUT/int4" --group-size 32 --vision-bits 8 --head-bits 8 \
     --embedding-bits 8 --scenes "$DATA/calibration" --samples "$(part 128)"
 "$PYTHON" -m export.to_onnx "$OUT/int4" "$OUT/bundles/int4" --overwrite

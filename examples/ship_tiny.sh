@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From the small pipeline's last stage to what this repository ships: checkpoints/tabletop, gemvg_edge/models/tabletop with
-# what its scores mean, and every table about them (bench/results, docs). Half an hour of two cores after
+# what its scores mean, and every table about them (bench/results, docs). It comes after
 # `UNTIL=bundle examples/pipeline_tiny.sh`, in a clone that has its history; look at `git diff` afterwards.
 #
 #     examples/ship_tiny.sh                        # takes runs/tiny/stage2
@@ -30,9 +30,7 @@ run quantize.gptq --model checkpoints/tabletop --out "$OUT/tabletop.gptq" --grou
     --embedding-bits 8 --scenes "$DATA/calibration" --overwrite
 run export.to_onnx "$OUT/tabletop.gptq" "$OUT/tabletop.int4" --overwrite
 run export.to_onnx checkpoints/tabletop "$OUT/tabletop.float32" --overwrite
-for file in manifest.json tokenizer.json embedding.npy decoder.onnx decoder.data vision.onnx vision.data; do
-    cp "$OUT/tabletop.int4/$file" "$BUNDLE/$file"
-done
+cp "$OUT"/tabletop.int4/* $BUNDLE/
 run bench.calibration --limit 2000 --data "$DATA" --write --save $RESULTS/calibration.json
 
 ask=(bench.accuracy --data "$DATA" --overwrite)

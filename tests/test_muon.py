@@ -47,11 +47,9 @@ def run(make: Callable[[Net], list[torch.optim.Optimizer]], steps: int = 5) -> d
     return {name: p.detach() for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize(("fast", "rounding"), [(True, 2e-3), (False, 1e-3)])
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("stacked", [1, 1 << 24])
-def test_both_halves_are_torch_s_but_for_rounding(
-    monkeypatch: pytest.MonkeyPatch, fast: bool, rounding: float, stacked: int
-) -> None:
+def test_both_halves_are_torch_s_but_for_rounding(monkeypatch: pytest.MonkeyPatch, fast: bool, stacked: int) -> None:
     def torch_s(net: Net) -> list[torch.optim.Optimizer]:
         matrices, others = (group["params"] for group in parameter_groups(net))
         assert [p.shape for p in matrices] == [(24, 16), (24, 16), (16, 24)]
@@ -64,8 +62,11 @@ def test_both_halves_are_torch_s_but_for_rounding(
     monkeypatch.setattr("train.muon.STACKED", stacked)
     ours, theirs = run(lambda net: [both(net)]), run(torch_s)
     for name in theirs:  # 5 steps of up to 0.01, whose singular values bfloat16 moves by a hundredth
-        torch.testing.assert_close(ours[name], theirs[name], atol=rounding, rtol=0)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ("table.weight", "up.bias", "norm.weight"))  # AdamW's
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-3, rtol=0)
+    # A matrix alone is torch's to the bit, as AdamW's half always is.
+    exact = theirs if fast and stacked == 1 else ("table.weight", "up.bias", "norm.weight")
+    assert all(torch.equal(ours[name], theirs[name]) for name in exact)
+    assert fast or not torch.equal(ours["up.weight"], theirs["up.weight"]), "torch's own was taken"
 
 
 def test_matrices_of_one_shape_go_together_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

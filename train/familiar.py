@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from tqdm import tqdm
 from gemvg_edge.command import OVERWRITE, command, whole_number
 from gemvg_edge.errors import GemvgError
 from gemvg_edge.familiar import STATISTICS, Familiar, statistics, unfamiliar
-from gemvg_edge.files import is_file, is_folder
+from gemvg_edge.files import is_folder
 from gemvg_edge.images import load_image
 from train.checkpoint import CONFIG, read_json, read_settings
 from train.hub import checkpoint_folder
-from train.rewrite import RECORD, rewrite_weights, write_json, writing
+from train.rewrite import keep_record, rewrite_weights, write_json, writing
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 MARGIN = 0.25  # of a range, added on both sides: pictures of the kind that were not among those measured
@@ -97,8 +96,7 @@ def main() -> None:
     with writing(checkpoint, args.out, overwrite=args.overwrite) as folder:
         write_json(folder / CONFIG, config)
         rewrite_weights(checkpoint, folder, lambda name, tensor: (name, tensor))
-        if is_file(checkpoint / RECORD):
-            shutil.copyfile(checkpoint / RECORD, folder / RECORD)
+        keep_record(checkpoint, folder)
     print(json.dumps({"out": str(args.out), **known.to_config(), "outside": shares}))
 
 

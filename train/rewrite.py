@@ -82,6 +82,12 @@ def writing(checkpoint: Path, out: Path, others: Sequence[Path] = (), *, overwri
             raise GemvgError(f"{out} cannot be written ({error}); make room there or give another place") from None
 
 
+def keep_record(checkpoint: Path, folder: Path) -> None:
+    """How a checkpoint was trained is still true of one that says the same in another form."""
+    if is_file(checkpoint / RECORD):
+        shutil.copyfile(checkpoint / RECORD, folder / RECORD)
+
+
 def _keep_profile(checkpoint: Path, folder: Path) -> None:
     """Whose words a stranger's checkpoint knows goes with what is made of it, which may have another name."""
     config = read_json(folder / CONFIG)
@@ -182,8 +188,7 @@ def cast(checkpoint: Path, out: Path, dtype: str, *, overwrite: bool = False) ->
         rewrite_weights(checkpoint, folder, change)
         if is_file(head := folder / DENSE_HEAD):
             save_file({name: tensor.to(DTYPES[dtype]) for name, tensor in load_file(head).items()}, head)
-        if is_file(checkpoint / RECORD):
-            shutil.copyfile(checkpoint / RECORD, folder / RECORD)
+        keep_record(checkpoint, folder)
 
 
 @command("train.rewrite")
