@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,15 @@ def tokens_a_box(folder: Path, records: Sequence[Record]) -> float:
 
 
 def gains(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """F1 of a stage less that of the one it is compared with, in each mode that both were scored in."""
-    by_key = {(row["stage"], row["mode"]): np.asarray(row["counts"]) for row in rows if row["split"] == "held-out"}
+    """F1 of a stage less that of the one it is compared with, in each mode and split that both were scored in."""
+    by_key = {(row["stage"], row["mode"], row["split"]): np.asarray(row["counts"]) for row in rows}
     told = []
     for better, start in GAINS:
-        for mode in ("direct", "cot"):
-            if (better, mode) in by_key and (start, mode) in by_key:
-                gain, interval = f1_gain(by_key[start, mode], by_key[better, mode])
-                told.append({"stage": better, "start": start, "mode": mode, "gain": gain, "interval": interval})
+        for mode, split in product(MODES, SPLITS):
+            if (better, mode, split) in by_key and (start, mode, split) in by_key:
+                gain, interval = f1_gain(by_key[start, mode, split], by_key[better, mode, split])
+                asked = {"stage": better, "start": start, "mode": mode, "split": split}
+                told.append({**asked, "gain": gain, "interval": interval})
     return told
 
 
@@ -147,7 +149,8 @@ def main() -> None:
                 print(summary(f"{name} {mode} {split}", rows[-1]))
     told = gains(rows)
     for gain in told:
-        print(f"{gain['stage']} over {gain['start']}, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}")
+        asked = f"{gain['mode']}, {gain['split']}"
+        print(f"{gain['stage']} over {gain['start']}, {asked}: F1 {gain_text(gain['gain'], gain['interval'])}")
     kept = [{key: value for key, value in row.items() if key not in ("counts", "ms")} for row in rows]
     save_result({"rows": kept, "gains": told}, args.save)
 

@@ -63,9 +63,9 @@ def test_every_stage_runs_and_a_second_call_keeps_them(tmp_path: Path) -> None:
     )
     sizes = {row["stage"]: row["parameters"] for row in result["rows"]}
     assert sizes["student"] <= sizes["stage2"] / 2
-    assert [(gain["stage"], gain["mode"]) for gain in result["gains"]] == [
-        ("stage2", "direct"), ("bare", "direct"), ("student", "direct"), ("student-digits", "direct"),
-    ]  # fmt: skip
+    assert [(gain["stage"], gain["mode"], gain["split"]) for gain in result["gains"]] == [
+        (stage, "direct", "held-out") for stage in ("stage2", "bare", "student", "student-digits")
+    ]
     further = json.loads((tmp_path / "further.json").read_text())
     told = [(mode, row["arm"], row["over"]) for mode in further["modes"] for row in further["modes"][mode]["rows"]]
     pairs = (("grpo", "start"), ("more-sft", "start"), ("grpo", "more-sft"))

@@ -15,10 +15,9 @@ def stages(result: Result) -> str:
     """Every training stage in both modes, by kind, with 95 % intervals."""
     rows, kinds_of = [], list(result["rows"][0]["kinds"])
     for row in result["rows"]:
-        split = "" if row["split"] == "held-out" else f", {row['split']}"
         rows.append(
             [
-                f"`{row['stage']}`{split}",
+                f"`{row['stage']}`{_split(row)}",
                 row["mode"],
                 f"{row['parameters'] / 1e6:.2f}",
                 with_interval(row, "f1"),
@@ -32,11 +31,16 @@ def stages(result: Result) -> str:
     head = ["stage", "asked", "parameters, M", "F1@0.5 [95 %]", "mean IoU", "image accuracy", *kinds_of]
     head += ["tokens", "tokens a box"]
     lines = [
-        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}: F1 {gain_text(gain['gain'], gain['interval'])}, "
-        "paired over the questions."
+        f"* `{gain['stage']}` over `{gain['start']}`, {gain['mode']}{_split(gain)}: "
+        f"F1 {gain_text(gain['gain'], gain['interval'])}, paired over the questions."
         for gain in result["gains"]
     ]
     return "\n".join([table(head, rows), "", *lines, *[""] * bool(lines), ""])
+
+
+def _split(row: Result) -> str:
+    """What to say of the questions, if they are not the plain ones; gains had no other when older files were kept."""
+    return f", {row['split']}" if row.get("split", "held-out") != "held-out" else ""
 
 
 def sampled(result: Result) -> str:
