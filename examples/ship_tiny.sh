@@ -41,6 +41,7 @@ run "${ask[@]}" --model "${both[@]}" --task tabletop:new-names --limit 1000 --ou
 run "${ask[@]}" --model "${both[@]}" --limit 2000 --out "$OUT/2000"
 run bench.compare "$OUT"/2000/tabletop.{float32,int4}.tabletop.jsonl --save $RESULTS/compare_int4.json
 run bench.constrained --limit 2000 --data "$DATA" --save $RESULTS/constrained.json
+run bench.pruning --data "$DATA" --save $RESULTS/pruning.json
 
 # Every split, beside what shipped before: `before` knew plain tables alone, `several-runs` came from a row of runs.
 for old in before:426dac5 several-runs:292b791; do
