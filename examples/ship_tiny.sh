@@ -30,7 +30,7 @@ run quantize.gptq --model checkpoints/tabletop --out "$OUT/tabletop.gptq" --grou
     --embedding-bits 8 --scenes "$DATA/calibration" --overwrite
 run export.to_onnx "$OUT/tabletop.gptq" "$OUT/tabletop.int4" --overwrite
 run export.to_onnx checkpoints/tabletop "$OUT/tabletop.float32" --overwrite
-cp "$OUT"/tabletop.int4/* $BUNDLE/
+run export.to_onnx "$OUT/tabletop.gptq" $BUNDLE --overwrite    # its folder's name is what it is called
 run bench.calibration --limit 2000 --data "$DATA" --write --save $RESULTS/calibration.json
 
 ask=(bench.accuracy --data "$DATA" --overwrite)
@@ -38,6 +38,7 @@ both=("$OUT/tabletop.float32" "$OUT/tabletop.int4")
 run "${ask[@]}" --model checkpoints/tabletop "${both[@]}" --limit 500 --out "$OUT/500" --save $RESULTS/accuracy.json
 run "${ask[@]}" --model "${both[@]}" --task tabletop:new-names --limit 1000 --out "$OUT/1000" \
     --save $RESULTS/accuracy_new_names.json
+rm $RESULTS/accuracy_new_names.png     # no page shows it
 run "${ask[@]}" --model "${both[@]}" --limit 2000 --out "$OUT/2000"
 run bench.compare "$OUT"/2000/tabletop.{float32,int4}.tabletop.jsonl --save $RESULTS/compare_int4.json
 run bench.constrained --limit 2000 --data "$DATA" --save $RESULTS/constrained.json
