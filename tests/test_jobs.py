@@ -72,7 +72,7 @@ def test_service(tmp_path: Path) -> None:
     said = run("service", tmp_path, PORT=str(port))
     answer = json.loads((tmp_path / "job" / "answer.json").read_text())
     assert {box["image"] for box in answer["answers"][0]["boxes"]} == {0, 1}
-    assert '"query": "the red ball"' in said
+    assert '"query": "the black mug"' in said
     assert '{"error":{"message":"images[0] (11 bytes) is not a picture' in said
     assert said.endswith("stopped\n")
 

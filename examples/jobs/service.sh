@@ -22,7 +22,7 @@ python -m json.tool answer.json
 
 curl --silent -F image=@left.png -F image=@right.png http://127.0.0.1:"${PORT:-8000}"/v1/scenes > scene.json
 SCENE=$(python -c "import json; print(json.load(open('scene.json'))['id'])")
-curl --silent -H 'Content-Type: application/json' -d '{"queries": ["the red ball"]}' \
+curl --silent -H 'Content-Type: application/json' -d '{"queries": ["the black mug"]}' \
     "http://127.0.0.1:"${PORT:-8000}"/v1/scenes/$SCENE/ground"
 
 echo "no picture" > broken.png
