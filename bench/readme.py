@@ -172,6 +172,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "stages": ("stages.json", lambda result: stages(result) + _machine(result)),
     "further": ("further.json", lambda result: further(result) + _machine(result)),
     "reasoned": ("reasoned.json", lambda result: further(result) + _machine(result)),
+    "reasoned shipped": ("reasoned_shipped.json", lambda result: further(result) + _machine(result)),
     "sampled": ("sampled.json", lambda result: sampled(result) + _machine(result)),
     "constrained": ("constrained.json", lambda result: constrained(result) + _machine(result)),
     "calibration": ("calibration.json", lambda result: calibration(result) + _machine(result)),

@@ -92,8 +92,9 @@ stage student-digits train.sft --model "$OUT/cut-digits" --out "$OUT/student-dig
 # as there is more to gain. The questions are about scenes that SFT has not seen and cannot know by heart. Temperature 0.5
 # is ours, and no other was compared with it: near the likeliest answer groups should differ in what they choose, less in
 # a box's last digits.
-stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 400)" --seed 41 --cot-share 0.6 \
-    --brief-share 1 --conclusion-weight 3 "${sft[@]}" --learning-rate 6e-4 --decay-share 0.9 --warmup-steps 15
+stage cold-start train.sft --model "$OUT/stage2" --out "$OUT/cold-start" --steps "$(part 2400)" --seed 41 --cot-share 0.6 \
+    --brief-share 1 --conclusion-weight 3 "${sft[@]}" --batch "${SFT_BATCH:-4}" --learning-rate 6e-4 --decay-share 0.95 \
+    --warmup-steps 15
 "$PYTHON" -m train.world.render "$DATA/rl" --scenes "$(part 2500)" --first-seed 12000
 [ -f "$OUT/rl.jsonl" ] || "$PYTHON" -m train.world.records "$DATA/rl" "$OUT/rl.jsonl" --count "$(part 6000)" --seed 1 \
     --cot-share 0.7 --brief-share 1
