@@ -22,7 +22,7 @@ from gemvg_edge.prompt import encode
 IMAGES = Path(__file__).parents[1] / "examples" / "images"
 QUERIES = [
     "all balls", "all bottles", "what both images show", "the object that was moved", "what was taken away",
-    "the first object from the left in image 1", "the third object from the left in image 2", "the green cube",
+    "the first object from the left in image 1", "the third object from the left in image 2", "the green elephant",
     "every red thing", "the yellow duck",
 ]  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_the_grammar_changes_nothing_that_is_well_formed(grounder: Grounder, thi
                 # Tokens that go through together are summed in another order, and two places may be as likely.
                 assert all(iou(a, b) > 0.9 for a, b in zip(held, free, strict=True))
     assert allowed >= 58
-    assert same >= allowed - 4  # such places: 2 of 60 in direct answers and 3 in reasoned ones, with AVX-512
+    assert same >= allowed - 3  # such places: 2 in direct answers and 3 in reasoned ones, with AVX-512
 
 
 @pytest.mark.parametrize("think", [False, True])
